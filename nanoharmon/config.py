@@ -1,0 +1,218 @@
+"""All hyper-parameters: one dataclass per part, presets that fill them, and command-line flags made from them.
+
+A flag is `--section.field value`, for instance `--mar.encoder_depth 6` or `--stage2.lr 1e-3`; `train.py --help` lists
+them all. The presets: `pico` (tests), `nano` (laptop CPU, the default), `micro` (one consumer GPU), `harmon-0.5b` and
+`harmon-1.5b` (the official models; REFERENCE numbers from wusize/Harmon configs/models/*).
+"""
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+
+
+def arg(default, help):
+    """A dataclass field with its --help text."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class VAEConfig:
+    ch: int = arg(128, "width of the first level")
+    ch_mult: tuple[int, ...] = arg((1, 1, 2, 2, 4), "width of each level, in units of ch; each level halves the size")
+    num_res_blocks: int = arg(2, "residual blocks per level (one more in the decoder)")
+    z_channels: int = arg(16, "channels of a latent token")
+    patch_size: int = arg(1, "fold patches of this many pixels into channels before the first convolution")
+    resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
+    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes at which the encoder has attention")
+    scale: float = arg(0.2325, "1 / std of the latents; measured after the vae stage (0.2325: MAR's, for KL-16)")
+
+    @property
+    def stride(self):
+        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass
+class LLMConfig:
+    """Field names as in Hugging Face's config.json for Qwen2."""
+    vocab_size: int = arg(151936, "rows of the embedding")
+    hidden_size: int = arg(896, "width")
+    intermediate_size: int = arg(4864, "width of the SwiGLU layer")
+    num_hidden_layers: int = arg(24, "layers")
+    num_attention_heads: int = arg(14, "query heads")
+    num_key_value_heads: int = arg(2, "key/value heads (grouped-query attention)")
+    rms_norm_eps: float = arg(1e-6, "epsilon of RMSNorm")
+    rope_theta: float = arg(1e6, "base of the rotary frequencies")
+    tie_word_embeddings: bool = arg(True, "share input and output embedding")
+    max_position_embeddings: int = arg(32768, "longest sequence")
+
+
+@dataclass
+class MARConfig:
+    grid: int = arg(16, "native latent grid: position embeddings are grid x grid")
+    token_dim: int = arg(16, "channels of a token (= vae.z_channels)")
+    encoder_embed_dim: int = arg(768, "encoder width")
+    encoder_depth: int = arg(12, "encoder blocks")
+    encoder_num_heads: int = arg(12, "encoder heads")
+    decoder_embed_dim: int = arg(768, "decoder width")
+    decoder_depth: int = arg(12, "decoder blocks")
+    decoder_num_heads: int = arg(12, "decoder heads")
+    mlp_ratio: float = arg(4.0, "hidden width of a block's MLP, in units of its width")
+    buffer_size: int = arg(64, "buffer tokens in front of the image tokens")
+    class_num: int = arg(1000, "classes of the class-conditional model (stage mar)")
+    label_drop_prob: float = arg(0.1, "share of class labels dropped in stage mar, for guidance")
+    mask_ratio: str = arg("truncnorm", "distribution of the share of hidden tokens: truncnorm (official) or cosine")
+    mask_ratio_min: float = arg(0.7, "least share of hidden tokens, with truncnorm")
+    attn_dropout: float = arg(0.1, "dropout on attention weights")
+    proj_dropout: float = arg(0.1, "dropout after projections")
+    diffloss_d: int = arg(6, "residual blocks of the diffusion MLP")
+    diffloss_w: int = arg(1024, "width of the diffusion MLP")
+    diffusion_batch_mul: int = arg(4, "timesteps drawn per token in a training step")
+
+
+@dataclass
+class HarmonConfig:
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    mar: MARConfig = field(default_factory=MARConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    grad_scale: float = arg(0.1, "scale of the gradient from understanding into the encoder (official: 0.1)")
+
+
+def pico():
+    """Seconds on any machine: for tests."""
+    return HarmonConfig(
+        VAEConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, patch_size=4, attn_resolutions=(), scale=1.0),
+        MARConfig(grid=2, token_dim=4, encoder_embed_dim=32, encoder_depth=1, encoder_num_heads=2,
+                  decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2, buffer_size=2, class_num=140,
+                  mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=1, diffloss_w=32,
+                  diffusion_batch_mul=2),
+        LLMConfig(vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                  num_key_value_heads=1, rope_theta=1e4, max_position_embeddings=512), grad_scale=1.0)
+
+
+def nano():
+    """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3."""
+    return HarmonConfig(
+        VAEConfig(ch=64, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=16, patch_size=4, attn_resolutions=(),
+                  scale=1.0),
+        MARConfig(grid=3, token_dim=16, encoder_embed_dim=160, encoder_depth=4, encoder_num_heads=5,
+                  decoder_embed_dim=160, decoder_depth=4, decoder_num_heads=5, buffer_size=8, class_num=140,
+                  mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=3, diffloss_w=160,
+                  diffusion_batch_mul=4),
+        LLMConfig(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+                  num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=1024), grad_scale=1.0)
+
+
+def micro():
+    """One consumer GPU, about an hour: 64 px, then 128 px."""
+    return HarmonConfig(
+        VAEConfig(ch=64, ch_mult=(1, 2, 4), num_res_blocks=2, z_channels=16, patch_size=2, attn_resolutions=(),
+                  scale=1.0),
+        MARConfig(grid=8, encoder_embed_dim=384, encoder_depth=8, encoder_num_heads=6, decoder_embed_dim=384,
+                  decoder_depth=8, decoder_num_heads=6, buffer_size=16, class_num=140, mask_ratio="cosine",
+                  attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512),
+        LLMConfig(vocab_size=1024, hidden_size=384, intermediate_size=1024, num_hidden_layers=12,
+                  num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048))
+
+
+def harmon_05b():
+    """Official Harmon-0.5B: MAR-B and Qwen2.5-0.5B-Instruct."""
+    return HarmonConfig()
+
+
+def harmon_15b():
+    """Official Harmon-1.5B: MAR-H and Qwen2.5-1.5B-Instruct."""
+    return HarmonConfig(
+        mar=MARConfig(encoder_embed_dim=1280, encoder_depth=20, encoder_num_heads=16, decoder_embed_dim=1280,
+                      decoder_depth=20, decoder_num_heads=16, diffloss_d=12, diffloss_w=1536),
+        llm=LLMConfig(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12))
+
+
+PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b, "harmon-1.5b": harmon_15b}
+
+
+# --- dataclass <-> dict, command line ----------------------------------------------------------------------------------
+
+def to_dict(config):
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls, values, where="config.json"):
+    """A (nested) dataclass from the dict `to_dict` made. Unknown or missing fields are errors that name them."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
+    made = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            made[name] = from_dict(kind, value, f"{where}: {name}")
+        else:
+            made[name] = tuple(value) if typing.get_origin(kind) is tuple else value
+    return cls(**made)
+
+
+def nearest(name, names):
+    """'; did you mean X?' for an unknown name, or ''."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def parse_value(kind, text):
+    """A field's value from command-line text. Raises ValueError that says what was expected."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"got {text!r}, expected true or false")
+        return text.lower() == "true"
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return tuple(parse_value(inner, part) for part in text.split(",") if part)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"got {text!r}, expected {'a number' if kind in (int, float) else kind.__name__}") from None
+
+
+def sections(config):
+    """{"vae": VAEConfig, ...}: the nested dataclasses of a config that flags can reach, outermost first."""
+    found = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        for name, section in (value.items() if isinstance(value, dict) else [(f.name, value)]):
+            if dataclasses.is_dataclass(section):
+                found[name] = section
+    return found
+
+
+def override(config, flags):
+    """Apply ["--mar.encoder_depth=6", "--stage2.lr", "1e-3"] to a config in place. Errors name the nearest flag."""
+    known = {f"--{name}.{f.name}": (section, f) for name, section in sections(config).items()
+             for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.type)}
+    flags = list(flags)
+    while flags:
+        flag, eq, text = flags.pop(0).partition("=")
+        if flag not in known:
+            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}")
+        if not eq:
+            if not flags or flags[0].startswith("--"):
+                raise ValueError(f"{flag} needs a value")
+            text = flags.pop(0)
+        section, f = known[flag]
+        try:
+            setattr(section, f.name, parse_value(f.type, text))
+        except ValueError as e:
+            raise ValueError(f"{flag}: {e}") from None
+
+
+def describe_flags(config):
+    """The --help text of all --section.field flags, with their values in this preset."""
+    lines = []
+    for name, section in sections(config).items():
+        for f in dataclasses.fields(section):
+            if not dataclasses.is_dataclass(f.type):
+                value = getattr(section, f.name)
+                value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                lines.append(f"  --{name}.{f.name} {value}\n        {f.metadata.get('help', '')}")
+    return "\n".join(lines)

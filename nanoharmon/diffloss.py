@@ -1,0 +1,146 @@
+"""Diffusion loss (MAR sec. 3.1-3.3): a small MLP that denoises *one* continuous token, given the decoder's output z.
+
+The transformer says what a token should be (z); this head models the distribution p(token | z), so tokens need no
+codebook. It replaces the softmax + cross-entropy of a discrete autoregressive model.
+
+    z (N, D), token (N, C)  ->  loss per token          training: eps + learned variance, timestep drawn per row
+    z (N, D)                ->  token (N, C)            sampling: the reverse chain, with classifier-free guidance
+
+Parameter names are those of the official `diffloss.net.*`.
+"""
+import math
+
+import torch
+from torch import nn
+
+from .diffusion import Diffusion
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale) + shift
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of the timestep (cosines first), then a two-layer MLP."""
+
+    def __init__(self, width, frequencies=256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def sinusoids(self, t):
+        half = self.frequencies // 2
+        freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        args = t[:, None].float() * freqs                            # (N, half)
+        return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, frequencies)
+
+    def forward(self, t):
+        return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))
+
+
+class ResBlock(nn.Module):
+    """x + gate * MLP(modulated LayerNorm(x)); shift, scale and gate come from the condition (AdaLN)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x, y):
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+        return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width, out):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x, y):
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DenoisingMLP(nn.Module):
+    """eps and variance of a noisy token: (x (N, C), t (N,), z (N, D)) -> (N, 2C)."""
+
+    def __init__(self, channels, z_channels, width, depth):
+        super().__init__()
+        self.time_embed = TimestepEmbedder(width)
+        self.cond_embed = nn.Linear(z_channels, width)
+        self.input_proj = nn.Linear(channels, width)
+        self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
+        self.final_layer = FinalLayer(width, 2 * channels)
+        self.init_weights()
+
+    def init_weights(self):
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+        nn.init.normal_(self.time_embed.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.time_embed.mlp[2].weight, std=0.02)
+        # AdaLN-zero: every block starts as the identity and the output as zero (DiT, arXiv 2212.09748 sec. 3.2)
+        for layer in [b.adaLN_modulation[1] for b in self.res_blocks] + [
+                self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x, t, z):
+        x = self.input_proj(x.to(self.input_proj.weight.dtype))      # (N, width)
+        y = self.time_embed(t) + self.cond_embed(z)                  # (N, width)
+        for block in self.res_blocks:
+            x = block(x, y)
+        return self.final_layer(x, y).float()                        # (N, 2C), float32 for the diffusion arithmetic
+
+
+class DiffLoss(nn.Module):
+    def __init__(self, channels, z_channels, width, depth):
+        super().__init__()
+        self.channels = channels
+        self.net = DenoisingMLP(channels, z_channels, width, depth)
+        self.train_diffusion = Diffusion()
+        self._spaced = {}                                            # sampling schedules by respacing, made on demand
+
+    def forward(self, target, z, mask=None, t=None, noise=None, generator=None):
+        """Loss (a scalar). target (N, C) clean tokens, z (N, D) conditions, mask (N,): 1 = counts, 0 = does not.
+
+        t (N,) and noise (N, C) are drawn when not given.
+        """
+        n, device = target.shape[0], target.device
+        if t is None:
+            t = torch.randint(0, len(self.train_diffusion), (n,), device=device, generator=generator)
+        if noise is None:
+            noise = torch.randn(target.shape, device=device, generator=generator)
+        target = target.float()
+        x_t = self.train_diffusion.q_sample(target, t, noise)
+        loss, _ = self.train_diffusion.loss(self.net(x_t, t, z), target, x_t, t, noise)    # (N,)
+        return loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
+
+    def guided(self, x, t, z, cfg):
+        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); z (2N, D), the conditional rows first.
+
+        The variance is the conditional row's own (not guided), as in the official code.
+        """
+        cond, uncond = self.net(x.repeat(2, 1), t.repeat(2), z).chunk(2)         # (N, 2C) each
+        eps = uncond[:, :self.channels] + cfg * (cond[:, :self.channels] - uncond[:, :self.channels])
+        return torch.cat([eps, cond[:, self.channels:]], dim=-1)
+
+    @torch.no_grad()
+    def sample(self, z, temperature=1.0, cfg=1.0, steps="100", sampler="ddpm", generator=None, randn=None):
+        """Draw tokens. z (N, D) -> (N, C); with cfg != 1, z is (2N, D), conditional rows first, and N rows come back.
+
+        randn(shape) replaces the random numbers (initial noise first, then one draw per step), for tests.
+        """
+        diffusion = self._spaced.setdefault(str(steps), Diffusion(str(steps)))
+        n = z.shape[0] if cfg == 1.0 else z.shape[0] // 2
+        if randn is None:
+            def randn(shape):
+                return torch.randn(shape, device=z.device, generator=generator)
+
+        def network(x, t):
+            return self.net(x, t, z) if cfg == 1.0 else self.guided(x, t, z, cfg)
+        return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler)

@@ -1,0 +1,184 @@
+"""Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
+
+DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, hybrid loss
+eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset of the official 870-line
+`gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers (tests/test_diffusion.py).
+
+Every function works on rows (N, C): one row is one image *token*, with its own timestep.
+A network output is (N, 2C): the predicted noise eps | the variance interpolation v in about [-1, 1].
+
+Kept quirks of the official code: the variance bound `vb` is in bits, is not rescaled, and gives no gradient to eps;
+"ddim50" spaces the timesteps evenly but still samples with ancestral noise.
+"""
+import math
+
+import numpy as np
+import torch
+
+LN2 = math.log(2.0)
+
+
+def cosine_betas(steps=1000, max_beta=0.999):
+    """Noise variances of the cosine schedule, float64 (steps,). Improved DDPM eq. 17."""
+    def alpha_bar(t):
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
+
+
+def space_timesteps(steps, respacing):
+    """The sorted subset of range(steps) a sampler visits.
+
+    respacing: a count ("100"), counts per equal section ("10,15,20") or "ddimN" (an integer stride).
+    """
+    if respacing.startswith("ddim"):
+        count = int(respacing[4:])
+        for stride in range(1, steps):
+            if len(range(0, steps, stride)) == count:
+                return list(range(0, steps, stride))
+        raise ValueError(f"{respacing}: no integer stride gives {count} of {steps} steps; use a plain count")
+    counts = [int(c) for c in respacing.split(",")]
+    sizes = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
+    chosen, start = [], 0
+    for size, count in zip(sizes, counts):
+        if not 1 <= count <= size:
+            raise ValueError(f"{count} diffusion steps asked for, expected 1 to {size}; change --steps")
+        stride = 1 if count == 1 else (size - 1) / (count - 1)
+        at = 0.0                     # a running sum, rounded half to even: reproduces the official choice exactly
+        for _ in range(count):
+            chosen.append(start + round(at))
+            at += stride
+        start += size
+    return chosen
+
+
+class Diffusion:
+    """The tables of one schedule and what can be computed from them.
+
+    `Diffusion()` trains over all 1000 steps; `Diffusion("100")` samples over 100 of them. The network always sees the
+    original timestep 0..999 (`timestep_map`). Tables are computed in float64 and used in float32.
+    """
+
+    def __init__(self, respacing="1000", steps=1000):
+        alphas_cumprod = np.cumprod(1 - cosine_betas(steps))
+        self.timestep_map = space_timesteps(steps, respacing)
+        ac = alphas_cumprod[self.timestep_map]
+        # betas of the shortened chain, then everything again from them: rounds exactly as the official code does
+        betas = 1 - ac / np.append(1.0, ac[:-1])
+        ac = np.cumprod(1 - betas)
+        ac_prev = np.append(1.0, ac[:-1])
+        posterior_variance = betas * (1 - ac_prev) / (1 - ac)
+        # log of the first entry would be -inf: the official code repeats the second
+        clipped = np.append(posterior_variance[1], posterior_variance[1:]) if len(betas) > 1 else betas
+        self.tables = {
+            "betas": betas, "alphas_cumprod": ac, "alphas_cumprod_prev": ac_prev,
+            "sqrt_alphas_cumprod": np.sqrt(ac), "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - ac),
+            "sqrt_recip_alphas_cumprod": np.sqrt(1 / ac), "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / ac - 1),
+            "posterior_variance": posterior_variance, "posterior_log_variance_clipped": np.log(clipped),
+            "log_betas": np.log(betas),
+            "posterior_mean_coef1": betas * np.sqrt(ac_prev) / (1 - ac),
+            "posterior_mean_coef2": (1 - ac_prev) * np.sqrt(1 - betas) / (1 - ac),
+        }
+        self._on_device = {}
+
+    def __len__(self):
+        return len(self.timestep_map)
+
+    def at(self, name, t):
+        """Table `name` at timesteps t (N,) -> float32 (N, 1)."""
+        key = (name, t.device)
+        if key not in self._on_device:
+            self._on_device[key] = torch.tensor(self.tables[name], dtype=torch.float32, device=t.device)
+        return self._on_device[key][t].unsqueeze(-1)
+
+    # --- forward process -------------------------------------------------------------------------------------------
+
+    def q_sample(self, x0, t, noise):
+        """Noised tokens x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise. x0, noise (N, C), t (N,)."""
+        return self.at("sqrt_alphas_cumprod", t) * x0 + self.at("sqrt_one_minus_alphas_cumprod", t) * noise
+
+    def q_posterior(self, x0, x_t, t):
+        """Mean and log-variance of q(x_{t-1} | x_t, x_0), DDPM eq. 6-7."""
+        mean = self.at("posterior_mean_coef1", t) * x0 + self.at("posterior_mean_coef2", t) * x_t
+        return mean, self.at("posterior_log_variance_clipped", t)
+
+    # --- reverse process -------------------------------------------------------------------------------------------
+
+    def predict_x0(self, x_t, t, eps):
+        """The x_0 that eps implies. Its error is that of eps times sqrt(1/ac - 1): 2e4 at t = 999."""
+        return self.at("sqrt_recip_alphas_cumprod", t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t) * eps
+
+    def p_mean_variance(self, output, x_t, t):
+        """Mean (N, C), log-variance (N, C), predicted x_0 (N, C) of p(x_{t-1} | x_t) from a network output (N, 2C)."""
+        eps, v = output.chunk(2, dim=-1)
+        frac = (v + 1) / 2           # v = 1: upper bound log(beta), v = -1: lower bound, the posterior's; not clamped
+        logvar = frac * self.at("log_betas", t) + (1 - frac) * self.at("posterior_log_variance_clipped", t)
+        x0 = self.predict_x0(x_t, t, eps)
+        return self.q_posterior(x0, x_t, t)[0], logvar, x0
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, output, x0, x_t, t, noise):
+        """mse + vb per token (N,): |eps - noise|^2 averaged over channels, plus the variational bound in bits.
+
+        output (N, 2C) is the network at (x_t, t). Only the variance half gets gradient from vb.
+        """
+        eps, v = output.chunk(2, dim=-1)
+        mse = ((eps - noise) ** 2).mean(dim=-1)
+        return mse + self.variational_bound(torch.cat([eps.detach(), v], dim=-1), x0, x_t, t), mse
+
+    def variational_bound(self, output, x0, x_t, t):
+        """KL(q(x_{t-1} | x_t, x_0) || p) per token in bits; at t = 0 the decoder's negative log-likelihood."""
+        true_mean, true_logvar = self.q_posterior(x0, x_t, t)
+        mean, logvar, _ = self.p_mean_variance(output, x_t, t)
+        kl = 0.5 * (logvar - true_logvar - 1 + torch.exp(true_logvar - logvar)
+                    + (true_mean - mean) ** 2 * torch.exp(-logvar))
+        nll = -discretized_log_likelihood(x0, mean, 0.5 * logvar)
+        return torch.where(t == 0, nll.mean(dim=-1), kl.mean(dim=-1)) / LN2
+
+    # --- sampling --------------------------------------------------------------------------------------------------
+
+    def sample(self, network, x, randn, temperature=1.0, sampler="ddpm"):
+        """Run the reverse chain. network(x, t) -> (N, 2C) with t in original timesteps; x (N, C) is the initial noise.
+
+        randn(x) gives noise like x for one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
+        "dpm++" second order multistep (good from about 15 steps). temperature scales ddpm's noise, nothing else.
+        """
+        last_x0 = last_lambda = None
+        for i in reversed(range(len(self))):
+            t = torch.full((x.shape[0],), i, device=x.device)
+            output = network(x, torch.full_like(t, self.timestep_map[i]))
+            if sampler == "ddpm":
+                mean, logvar, _ = self.p_mean_variance(output, x, t)
+                noise = randn(x)                     # drawn at the last step too, though not used: as official
+                x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
+                continue
+            eps = output.chunk(2, dim=-1)[0]
+            ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
+            x0 = (x - math.sqrt(1 - ac) * eps) / math.sqrt(ac)
+            if i == 0:
+                return x0
+            if sampler == "ddim":
+                x = math.sqrt(ac_prev) * x0 + math.sqrt(1 - ac_prev) * eps
+                continue
+            # dpm++ 2M: a linear extrapolation of x0 in lambda = log(signal / noise)
+            lam, lam_next = (0.5 * math.log(a / (1 - a)) for a in (ac, ac_prev))
+            h = lam_next - lam
+            guess = x0 if last_x0 is None else x0 + (x0 - last_x0) * h / (2 * (lam - last_lambda))
+            x = math.sqrt((1 - ac_prev) / (1 - ac)) * x - math.sqrt(ac_prev) * math.expm1(-h) * guess
+            last_x0, last_lambda = x0, lam
+        return x
+
+
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+
+
+def discretized_log_likelihood(x, mean, log_std):
+    """log P of the 1/255-wide bin around x under N(mean, std), in nats; open-ended beyond +-0.999."""
+    def cdf(u):                                      # the official tanh approximation of the normal cdf
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
+    centered, inv_std = x - mean, torch.exp(-log_std)
+    above = cdf(inv_std * (centered + 1 / 255))
+    below = cdf(inv_std * (centered - 1 / 255))
+    return torch.where(x < -0.999, above.clamp(min=1e-12).log(),
+                       torch.where(x > 0.999, (1 - below).clamp(min=1e-12).log(),
+                                   (above - below).clamp(min=1e-12).log()))

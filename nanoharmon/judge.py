@@ -1,0 +1,221 @@
+"""The judge of the shapes world: finds the objects in a picture and says whether they are what was asked for.
+
+    pixels -> how much of which palette color covers each pixel -> connected pieces of one color
+           -> color by the nearest palette entry, shape by the best of five fitted templates -> GenEval's rules
+
+GenEval asks that everything named is there; this judge also asks that nothing else is. A blob that fits no shape or no
+color well, and large stray colored areas, are reported as unclear objects, which make a picture wrong.
+
+Simplified: no learned detector, so it only works in the shapes world: plain dark background, upright shapes.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from nanoharmon.shapes import (COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene,
+                               relation)
+
+NAMES = tuple(COLORS)
+PALETTE = np.array(list(COLORS.values()), np.float32)
+
+BRIGHTEST = 80       # a median brighter than this is no background
+COVERED = 0.6        # a pixel belongs to an object from this coverage on
+SMALLEST = 0.004     # pieces of a smaller share of the picture are no objects
+STRAY = 0.006        # this share of the picture may be colored without belonging to an object
+COLOR_FAR = 60.0     # an object's color is unclear from this RGB distance to the palette on
+SHAPE_FIT = 0.72     # a shape is unclear below this soft intersection over union with its template
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A found object, in fractions of the picture's side; shape or color is None when it is unclear."""
+    shape: str | None
+    color: str | None
+    x: float
+    y: float
+    r: float
+    score: float
+
+
+def detect(image: np.ndarray) -> list:
+    """All objects in a uint8 picture (H, W, 3), the unclear ones included."""
+    side = image.shape[0]
+    background = np.median(image.reshape(-1, 3), axis=0).astype(np.float32)
+    if background.max() > BRIGHTEST:
+        return [Detected(None, None, 0.5, 0.5, 0.5, 0.0)]
+    pixels = image.astype(np.float32) - background
+    coverage, label = _cover(pixels, PALETTE - background)
+    pieces, piece_of = _pieces(np.where(coverage >= COVERED, label, 0), SMALLEST * label.size)
+
+    found = []
+    explained = np.zeros(label.shape, bool)
+    for piece, (y0, y1, x0, x1) in pieces:
+        # two more pixels on each side, for the soft edge; what belongs to other pieces is cut away
+        y0, x0 = max(0, y0 - 2), max(0, x0 - 2)
+        window = np.s_[y0:y1 + 2, x0:x1 + 2]
+        explained[window] = True
+        own = piece_of[window] == piece
+        # the piece's own color, from its core: the more covered half of its pixels
+        core = own & (coverage[window] >= np.median(coverage[window][own]))
+        rgb = np.median(pixels[window][core], axis=0)
+        soft = pixels[window] @ (rgb / (rgb @ rgb))
+        soft = np.clip((soft - 0.15) / 0.7, 0, 1)           # undoes a little blur and noise
+        soft[(piece_of[window] > 0) & ~own] = 0
+        shape, x, y, r, score = _fit_shape(soft)
+
+        far = np.linalg.norm(PALETTE - background - rgb, axis=1)
+        nearest, second = np.sort(far)[:2]
+        is_clear = nearest < COLOR_FAR and nearest < 0.7 * second
+        found.append(Detected(shape if score >= SHAPE_FIT else None, NAMES[far.argmin()] if is_clear else None,
+                              (x + x0) / side, (y + y0) / side, r / side, score))
+
+    stray = (np.abs(pixels).max(axis=2) > 50) & ~explained
+    if stray.mean() > STRAY:
+        y, x = np.argwhere(stray).mean(axis=0) / side
+        found.append(Detected(None, None, float(x), float(y), 0.0, 0.0))
+    return found
+
+
+def _cover(pixels, palette):
+    """Per pixel: coverage by the palette color whose line from the background it is nearest to, and 1 + its index."""
+    dots = pixels @ palette.T                               # (H, W, 7)
+    lengths = (palette ** 2).sum(axis=1)
+    # the squared distance to the line through color c is |p|^2 - (p.c)^2 / |c|^2
+    best = (np.maximum(dots, 0) ** 2 / lengths).argmax(axis=2)
+    coverage = np.take_along_axis(dots, best[..., None], axis=2)[..., 0] / lengths[best]
+    return coverage, best + 1
+
+
+def _pieces(label, smallest):
+    """Connected pieces (4 neighbours, equal label > 0) of at least `smallest` pixels.
+
+    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers, 0 where there is none. Works on the
+    horizontal runs of equal label instead of pixels: there are few, so plain Python is fast enough.
+    """
+    H, W = label.shape
+    padded = np.zeros((H, W + 1), label.dtype)              # a run never goes on into the next row
+    padded[:, :W] = label
+    flat = padded.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    ends = np.append(starts[1:], flat.size)
+    parent = list(range(len(starts)))
+
+    def root(i):
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(zip(starts.tolist(), ends.tolist(), flat[starts].tolist())) if k]
+    above = 0                                               # the first run that may still touch from the row above
+    for i, s, e, k in runs:
+        while runs[above][2] + W + 1 <= s:
+            above += 1
+        j = above
+        while runs[j][1] + W + 1 < e:
+            if runs[j][3] == k and runs[j][1] // (W + 1) == s // (W + 1) - 1:
+                parent[root(i)] = root(runs[j][0])
+            j += 1
+    boxes, areas = {}, Counter()
+    for i, s, e, _ in runs:
+        top = root(i)
+        y, x = divmod(s, W + 1)
+        y0, y1, x0, x1 = boxes.get(top, (y, y, x, x))
+        boxes[top] = min(y0, y), max(y1, y + 1), min(x0, x), max(x1, x + e - s)
+        areas[top] += e - s
+    kept = {top: number for number, top in enumerate((t for t in boxes if areas[t] >= smallest), 1)}
+    numbers = np.zeros(len(starts), int)
+    for i, *_ in runs:
+        numbers[i] = kept.get(root(i), 0)
+    piece_of = np.repeat(numbers, ends - starts).reshape(H, W + 1)[:, :W]
+    return [(number, boxes[top]) for top, number in kept.items()], piece_of
+
+
+# signed distances to the outline in units of the radius (negative inside), as exact as five shapes need
+
+def _triangle(x, y):
+    (_, apex), (half, base), _ = TRIANGLE
+    height = base - apex
+    slope = (np.abs(x) * height - (y - apex) * half) / np.hypot(height, half)
+    return np.maximum(slope, y - base)
+
+
+def _cross(x, y):
+    x, y = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(x - CROSS_LENGTH, y - CROSS_WIDTH), np.maximum(x - CROSS_WIDTH, y - CROSS_LENGTH))
+
+
+OUTLINES = {"circle": lambda x, y: np.hypot(x, y) - 1,
+            "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - SQUARE,
+            "triangle": _triangle,
+            "cross": _cross,
+            "ring": lambda x, y: np.abs(np.hypot(x, y) - (1 + RING_HOLE) / 2) - (1 - RING_HOLE) / 2}
+AREAS = {"circle": np.pi, "square": 4 * SQUARE ** 2, "triangle": TRIANGLE[1][0] * (TRIANGLE[1][1] - TRIANGLE[0][1]),
+         "cross": 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH ** 2, "ring": np.pi * (1 - RING_HOLE ** 2)}
+CENTROID = {"triangle": (TRIANGLE[0][1] + 2 * TRIANGLE[1][1]) / 3}      # below the centre; the others have it there
+
+
+def _fit_shape(soft):
+    """The shape whose template overlaps the coverage map `soft` best: (shape, x, y, r, score) in pixels.
+
+    The area gives each template's size and the centre of gravity its place, so there is nothing to search.
+    """
+    ys, xs = np.arange(soft.shape[0])[:, None] + 0.5, np.arange(soft.shape[1])[None] + 0.5
+    area = soft.sum()
+    x, centroid_y = float((soft * xs).sum() / area), float((soft * ys).sum() / area)
+    best = None
+    for shape in SHAPES:
+        r = float(np.sqrt(area / AREAS[shape]))
+        y = centroid_y - CENTROID.get(shape, 0) * r
+        template = np.clip(0.5 - r * OUTLINES[shape]((xs - x) / r, (ys - y) / r), 0, 1)
+        shared = np.minimum(soft, template).sum()
+        score = float(shared / (area + template.sum() - shared))
+        if best is None or score > best[-1]:
+            best = shape, x, y, r, score
+    return best
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the rules
+
+def judge(image: np.ndarray, meta: dict) -> dict:
+    """GenEval's verdict on a picture for a prompt, plus "nothing extra": {"correct", "reason", "objects"}."""
+    objects = detect(image)
+    reason = _whats_wrong(objects, meta)
+    return {"correct": not reason, "reason": reason, "objects": objects}
+
+
+def _whats_wrong(objects, meta):
+    if any(o.shape is None or o.color is None for o in objects):
+        return "unclear object"
+    wanted = [(i, item) for i, item in enumerate(meta["include"]) for _ in range(item["count"])]
+    if len(objects) != len(wanted):
+        if meta["tag"] == "counting":
+            return "wrong count"
+        return "missing object" if len(objects) < len(wanted) else "extra object"
+    if Counter(o.shape for o in objects) != Counter(item["class"] for _, item in wanted):
+        return "wrong shape"
+    matches = [order for order in permutations(objects)
+               if all(o.shape == item["class"] and item.get("color", o.color) == o.color
+                      for o, (_, item) in zip(order, wanted))]
+    if not matches:
+        return "wrong color"
+    if not any(_in_place(dict(zip((i for i, _ in wanted), order)), meta) for order in matches):
+        return "wrong place"
+    return ""
+
+
+def _in_place(by_item, meta):
+    return all(relation(by_item[i], by_item[item["position"][1]]) == item["position"][0]
+               for i, item in enumerate(meta["include"]) if "position" in item)
+
+
+def judge_scene(image: np.ndarray, scene: Scene, board: int = 3) -> bool:
+    """Whether the picture shows exactly the objects of the scene, each centre within a quarter of a board cell."""
+    objects, near = detect(image), 0.25 / board
+    if len(objects) != len(scene.objects):
+        return False
+    return any(all((o.color, o.shape) == s.pair and np.hypot(o.x - s.x, o.y - s.y) <= near
+                   for o, s in zip(order, scene.objects)) for order in permutations(objects))

@@ -1,0 +1,289 @@
+"""MAR: a masked autoregressive image model over continuous tokens (arXiv 2406.11838), the half of Harmon that draws.
+
+An MAE-like pair: the *encoder* sees buffer tokens and the visible image tokens only (hidden ones are dropped, not
+replaced); the *decoder* puts a mask token at every hidden place and predicts a vector z there, from which the diffusion
+loss (diffloss.py) learns or draws the token. Drawing starts with everything hidden and uncovers tokens in random order.
+
+    tokens (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
+
+Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered positions of picture b in raster order.
+All pictures of a batch hide the same number, so every shape is known on the host and nothing waits for the GPU.
+(The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
+
+This file also holds MAR's own use, drawing from class labels (`class_loss`, `class_sample`): the stage `mar` of
+train.py, and what the official MAR checkpoints do. Names of parameters are the official ones.
+"""
+import math
+from statistics import NormalDist
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .attention import attention
+from .diffloss import DiffLoss
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads, attn_dropout, proj_dropout):
+        super().__init__()
+        self.heads, self.attn_dropout = heads, attn_dropout
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_dropout)
+
+    def forward(self, x):                                            # (B, L, D)
+        B, L, D = x.shape
+        # b l (three heads d) -> three b heads l d
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)   # (B, heads, L, d)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, L, D)))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim, hidden, dropout):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))   # exact (erf) GELU
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with bidirectional attention (timm's ViT block)."""
+
+    def __init__(self, dim, heads, config):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads, config.attn_dropout, config.proj_dropout)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.proj_dropout)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class MAR(nn.Module):
+    """Encoder, decoder and diffusion loss. `config`: MARConfig. Letters: U buffers, S image tokens, K visible ones."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
+        # fills all U buffers when there is no class: in Harmon always. They differ only by their position embedding.
+        self.fake_latent = nn.Parameter(torch.zeros(1, D_enc))
+        self.class_emb = nn.Embedding(config.class_num, D_enc)
+        self.z_proj, self.z_proj_ln = nn.Linear(config.token_dim, D_enc), nn.LayerNorm(D_enc, eps=1e-6)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, U + S, D_enc))
+        self.encoder_blocks = nn.ModuleList(
+            Block(D_enc, config.encoder_num_heads, config) for _ in range(config.encoder_depth))
+        self.encoder_norm = nn.LayerNorm(D_enc, eps=1e-6)
+
+        self.decoder_embed = nn.Linear(D_enc, D_dec)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, D_dec))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, U + S, D_dec))
+        self.decoder_blocks = nn.ModuleList(
+            Block(D_dec, config.decoder_num_heads, config) for _ in range(config.decoder_depth))
+        self.decoder_norm = nn.LayerNorm(D_dec, eps=1e-6)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, S, D_dec))
+
+        self.init_weights()
+        self.diffloss = DiffLoss(config.token_dim, D_dec, config.diffloss_w, config.diffloss_d)
+
+    def init_weights(self):
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+        for p in (self.fake_latent, self.class_emb.weight, self.mask_token, self.encoder_pos_embed_learned,
+                  self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned):
+            nn.init.normal_(p, std=0.02)
+
+    # --- encoder and decoder ---------------------------------------------------------------------------------------
+
+    def pos_embed(self, table, grid, buffers):
+        """A learned position table (1, [U +] S, D) for another grid: its image part is resized bilinearly."""
+        native = self.config.grid
+        if grid in (None, (native, native)):
+            return table
+        head, image = table[:, :buffers], table[:, buffers:]
+        image = image.transpose(1, 2).unflatten(2, (native, native))             # 1 (h w) d -> 1 d h w
+        image = F.interpolate(image.float(), size=grid, mode="bilinear").to(table.dtype)
+        return torch.cat([head, image.flatten(2).transpose(1, 2)], dim=1)        # (1, [U +] h*w, D)
+
+    def encode(self, tokens, visible=None, grid=None, condition=None):
+        """tokens (B, S, C), visible (B, K) or None = all -> (B, U+K, D), buffers first.
+
+        condition fills the buffers: (B, D) a class embedding, (B, U, D) one vector per buffer, None = fake_latent.
+        """
+        B, U = tokens.shape[0], self.config.buffer_size
+        if condition is None:
+            condition = self.fake_latent.expand(B, -1)
+        if condition.dim() == 2:
+            condition = condition.unsqueeze(1).expand(-1, U, -1)                 # (B, U, D)
+        pos = self.pos_embed(self.encoder_pos_embed_learned, grid, U)            # (1, U+S, D)
+        pos_x = pos[:, U:]                                                       # (1, S, D)
+        if visible is not None:
+            tokens, pos_x = take(tokens, visible), take(pos_x.expand(B, -1, -1), visible)   # (B, K, C), (B, K, D)
+        x = self.z_proj(tokens.to(self.z_proj.weight.dtype)) + pos_x             # (B, K, D)
+        x = self.z_proj_ln(torch.cat([condition + pos[:, :U], x], dim=1))        # (B, U+K, D)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, x, visible=None, grid=None, canvas=None):
+        """Encoder output x (B, U+K, D) -> z (B, S, D), what the diffusion loss is conditioned on, at every place.
+
+        canvas (B, U+S, D): encoder features to start the hidden places from, instead of the mask token.
+        """
+        U = self.config.buffer_size
+        x = self.decoder_embed(x)                                                # (B, U+K, D)
+        pos = self.pos_embed(self.decoder_pos_embed_learned, grid, U)            # (1, U+S, D)
+        if visible is not None:
+            B, S, D = x.shape[0], pos.shape[1] - U, x.shape[2]
+            if canvas is None:
+                hidden = self.mask_token.to(x.dtype).expand(B, S, D)
+            else:
+                hidden = self.decoder_embed(canvas)[:, U:]
+            index = visible.unsqueeze(-1).expand(-1, -1, D)
+            x = torch.cat([x[:, :U], hidden.scatter(1, index, x[:, U:])], dim=1)  # (B, U+S, D)
+        x = x + pos
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.decoder_norm(x)[:, U:]                                          # (B, S, D)
+        return x + self.pos_embed(self.diffusion_pos_embed_learned, grid, 0)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, z, tokens, hidden, t=None, noise=None, generator=None):
+        """Diffusion loss on the hidden tokens. z (B, S, D), tokens (B, S, C), hidden (B, S-K) indices.
+
+        Every token is used `diffusion_batch_mul` times, with another timestep and noise each: the head is much
+        cheaper than the transformer. t (mul*B*(S-K),) and noise likewise, in that tiled order, are drawn if None.
+        """
+        mul = self.config.diffusion_batch_mul
+        target = take(tokens, hidden).flatten(0, 1).repeat(mul, 1)               # (mul*B*(S-K), C)
+        z = take(z, hidden).flatten(0, 1).repeat(mul, 1)                         # (mul*B*(S-K), D)
+        return self.diffloss(target, z, t=t, noise=noise, generator=generator)
+
+    def class_loss(self, tokens, labels, generator=None, order_generator=None, grid=None):
+        """MAR's own training step: tokens (B, S, C), labels (B,). A share of labels is dropped, for guidance."""
+        B, S, _ = tokens.shape
+        visible, hidden = random_split(self.config, B, S, tokens.device, order_generator)
+        condition = self.class_emb(labels)                                       # (B, D)
+        drop = torch.rand(B, 1, device=tokens.device, generator=generator) < self.config.label_drop_prob
+        condition = torch.where(drop & self.training, self.fake_latent, condition)
+        z = self.decode(self.encode(tokens, visible, grid, condition), visible, grid)
+        return self.loss(z, tokens, hidden, generator=generator)
+
+    # --- drawing ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", tokens=None, known=None, on_step=None,
+             sample=None, **sampler):
+        """Uncover tokens in `iters` steps: the drawing loop of MAR and of Harmon. Returns tokens (B, S, C).
+
+        predict(tokens, visible) -> z (B or 2B, S, D): doubled, conditional rows first, when cfg != 1.
+        orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
+        tokens (B, S, C) and known (B, S-n): a picture of which only n tokens are drawn anew (in-painting).
+        sample(z, cfg, iteration) replaces the diffusion head's sampler, for tests; **sampler goes to that sampler.
+        on_step(tokens, visible) is called after every step (progress bars, GIFs).
+        """
+        B, n = orders.shape
+        if tokens is None:
+            tokens = torch.zeros(B, n, self.config.token_dim, device=orders.device)
+        known = orders[:, :0] if known is None else known
+        counts = unmasking_schedule(n, iters)
+        for i, (n_now, n_next) in enumerate(zip(counts, counts[1:])):
+            if n_now == n_next:
+                continue                             # more iterations than tokens: nothing to draw in this one
+            visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
+            drawn = orders[:, n_next:n_now].sort(dim=1).values                   # (B, n_now-n_next)
+            # "linear" grows from 1 to cfg; max(1, ...): the official count after the last step is 1, not 0
+            scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
+            z = predict(tokens, visible)                                         # (B or 2B, S, D)
+            z = take(z, drawn.repeat(z.shape[0] // B, 1)).flatten(0, 1)          # (B*m or 2B*m, D)
+            if sample is None:
+                new = self.diffloss.sample(z, cfg=scale if cfg != 1.0 else 1.0, **sampler)
+            else:
+                new = sample(z, scale, i)
+            new = new.unflatten(0, (B, -1)).to(tokens.dtype)                     # (B, m, C)
+            tokens = tokens.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
+            if on_step is not None:
+                on_step(tokens, torch.cat([known, orders[:, n_next:]], dim=1))
+        return tokens
+
+    @torch.no_grad()
+    def class_sample(self, labels, iters=64, cfg=3.0, cfg_schedule="linear", order="random", grid=None, orders=None,
+                     generator=None, **options):
+        """Draw from class labels (B,), MAR's own use. labels=None draws without a class: give `orders` then.
+
+        order "random" or "raster"; "raster" with iters >= S is the classic left-to-right model, one token at a time.
+        Returns tokens (B, S, C). **options: those of `draw` and of the diffusion sampler.
+        """
+        S = self.config.grid ** 2 if grid is None else grid[0] * grid[1]
+        B, device = (len(orders) if labels is None else len(labels)), self.fake_latent.device
+        if orders is None:
+            orders = random_orders(B, S, device, generator) if order == "random" else raster_orders(B, S, device)
+        nothing = self.fake_latent.expand(B, -1)
+        condition = nothing if labels is None else self.class_emb(labels)        # (B, D)
+        if cfg != 1.0:
+            condition = torch.cat([condition, nothing])                          # (2B, D)
+
+        def predict(tokens, visible):
+            copies = len(condition) // B
+            tokens, visible = tokens.repeat(copies, 1, 1), visible.repeat(copies, 1)
+            return self.decode(self.encode(tokens, visible, grid, condition), visible, grid)
+        return self.draw(predict, orders, iters, cfg, cfg_schedule, generator=generator, **options)
+
+
+def take(x, index):
+    """Rows of x (B, S, D) at index (B, n) -> (B, n, D)."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def random_orders(B, S, device, generator=None):
+    """B random permutations of range(S): (B, S)."""
+    return torch.rand(B, S, device=device, generator=generator).argsort(dim=1)
+
+
+def raster_orders(B, S, device):
+    """Left to right, top to bottom. Reversed, because the last entry of an order is drawn first."""
+    return torch.arange(S - 1, -1, -1, device=device).expand(B, S)
+
+
+def unmasking_schedule(S, iters):
+    """How many tokens are hidden before each step and after the last: iters+1 numbers from S down to 0.
+
+    Cosine (MaskGIT, arXiv 2202.04200): few tokens at first, many at the end; at least one stays hidden until the last
+    step, and at least one is drawn in each step until the tokens run out.
+    """
+    counts = [S]
+    for i in range(iters):
+        left = math.floor(S * math.cos(math.pi / 2 * (i + 1) / iters))
+        counts.append(0 if i == iters - 1 else max(1, min(counts[-1] - 1, left)))
+    return counts
+
+
+def draw_mask_ratio(config, u):
+    """Share of hidden tokens for a uniform number u in [0, 1).
+
+    "truncnorm": the official normal(1, 0.25) cut to [mask_ratio_min, 1], by its inverse cdf. "cosine": cos(pi/2 u), the
+    distribution met while drawing with the cosine schedule; needed where there are so few tokens that the official
+    range would never show the decoder more than a handful.
+    """
+    if config.mask_ratio == "cosine":
+        return math.cos(math.pi / 2 * u)
+    low = NormalDist().cdf((config.mask_ratio_min - 1) / 0.25)
+    return 1 + 0.25 * NormalDist().inv_cdf(low + u * (0.5 - low))
+
+
+def random_split(config, B, S, device, generator=None):
+    """A random division of S tokens, for training: visible (B, K) and hidden (B, S-K) indices, raster order.
+
+    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes.
+    """
+    ratio = draw_mask_ratio(config, torch.rand((), generator=generator).item())
+    n_hidden = min(S, max(1, math.ceil(S * ratio)))
+    orders = torch.rand(B, S, generator=generator).argsort(dim=1).to(device, non_blocking=True)
+    return orders[:, n_hidden:].sort(dim=1).values, orders[:, :n_hidden].sort(dim=1).values

@@ -1,0 +1,97 @@
+"""Text to token ids: a thin layer over the `tokenizers` package, with Qwen2.5's chat template.
+
+A conversation is a list of messages {"role": "user" | "assistant", "content": ...}; content is a string, or a list of
+strings and integers, an integer n standing for a picture of n placeholders. In ids:
+
+    <|im_start|>user\\n [n x IMAGE] \\n Is there a circle? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>
+
+Only what the assistant says, and the <|im_end|> after it, is supervised. The special tokens are put in by id: the same
+characters typed by a user are encoded as plain text, never as control tokens.
+
+`train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
+"""
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
+
+from .harmon import IMAGE
+
+GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
+GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+IGNORE = -100                               # label of a token that is not supervised
+
+
+class Tokenizer:
+    """Encode, decode, and lay out conversations. `tokenizers.Tokenizer` inside."""
+
+    def __init__(self, tokenizer):
+        self.inner = tokenizer
+        self.inner.encode_special_tokens = True      # "<|im_end|>" in a user's text is text
+        missing = [s for s in SPECIAL if tokenizer.token_to_id(s) is None]
+        if missing:
+            raise ValueError(f"tokenizer.json: no {', '.join(missing)}; expected a Qwen2.5 chat tokenizer")
+        self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)
+        self.newline = self.encode("\n")
+
+    @classmethod
+    def load(cls, path):
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            return cls(HFTokenizer.from_file(str(path)))
+        except Exception as e:                       # the package raises plain Exception for every kind of damage
+            raise ValueError(f"{path}: not a readable tokenizer.json ({e})") from None
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """A byte-level BPE from an iterable of texts."""
+        tokenizer = HFTokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        return cls(tokenizer)
+
+    def save(self, path):
+        self.inner.save(str(path))
+
+    def __len__(self):
+        return self.inner.get_vocab_size()
+
+    def encode(self, text):
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        return self.inner.decode([i for i in ids if i >= 0], skip_special_tokens=True)
+
+    def chat(self, messages, reply=True):
+        """Ids and labels of a conversation (two lists of the same length).
+
+        reply=True ends with an open assistant turn, ready for generation, when the last message is the user's.
+        """
+        ids, labels = [], []
+
+        def add(new, supervised=False):
+            ids.extend(new)
+            labels.extend(new if supervised else [IGNORE] * len(new))
+
+        for message in messages:
+            role, content = message["role"], message["content"]
+            add([self.im_start] + self.encode(role + "\n"))
+            for part in [content] if isinstance(content, str) else content:
+                new = [IMAGE] * part if isinstance(part, int) else self.encode(part)
+                add(new, supervised=role == "assistant")
+            add([self.im_end], supervised=role == "assistant")
+            add(self.newline)
+        if reply and messages[-1]["role"] == "user":
+            add([self.im_start] + self.encode("assistant\n"))
+        return ids, labels
+
+    def drawing(self, prompt=None):
+        """Ids of the request to draw `prompt`; None = the unconditional request."""
+        text = GENERATE_ANYTHING if prompt is None else GENERATE.format(prompt)
+        return self.chat([{"role": "user", "content": text}])[0]
