@@ -1,11 +1,10 @@
 """Files that outlive a crash: weights and training states, without ever executing a pickle.
 
-How: a safetensors file is 8 bytes (little-endian header length), a JSON header `{name: {dtype,
-shape, data_offsets}}`, then raw tensor bytes. The reader believes no header it has not checked, then
-memory-maps the file: tensors are views of the map, to be treated as read-only (a write stays private
-to the process). Every file is written beside its destination, fsynced and renamed, so a reader sees
-the old one or the new one, never half of one. A training state is any nest of dicts, lists, tuples,
-tensors and numbers: `pack` splits it into tensors (safetensors) and structure (JSON).
+How: a safetensors file is 8 bytes (header length), a JSON header, then raw tensor bytes. A header
+is checked before it is believed; tensors are views of the memory-mapped file, to be treated as
+read-only (a write stays private to the process). Files are written beside their destination,
+fsynced and renamed, so a reader sees the old one or the new one, never half. A training state
+is any nest of dicts, lists, tuples, tensors and numbers, split into safetensors and JSON.
 
 Simplified: little-endian machines, ten dtypes (no float8, no complex), one writer per path, and no
 checksums (the header fixes the exact file size, so a cut file is noticed, a flipped bit is not).
@@ -13,18 +12,18 @@ checksums (the header fixes the exact file size, so a cut file is noticed, a fli
 
 import argparse
 import errno
-import fnmatch
 import json
 import math
 import mmap
 import os
 import re
 import shutil
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -33,9 +32,6 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "U8": torch.uint8, "BOOL": torch.bool}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes, the limit of the official reader
-
-
-# ---- reading: nothing in a file is believed before it is checked
 
 
 def _check(ok, problem):
@@ -50,11 +46,9 @@ def _recognise(head):
         return "a Git LFS pointer, not the file itself (run `git lfs pull`)"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "an HTML page, not the file itself (the download went wrong)"
-    if head.startswith(b"PK\x03\x04"):
-        return "a zip archive (probably a PyTorch .pth)"
-    # 0x80 may also begin a header length, but then byte 8 opens the JSON
-    if re.match(rb"\x80[\x02-\x05]", head) and head[8:9] != b"{":
-        return "a pickle (probably an old PyTorch .pth)"
+    # a header length may begin with the same bytes, but then byte 8 opens the JSON
+    if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", head) and head[8:9] != b"{":
+        return "a zip or pickle (probably a PyTorch .pth)"
 
 
 def _parse_json(raw):
@@ -73,46 +67,38 @@ def _parse_json(raw):
 def _parse_header(data):
     """-> ({name: (data, dtype, shape, begin, end)}, metadata) of a whole file's bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
-    _check(len(data) >= 8, f"truncated: {len(data)} bytes, the header length alone needs 8")
     _check(start <= 8 + MAX_HEADER, f"header of {start - 8} bytes, above the {MAX_HEADER} limit")
-    _check(start <= len(data), f"truncated: the header needs {start} bytes, got {len(data)}")
+    _check(8 <= len(data) >= start, f"truncated: header needs {start} bytes, got {len(data)}")
     _check(data[8:9] == b"{", "the header is not a JSON object")
     header, entries = _parse_json(data[8:start]), {}
     metadata = header.pop("__metadata__", {})
     _check(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
            "__metadata__ is not a map from text to text")
-
-    def are_counts(values):  # type(), not isinstance: JSON true is an int in Python
-        return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
-
     for name, entry in header.items():
         label = f"tensor {name[:80]!r}"
-        _check(isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"},
-               f"{label} needs exactly dtype, shape and data_offsets")
-        code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        _check(isinstance(code, str) and code in DTYPES,
-               f"{label} has dtype {str(code)[:20]!r}, not one of {', '.join(DTYPES)}")
-        _check(are_counts(shape), f"{label}: shape is not a list of non-negative integers")
-        # with a zero among them, dimensions beyond what torch can index would cost no bytes
-        _check(len(shape) <= 64 and math.prod(max(n, 1) for n in shape) < 2**60,
-               f"{label} has an impossible shape")
-        _check(are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1],
-               f"{label}: data_offsets are not [begin, end], begin <= end")
-        begin, end = start + offsets[0], start + offsets[1]
-        size = math.prod(shape) * DTYPES[code].itemsize
+        match entry:
+            case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]} if (
+                    code in DTYPES and len(entry) == 3 and len(shape) <= 64
+                    # type(), not isinstance: JSON true is an int in Python
+                    and all(type(n) is int and n >= 0 for n in [*shape, begin, end])
+                    # a zero among them hides dimensions beyond what torch can index
+                    and math.prod(max(n, 1) for n in shape) < 2**60):
+                size = math.prod(shape) * DTYPES[code].itemsize
+            case _:
+                raise ValueError(f"{label} has a bad dtype, shape or data_offsets: "
+                                 f"{json.dumps(entry)[:160]}")
         _check(end - begin == size, f"{label} has {end - begin} bytes, its shape needs {size}")
-        _check(end <= len(data), f"truncated: {label} ends at byte {end} of {len(data)}")
-        entries[name] = data, DTYPES[code], tuple(shape), begin, end
-
-    position = start
+        _check(start + end <= len(data),
+               f"truncated: {label} ends at byte {start + end} of {len(data)}")
+        entries[name] = data, DTYPES[code], tuple(shape), start + begin, start + end
     for name, (*_, begin, end) in sorted(entries.items(), key=lambda item: item[1][3:]):
-        _check(begin == position, f"tensor {name[:80]!r} overlaps or leaves a hole before it")
-        position = end
-    _check(position == len(data), f"{len(data) - position} bytes after the last tensor")
+        _check(begin == start, f"tensor {name[:80]!r} overlaps or leaves a hole before it")
+        start = end
+    _check(start == len(data), f"{len(data) - start} bytes after the last tensor")
     return entries, metadata
 
 
-class SafeTensors:
+class SafeTensors(Mapping):
     """A safetensors file, or an index of several, as a mapping; data is read when it is used."""
 
     def __init__(self, path):
@@ -120,32 +106,28 @@ class SafeTensors:
         try:
             _check(self.path.is_file() or not self.path.exists(), "not a file")
             with open(path, "rb") as f:
-                if head := f.read(64):  # an empty file cannot be mapped
-                    f = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+                data = head = f.read(64)
+                if head:  # an empty file cannot be mapped
+                    data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
             parse = self._parse_index if self.path.suffix == ".json" else _parse_header
-            self._entries, self.metadata = parse(f if head else b"")
+            self._entries, self.metadata = parse(data)
         except (ValueError, OSError) as e:
             what = _recognise(head) or getattr(e, "strerror", None) or e
             raise ValueError(f"{path}: {what}; expected a safetensors file") from None
 
     def _parse_index(self, data):
-        names = _parse_json(data[:MAX_HEADER]).get("weight_map")
+        names, files, metadata = _parse_json(data[:MAX_HEADER]).get("weight_map"), {}, {}
         _check(isinstance(names, dict) and all(isinstance(v, str) for v in names.values()),
                "weight_map is not a map from tensor name to file name")
-        files, metadata = {}, {}
         for name in set(names.values()):
             # the name is checked, links are not: the Hugging Face cache is made of links
             _check(name.endswith(".safetensors") and ".." not in PurePosixPath(name).parts
                    and not re.search(r"^/|[\\:\0]", name), f"shard {name!r} is outside the folder")
             shard = SafeTensors(self.path.parent / name)
-            files[name] = shard._entries
-            metadata |= shard.metadata
+            files[name], metadata = shard._entries, metadata | shard.metadata
         for key, name in names.items():
             _check(key in files[name], f"tensor {key[:80]!r} is not in its shard {name!r}")
         return {key: files[name][key] for key, name in names.items()}, metadata
-
-    def keys(self):
-        return self._entries.keys()
 
     def __iter__(self):
         return iter(self._entries)
@@ -184,32 +166,19 @@ def load_foreign(path: str | Path):
     try:
         with open(path, "rb") as f:
             head = f.read(64)
-        is_zip = head.startswith(b"PK\x03\x04")  # since torch 1.6; older files cannot be mapped
-        _check(is_zip or head[:1] == b"\x80", _recognise(head) or "neither a zip nor a pickle")
-        # MAR stores its command line beside the weights; a Namespace only holds values
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as e:  # damaged files raise a dozen types, none of them telling
-        what = "truncated or damaged"
-        if re.search("global|reduce|TorchScript|build|new object", str(e), re.IGNORECASE):
-            what = "contains code, not only tensors; refused"
-        raise ValueError(f"{path}: {what}; expected a PyTorch checkpoint") from None
-
-
-# ---- writing
-
-
-@contextmanager
-def _explained(path):
-    try:
-        yield
     except OSError as e:
-        if e.errno is None:  # explained further in
-            raise
-        hint = "check the folder or pass --out elsewhere"
-        if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            hint = "disk or quota is full; free space or pass --out on another disk"
-        raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
+        raise ValueError(f"{path}: {e.strerror}; expected a PyTorch checkpoint") from None
+    is_zip = head.startswith(b"PK\x03\x04")  # since torch 1.6; older files cannot be mapped
+    what = _recognise(head) or "neither a zip nor a pickle"
+    try:
+        if is_zip or head[:1] == b"\x80":
+            # MAR stores its command line beside the weights; a Namespace only holds values
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as e:  # damaged files raise a dozen types
+        refused = re.search("Weights only load failed|TorchScript", str(e))
+        what = "contains code, not only tensors; refused" if refused else "truncated or damaged"
+    raise ValueError(f"{path}: {what}; expected a PyTorch checkpoint")
 
 
 def _sync_folder(folder):
@@ -221,22 +190,30 @@ def _sync_folder(folder):
 
 def _write(path, chunks):
     tmp = Path(f"{path}.tmp-write")  # a fixed name, so the next write replaces a killed one
-    with _explained(path):
-        try:
-            with open(tmp, "wb") as f:
-                f.writelines(chunks)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(tmp, path)
-        finally:
-            with suppress(OSError):
-                tmp.unlink()
+    try:
+        with open(tmp, "wb") as f:
+            f.writelines(chunks)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
         _sync_folder(tmp.parent)
+    except OSError as e:
+        hint = "check the folder or pass --out elsewhere"
+        if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            hint = "disk or quota is full; free space or pass --out on another disk"
+        raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
+    finally:
+        with suppress(OSError):
+            tmp.unlink()
+
+
+def write_json(obj, path: str | Path):
+    _write(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
 
 
 def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = None):
     header, position = {"__metadata__": metadata} if metadata else {}, 0
-    _check(all(isinstance(x, str) for kv in (metadata or {}).items() for x in kv),
+    _check(all(isinstance(x, str) for pair in (metadata or {}).items() for x in pair),
            f"{path}: metadata is not a map from text to text")
     for name, t in tensors.items():
         _check(isinstance(name, str) and name != "__metadata__", f"{path}: bad name {name!r}")
@@ -261,39 +238,25 @@ def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = No
     _write(path, chunks())
 
 
-def write_json(obj, path: str | Path):
-    _write(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
-
-
-# ---- training states
-
-
 def pack(obj) -> tuple[dict, object]:
-    """Nested dicts, lists, tuples, tensors, arrays and primitives -> (tensors, JSON tree).
+    """Nested dicts, lists, tuples, tensors and primitives -> (tensors by name, JSON tree).
 
-    An object in the tree is always one tag: {"dict": [[key, value], ...]} (keys keep their type),
-    {"tuple": [...]}, {"tensor": name}, {"array": [name, dtype, shape]}.
+    In the tree an object is always one tag: {"tensor": name}, {"tuple": [...]} or
+    {"dict": [[key, value], ...]}, so that keys keep their type.
     """
     tensors, names = {}, {}
-
-    def store(t, path):
-        # views of the same memory (tied weights) are stored once and come back as one tensor
-        same = (t.data_ptr(), t.device, t.dtype, t.shape, t.stride()) if t.numel() else id(t)
-        if same not in names:
-            name = path or "value"
-            while name in tensors or name == "__metadata__":
-                name += "_"
-            tensors[name], names[same] = t, name
-        return names[same]
 
     def encode(x, path):
         if x is None or isinstance(x, (bool, int, float, str)):
             return x
         if isinstance(x, torch.Tensor):
-            return {"tensor": store(x, path)}
-        if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-            raw = torch.frombuffer(bytearray(x.tobytes() or b"-"), dtype=torch.uint8)
-            return {"array": [store(raw, path), x.dtype.str, list(x.shape)]}
+            # views of the same memory (tied weights) are stored once and come back as one tensor
+            same = (x.data_ptr(), x.device, x.dtype, x.shape, x.stride()) if x.numel() else id(x)
+            if same not in names:
+                while path in tensors or path in ("", "__metadata__"):
+                    path += "_"
+                tensors[path], names[same] = x, path
+            return {"tensor": names[same]}
         dot = f"{path}." if path else ""
         if isinstance(x, dict):
             _check(all(k is None or isinstance(k, (bool, int, float, str)) for k in x),
@@ -303,4 +266,153 @@ def pack(obj) -> tuple[dict, object]:
         items = [encode(v, f"{dot}{i}") for i, v in enumerate(x)]
         return {"tuple": items} if isinstance(x, tuple) else items
 
-    return encode(obj, "")[::-1] if False else (tensors, encode(obj, ""))
+    return tensors, encode(obj, "")
+
+
+def unpack(tensors, tree):
+    """The inverse of pack; anything pack does not write is a ValueError."""
+    match tree:
+        case {"tensor": name} if name in tensors:
+            return tensors[name]
+        case {"tuple": list(items)}:
+            return tuple(unpack(tensors, x) for x in items)
+        case {"dict": list(pairs)}:
+            return {k: unpack(tensors, v) for k, v in pairs}
+        case list(items):
+            return [unpack(tensors, x) for x in items]
+    _check(not isinstance(tree, dict), f"unknown entry {str(tree)[:80]!r}")
+    return tree
+
+
+def _states(run_dir, last=math.inf):
+    """State folders up to step `last`, newest first; `.old` is one that is being replaced."""
+    found = []
+    for path in Path(run_dir, "state").glob("step_*"):
+        m = re.fullmatch(r"step_(\d+)(\.old)?", path.name)
+        if m and int(m[1]) <= last:
+            found.append((int(m[1]), not m[2], path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
+    """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step."""
+    final = Path(run_dir, "state", f"step_{step:07d}")
+    tmp, old = Path(f"{final}.tmp-write"), Path(f"{final}.old")
+    tensors, tree = pack(state)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob("*.tmp-*"):  # of killed writes
+        shutil.rmtree(leftover)
+    try:
+        tmp.mkdir()
+        save_safetensors(tensors, tmp / "state.safetensors")
+        write_json({"step": step, "tree": tree}, tmp / "state.json")
+        if final.exists():  # no rename replaces a folder, so the old one steps aside
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(final, old)
+        os.rename(tmp, final)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    for path in _states(run_dir, step)[max(keep, 1):]:
+        shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def _read_state(path):
+    try:
+        tensors = SafeTensors(Path(path, "state.safetensors"))
+        tree = _parse_json(Path(path, "state.json").read_bytes())["tree"]
+        return tensors, tree, unpack(tensors, tree)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+        raise ValueError(f"{path}: {e}; expected a training state") from None
+
+
+def latest_state(run_dir: str | Path) -> Path | None:
+    """The newest state that can be loaded; damaged ones are passed over."""
+    for path in _states(run_dir):
+        with suppress(ValueError):
+            _read_state(path)
+            return path
+
+
+def load_state(path: str | Path) -> dict:
+    tensors, tree, _ = _read_state(path)
+    # copies: the run writes into them, and prunes the file while it goes on
+    return unpack({name: t.clone() for name, t in tensors.items()}, tree)
+
+
+@dataclass
+class Report:
+    mapped: dict  # name in the module -> name in the file
+    missing: list  # only in the module
+    unexpected: list  # only in the file
+    mismatched: list  # (name, shape in the file, shape in the module)
+
+
+def describe(report: Report) -> str:
+    text = f"{len(report.mapped)} tensors mapped"
+    for kind in ("mismatched", "missing", "unexpected"):
+        if found := getattr(report, kind):
+            few = ["{} is {} in the file, {} in the model".format(*x) if kind == "mismatched" else x
+                   for x in found[:4]]
+            text += f"; {len(found)} {kind}: {', '.join(few)}" + ", ..." * (len(found) > 4)
+    return text
+
+
+def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore=(), dtype=None,
+                 assign=False) -> Report:
+    """Copy `tensors` into `module` one by one, after checking that they all fit.
+
+    rename: name in the file -> name in the module, None to skip. ignore: glob patterns of names
+    (after renaming) that are neither loaded nor required; the report still lists them. assign: make
+    the loaded tensors the parameters (floating-point ones in `dtype`, by default the module's) as a
+    module on the meta device needs; without it `dtype` has no effect.
+    """
+    source, names, report = getattr(tensors, "path", "checkpoint"), {}, Report({}, [], [], [])
+    targets = module.state_dict(keep_vars=True)
+    for name, target in targets.items():  # tied parameters have several names
+        names.setdefault(id(target), []).append(name)
+
+    def is_ignored(name):
+        return name is None or any(fnmatchcase(name, pattern) for pattern in ignore)
+
+    for key, t in tensors.items():
+        name = rename(key)
+        if name not in targets or is_ignored(name):
+            report.unexpected.append(key)
+            continue
+        _check(name not in report.mapped, f"{source}: two tensors are renamed to {name}, one {key}")
+        got = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
+        if got != tuple(targets[name].shape):
+            report.mismatched.append((name, got, tuple(targets[name].shape)))
+        elif t.is_floating_point() != targets[name].is_floating_point():  # would be truncated
+            report.mismatched.append((name, t.dtype, targets[name].dtype))
+        else:
+            report.mapped[name] = key
+    misfits = [name for name, *_ in report.mismatched]
+    for tied in names.values():
+        found = [tensors[report.mapped[n]] for n in tied if n in report.mapped]
+        _check(all(torch.equal(found[0], t) for t in found[1:]),
+               f"{source}: {' and '.join(tied)} differ, but are one parameter in the model")
+        report.missing += [n for n in tied if not found and n not in misfits]
+    bad = Report(report.mapped, [n for n in report.missing if not is_ignored(n)],
+                 [k for k in report.unexpected if not is_ignored(rename(k))], report.mismatched)
+    _check(not (bad.missing or bad.unexpected or bad.mismatched),
+           f"{source}: does not fit {type(module).__name__}: {describe(bad)}")
+
+    for name, key in report.mapped.items():
+        t, target = tensors[key].detach(), targets[name]
+        if not assign:
+            _check(not target.is_meta, f"{name} is on the meta device, which needs assign=True")
+            with torch.no_grad():
+                target.copy_(t)
+            continue
+        t = t.to(t.device if target.is_meta else target.device,
+                 dtype if dtype and target.is_floating_point() else target.dtype)
+        if isinstance(target, nn.Parameter):
+            t = nn.Parameter(t, target.requires_grad)
+        for tied in names[id(target)]:
+            owner, _, leaf = tied.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, t)
+    return report

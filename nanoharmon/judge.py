@@ -1,12 +1,14 @@
-"""The judge of the shapes world: finds the objects in a picture and says whether they are what was asked for.
+"""The judge of the shapes world: finds the objects in a picture, checks them against the prompt.
 
     pixels -> how much of which palette color covers each pixel -> connected pieces of one color
-           -> color by the nearest palette entry, shape by the best of five fitted templates -> GenEval's rules
+           -> color by the nearest palette entry, shape by the best of five fitted templates
+           -> GenEval's rules
 
-GenEval asks that everything named is there; this judge also asks that nothing else is. A blob that fits no shape or no
-color well, and large stray colored areas, are reported as unclear objects, which make a picture wrong.
+GenEval asks that everything named is there; this judge also asks that nothing else is. A blob that
+fits no shape or no color well, and large stray colored areas, are reported as unclear objects,
+which make a picture wrong.
 
-Simplified: no learned detector, so it only works in the shapes world: plain dark background, upright shapes.
+Simplified: no learned detector, so it only works on plain dark backgrounds and upright shapes.
 """
 
 from collections import Counter
@@ -15,8 +17,8 @@ from itertools import permutations
 
 import numpy as np
 
-from nanoharmon.shapes import (COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene,
-                               relation)
+from nanoharmon.shapes import (COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE,
+                               TRIANGLE, Scene, relation)
 
 NAMES = tuple(COLORS)
 PALETTE = np.array(list(COLORS.values()), np.float32)
@@ -26,12 +28,14 @@ COVERED = 0.6        # a pixel belongs to an object from this coverage on
 SMALLEST = 0.004     # pieces of a smaller share of the picture are no objects
 STRAY = 0.006        # this share of the picture may be colored without belonging to an object
 COLOR_FAR = 60.0     # an object's color is unclear from this RGB distance to the palette on
-SHAPE_FIT = 0.72     # a shape is unclear below this soft intersection over union with its template
+# a shape is unclear below this soft intersection over union with its template; small ones are all
+# edge, so for a radius of 5 pixels or less the bar is lower, and it rises up to 7 pixels
+FIT_SMALL, FIT_LARGE = 0.72, 0.80
 
 
 @dataclass(frozen=True)
 class Detected:
-    """A found object, in fractions of the picture's side; shape or color is None when it is unclear."""
+    """A found object, in fractions of the picture's side; an unclear shape or color is None."""
     shape: str | None
     color: str | None
     x: float
@@ -69,7 +73,9 @@ def detect(image: np.ndarray) -> list:
         far = np.linalg.norm(PALETTE - background - rgb, axis=1)
         nearest, second = np.sort(far)[:2]
         is_clear = nearest < COLOR_FAR and nearest < 0.7 * second
-        found.append(Detected(shape if score >= SHAPE_FIT else None, NAMES[far.argmin()] if is_clear else None,
+        bar = np.interp(r, (5, 7), (FIT_SMALL, FIT_LARGE))
+        found.append(Detected(shape if score >= bar else None,
+                              NAMES[far.argmin()] if is_clear else None,
                               (x + x0) / side, (y + y0) / side, r / side, score))
 
     stray = (np.abs(pixels).max(axis=2) > 50) & ~explained
@@ -80,7 +86,7 @@ def detect(image: np.ndarray) -> list:
 
 
 def _cover(pixels, palette):
-    """Per pixel: coverage by the palette color whose line from the background it is nearest to, and 1 + its index."""
+    """Each pixel by the palette color in whose direction it lies: (coverage, 1 + color index)."""
     dots = pixels @ palette.T                               # (H, W, 7)
     lengths = (palette ** 2).sum(axis=1)
     # the squared distance to the line through color c is |p|^2 - (p.c)^2 / |c|^2
@@ -92,8 +98,9 @@ def _cover(pixels, palette):
 def _pieces(label, smallest):
     """Connected pieces (4 neighbours, equal label > 0) of at least `smallest` pixels.
 
-    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers, 0 where there is none. Works on the
-    horizontal runs of equal label instead of pixels: there are few, so plain Python is fast enough.
+    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers, 0 where there is none.
+    Works on the horizontal runs of equal label instead of pixels: there are few, so plain Python is
+    fast enough.
     """
     H, W = label.shape
     padded = np.zeros((H, W + 1), label.dtype)              # a run never goes on into the next row
@@ -108,8 +115,9 @@ def _pieces(label, smallest):
             parent[i] = i = parent[parent[i]]
         return i
 
-    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(zip(starts.tolist(), ends.tolist(), flat[starts].tolist())) if k]
-    above = 0                                               # the first run that may still touch from the row above
+    every = zip(starts.tolist(), ends.tolist(), flat[starts].tolist())
+    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(every) if k]
+    above = 0                                               # the first run not yet out of reach
     for i, s, e, k in runs:
         while runs[above][2] + W + 1 <= s:
             above += 1
@@ -133,7 +141,7 @@ def _pieces(label, smallest):
     return [(number, boxes[top]) for top, number in kept.items()], piece_of
 
 
-# signed distances to the outline in units of the radius (negative inside), as exact as five shapes need
+# distances to the outline in units of the radius (negative inside), as exact as five shapes need
 
 def _triangle(x, y):
     (_, apex), (half, base), _ = TRIANGLE
@@ -144,7 +152,8 @@ def _triangle(x, y):
 
 def _cross(x, y):
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - CROSS_LENGTH, y - CROSS_WIDTH), np.maximum(x - CROSS_WIDTH, y - CROSS_LENGTH))
+    return np.minimum(np.maximum(x - CROSS_LENGTH, y - CROSS_WIDTH),
+                      np.maximum(x - CROSS_WIDTH, y - CROSS_LENGTH))
 
 
 OUTLINES = {"circle": lambda x, y: np.hypot(x, y) - 1,
@@ -152,15 +161,19 @@ OUTLINES = {"circle": lambda x, y: np.hypot(x, y) - 1,
             "triangle": _triangle,
             "cross": _cross,
             "ring": lambda x, y: np.abs(np.hypot(x, y) - (1 + RING_HOLE) / 2) - (1 - RING_HOLE) / 2}
-AREAS = {"circle": np.pi, "square": 4 * SQUARE ** 2, "triangle": TRIANGLE[1][0] * (TRIANGLE[1][1] - TRIANGLE[0][1]),
-         "cross": 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH ** 2, "ring": np.pi * (1 - RING_HOLE ** 2)}
-CENTROID = {"triangle": (TRIANGLE[0][1] + 2 * TRIANGLE[1][1]) / 3}      # below the centre; the others have it there
+AREAS = {"circle": np.pi,
+         "square": 4 * SQUARE ** 2,
+         "triangle": TRIANGLE[1][0] * (TRIANGLE[1][1] - TRIANGLE[0][1]),
+         "cross": 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH ** 2,
+         "ring": np.pi * (1 - RING_HOLE ** 2)}
+CENTROID = {"triangle": (TRIANGLE[0][1] + 2 * TRIANGLE[1][1]) / 3}  # y; the others' is 0
 
 
 def _fit_shape(soft):
-    """The shape whose template overlaps the coverage map `soft` best: (shape, x, y, r, score) in pixels.
+    """The shape whose template overlaps the coverage map `soft` best: (shape, x, y, r, score).
 
-    The area gives each template's size and the centre of gravity its place, so there is nothing to search.
+    In pixels. The area gives each template's size and the centre of gravity its place, so there is
+    nothing to search.
     """
     ys, xs = np.arange(soft.shape[0])[:, None] + 0.5, np.arange(soft.shape[1])[None] + 0.5
     area = soft.sum()
@@ -177,11 +190,11 @@ def _fit_shape(soft):
     return best
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the rules
 
 def judge(image: np.ndarray, meta: dict) -> dict:
-    """GenEval's verdict on a picture for a prompt, plus "nothing extra": {"correct", "reason", "objects"}."""
+    """GenEval's verdict, plus "nothing extra": {"correct", "reason" ("" when right), "objects"}."""
     objects = detect(image)
     reason = _whats_wrong(objects, meta)
     return {"correct": not reason, "reason": reason, "objects": objects}
@@ -213,7 +226,7 @@ def _in_place(by_item, meta):
 
 
 def judge_scene(image: np.ndarray, scene: Scene, board: int = 3) -> bool:
-    """Whether the picture shows exactly the objects of the scene, each centre within a quarter of a board cell."""
+    """Whether the picture shows exactly the scene's objects, centres within a quarter of a cell."""
     objects, near = detect(image), 0.25 / board
     if len(objects) != len(scene.objects):
         return False

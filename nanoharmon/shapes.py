@@ -1,37 +1,41 @@
 """The shapes world: a tiny visual world whose ground truth is exact.
 
-A `Scene` is one to four coloured shapes on a plain dark background. From one scene come a picture at any resolution
-(`render`), captions, drawing prompts, questions with answers, and a text-only description. Prompts for evaluation
-follow GenEval's metadata schema and its six tasks, so `nanoharmon/judge.py` can say exactly whether a picture is right.
-Four (color, shape) pairs, `UNSEEN`, are kept out of everything that trains.
+A `Scene` is one to four coloured shapes on a plain dark background. From one scene come a picture
+at any resolution (`render`), captions, drawing prompts, questions with answers, and a text-only
+description. Prompts for evaluation follow GenEval's metadata schema and its six tasks, so that
+`nanoharmon/judge.py` can say exactly whether a picture is right. Four (color, shape) pairs,
+`UNSEEN`, are kept out of everything that trains.
 
     python -m nanoharmon.shapes      # prints a few captions and questions, writes shapes.png
 
-Simplified, compared with photographs: shapes never rotate, touch or overlap; "left of" is about centres only;
-`describe` names places on a 3x3 grid, which decides every relation on the 3x3 board but not in the `free` layout.
+Simplified, compared with photographs: shapes never rotate, touch or overlap; "left of" is about
+centres only; `describe` names places on a 3x3 grid, which decides every relation on the 3x3 board
+but not in the `free` layout.
 """
 
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations, permutations, product
+from itertools import permutations, product
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-COLORS = {"red": (220, 50, 50), "green": (60, 180, 75), "blue": (60, 90, 220), "yellow": (240, 220, 60),
-          "purple": (160, 60, 200), "orange": (245, 140, 30), "white": (235, 235, 235)}
+COLORS = {"red": (220, 50, 50), "green": (60, 180, 75), "blue": (60, 90, 220),
+          "yellow": (240, 220, 60), "purple": (160, 60, 200), "orange": (245, 140, 30),
+          "white": (235, 235, 235)}
 PAIRS = tuple(product(COLORS, SHAPES))
-UNSEEN = frozenset({("purple", "cross"), ("orange", "ring"), ("white", "triangle"), ("yellow", "square")})
+UNSEEN = frozenset({("purple", "cross"), ("orange", "ring"),
+                    ("white", "triangle"), ("yellow", "square")})
 SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = ("zero", "one", "two", "three", "four")
 
-# geometry in units of the radius; every shape fits the box [-1, 1]^2. all but the round ones stay a little inside it,
-# so that neighbours on a board keep a visible gap even at 10 pixels per cell
+# geometry in units of the radius; every shape fits the box [-1, 1]^2. all but the round ones stay a
+# little inside it, so that neighbours on a board keep a visible gap even at 10 pixels per cell
 SQUARE = 0.86                              # half side
 TRIANGLE = ((0.0, -0.96), (0.98, 0.78), (-0.98, 0.78))
 CROSS_LENGTH, CROSS_WIDTH = 0.96, 0.31     # half length and half width of an arm
@@ -39,7 +43,7 @@ RING_HOLE = 0.55                           # inner radius
 
 SUPERSAMPLE = 4
 JITTER = 10                                # of each color channel
-CLEAR = 1.5                                # a relation is clear from this ratio of "along" to "across"
+CLEAR = 1.5                                # a relation is clear from this ratio, along : across
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,15 @@ class Scene:
     background: int
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # scenes
 
-def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None, layout: str = "board",
-                 board: int = 3, allow_unseen: bool = False) -> Scene:
-    """A random scene of the given (color, shape) pairs, or of `n` random ones; explicit pairs are always obeyed."""
+def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None,
+                 layout: str = "board", board: int = 3, allow_unseen: bool = False) -> Scene:
+    """A random scene of the given (color, shape) pairs (always obeyed), or of `n` random ones."""
     if objects is None:
-        objects = _random_pairs(rng, n or rng.choices((1, 2, 3, 4), (35, 35, 17, 13))[0], allow_unseen)
+        n = n or rng.choices((1, 2, 3, 4), (35, 35, 17, 13))[0]
+        objects = _random_pairs(rng, n, allow_unseen)
     if layout == "board":
         places = _board_places(rng, len(objects), board)
     elif layout == "free":
@@ -119,7 +124,7 @@ def _free_places(rng, n, gap=0.03):
 
 
 def relation(a: Object, b: Object, clear: float = CLEAR) -> str | None:
-    """Where `a` is as seen from `b`: "left of", "right of", "above", "below", or None when it is not clear."""
+    """Where `a` is as seen from `b`: one of `RELATIONS`, or None when that is not clear."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dx) >= clear * abs(dy) and dx:
         return "left of" if dx < 0 else "right of"
@@ -155,7 +160,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     return np.array(image.reduce(SUPERSAMPLE))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # classes: (count, color, shape), for class-conditional MAR
 
 NUM_CLASSES = 4 * len(PAIRS)
@@ -182,11 +187,11 @@ def class_name(label: int) -> str:
     return phrase(*PAIRS[kind], count + 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # captions
 
 def phrase(color: str | None, shape: str, count: int = 1, one: str = "a") -> str:
-    """ "a red circle", "three green crosses"; without a color "a circle"; `one` may be "a", "one", "the" or ""."""
+    """ "a red circle", "three green crosses", without a color "a circle"; `one`: a, one or the."""
     words = f"{color} {shape}" if color else shape
     if count > 1:
         return f"{NUMBERS[count]} {words}" + ("es" if shape == "cross" else "s")
@@ -200,8 +205,8 @@ def listing(items: list) -> str:
     return " and ".join([", ".join(items[:-1])] * (len(items) > 1) + items[-1:])
 
 
-PREFIXES = ("there {be} ", "a picture of ", "a photo of ", "an image of ", "the picture shows ", "i see ")
-PREFIX = re.compile("^(there is|there are|a picture of|a photo of|an image of|the picture shows|i see) ")
+PREFIXES = ("there {be}", "a picture of", "a photo of", "an image of", "the picture shows", "i see")
+PREFIX = re.compile(f"^({'|'.join(PREFIXES)}) ".replace("{be}", "(is|are)"))
 RELATED = re.compile(r"^(.+?) (?:is )?(?:to the )?(left of|right of|above|below) (.+)$")
 # every way to name some objects -> (pair, count)
 NAMED = {phrase(*pair, count, one): (pair, count)
@@ -210,7 +215,7 @@ THE = {phrase(*pair, one="the"): pair for pair in PAIRS}
 
 
 def _facts(scene):
-    """All clear relations between objects whose (color, shape) is unique in the scene: (a, relation, b)."""
+    """All clear relations (a, name, b) between objects whose (color, shape) is unique."""
     counts = Counter(o.pair for o in scene.objects)
     unique = [o for o in scene.objects if counts[o.pair] == 1]
     return [(a, r, b) for a, b in permutations(unique, 2) if (r := relation(a, b))]
@@ -233,11 +238,13 @@ def caption(scene: Scene, rng: random.Random) -> str:
             text = f"{phrase(*a.pair, one=one)} {related} {phrase(*b.pair, one=one)}"
         elif u < (0.55 if len(scene.objects) == 2 else 0.3):
             text += f", with {phrase(*a.pair, one='the')} {related} {phrase(*b.pair, one='the')}"
-    return text if bare else rng.choice(PREFIXES).format(be="are" if plural else "is") + text
+    if bare:
+        return text
+    return f"{rng.choice(PREFIXES)} {text}".format(be="are" if plural else "is")
 
 
 def parse_caption(text: str) -> tuple | None:
-    """The inverse of `caption`: (Counter of (color, shape), [(pair, relation, pair)]), None if it makes no sense."""
+    """The inverse of `caption`: (Counter of pairs, [(pair, relation, pair)]); None for nonsense."""
     text = PREFIX.sub("", " ".join(text.lower().split()).rstrip(" ."))
     head, _, tail = text.partition(", with ")
     counts, relations = Counter(), []
@@ -274,26 +281,27 @@ PLACES = (("at the top left", "at the top", "at the top right"),
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """Says what is where, for text-only training: the questions about a board scene can be answered from it."""
+    """Says what is where, for text-only training: it answers all questions about a board scene."""
     objects = list(scene.objects)
     rng.shuffle(objects)
-    parts = [f"{phrase(*o.pair)} {PLACES[min(2, int(o.y * 3))][min(2, int(o.x * 3))]}" for o in objects]
+    parts = [f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects]
     return rng.choice(("", "", "there is ", "the picture shows ")) + "; ".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # GenEval's six tasks
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 def _meta(tag, *things, related=None, count=1):
-    """GenEval metadata for (color or None, shape) things; for "position", the first thing is `related` to the second."""
+    """GenEval metadata for (color or None, shape) things; the first is `related` to the second."""
     text = listing([phrase(*thing, count) for thing in things])
     if related:                            # GenEval lists the reference object first
         text = f"{phrase(*things[0])} {related} {phrase(*things[1])}"
         things = things[::-1]
-    include = [{"class": shape, "count": count} | ({"color": color} if color else {}) for color, shape in things]
+    include = [{"class": shape, "count": count} | ({"color": color} if color else {})
+               for color, shape in things]
     if related:
         include[1]["position"] = [related, 0]
     return {"tag": tag, "include": include, "prompt": text}
@@ -318,7 +326,7 @@ def _distinct(task):
 
 
 def geneval_prompts(task: str, n: int, seed: int, unseen: bool = False) -> list:
-    """`n` prompts of a task as GenEval metadata; with `unseen`, each names at least one pair of `UNSEEN`."""
+    """`n` prompts of a task as GenEval metadata; with `unseen`, each names a pair of `UNSEEN`."""
     def names_unseen(meta):
         return any((item.get("color"), item["class"]) in UNSEEN for item in meta["include"])
 
@@ -328,20 +336,23 @@ def geneval_prompts(task: str, n: int, seed: int, unseen: bool = False) -> list:
 
 
 def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int = 3) -> Scene:
-    """A random scene that satisfies the prompt exactly; colors it leaves open are drawn from the seen pairs."""
+    """A random scene that satisfies the prompt exactly; colors left open make seen pairs."""
     pairs = []
     for item in meta["include"]:
-        colors = [item["color"]] if "color" in item else [c for c, shape in SEEN if shape == item["class"]]
-        pairs += [(rng.choice(colors), item["class"]) for _ in range(item["count"])]
-    wanted = [(i, *item["position"]) for i, item in enumerate(meta["include"]) if "position" in item]
+        free = [color for color, shape in SEEN if shape == item["class"]]
+        for _ in range(item["count"]):
+            pairs.append((item.get("color") or rng.choice(free), item["class"]))
+    wanted = [(i, *item["position"]) for i, item in enumerate(meta["include"])
+              if "position" in item]
     while True:
         scene = random_scene(rng, pairs, layout=layout, board=board)
-        if all(relation(scene.objects[i], scene.objects[target]) == related for i, related, target in wanted):
+        if all(relation(scene.objects[i], scene.objects[target]) == related
+               for i, related, target in wanted):
             return scene
 
 
 def draw_prompt(scene: Scene, rng: random.Random) -> str:
-    """A training prompt for drawing this scene: one of the six task patterns that fit it, or a caption."""
+    """A training prompt for drawing this scene: a task pattern that fits it, or a caption."""
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
@@ -362,7 +373,7 @@ def draw_prompt(scene: Scene, rng: random.Random) -> str:
     return caption(scene, rng)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # questions
 
 @dataclass(frozen=True)
@@ -394,7 +405,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
     names = {"pair": names, "shape": list(SHAPES), "color": [f"{color} object" for color in COLORS]}
     found = []
 
-    # existence: balanced yes and no; half of the "no" share a color or a shape with something present
+    # existence: balanced yes and no; half of the "no" share color or shape with something present
     for want in rng.sample(("yes", "no"), 2):
         pool = names[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
         fits = [w for w in pool if any(_matches(w, o) for o in scene.objects) == (want == "yes")]
@@ -405,7 +416,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
             found.append(QA(exist_question(rng.choice(fits)), want, "exist"))
 
     # counts: mostly of something present, else anything (so often "zero")
-    present = [w for group in names.values() for w in group if any(_matches(w, o) for o in scene.objects)]
+    present = [w for group in names.values() for w in group
+               if any(_matches(w, o) for o in scene.objects)]
     anything = rng.choice(list(names.values())) if rng.random() < 0.3 else present + ["object"]
     for words in dict.fromkeys((rng.choice(present + ["object"]), rng.choice(anything))):
         count = sum(_matches(words, o) for o in scene.objects)
@@ -425,7 +437,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
         if want == "no":
             wrong = [r for r in RELATIONS if r != related]
             related = OPPOSITE[related] if rng.random() < 0.5 else rng.choice(wrong)
-        found.append(QA(f"is the {a.color} {a.shape} {related} the {b.color} {b.shape}?", want, "relation"))
+        found.append(QA(f"is the {a.color} {a.shape} {related} the {b.color} {b.shape}?",
+                        want, "relation"))
         a, related, b = rng.choice(facts)
         found.append(QA(f"where is the {a.color} {a.shape} relative to the {b.color} {b.shape}?",
                         f"{related} it", "relation"))
@@ -450,7 +463,8 @@ if __name__ == "__main__":
         scenes = [random_scene(rng, layout=layout) for _ in range(8)]
         rows.append(np.hstack([render(scene, 96) for scene in scenes]))
         for scene in scenes[:4]:
-            print(f"{caption(scene, rng)}\n    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene, rng)}")
+            print(caption(scene, rng))
+            print(f"    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene, rng)}")
             for qa in questions(scene, rng)[:3]:
                 print(f"    {qa.question} {qa.answer}")
     Image.fromarray(np.vstack(rows)).save("shapes.png")

@@ -1,0 +1,244 @@
+"""MAR: official numbers, the unmasking loop, in-painting.     python -m pytest -q tests/test_mar.py"""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from golden import Golden, check, loss_rows, mar_config, replay, split
+from nanoharmon.config import MARConfig, pico
+from nanoharmon.mar import MAR, draw_mask_ratio, random_orders, random_split, raster_orders, unmasking_schedule
+
+
+def load(name):
+    gold = Golden("mar", name + "/")
+    mar = MAR(mar_config(gold.config[name])).eval()
+    mar.load_state_dict(gold.state_dict())
+    return gold, mar.requires_grad_(False)
+
+
+gold, mar = load("harmon")
+gold_class, mar_class = load("lth14")
+GRIDS = {"native": None, "big": tuple(gold.config["big"]), "rect": tuple(gold.config["rect"])}
+
+
+# --- official numbers --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_encoder_and_decoder_are_official_on_every_grid(grid):
+    visible, _ = split(gold.input(grid + "/mask"))
+    x = mar.encode(gold.input(grid + "/x"), visible, GRIDS[grid])
+    gold.check(grid + "/encoder", x)
+    gold.check(grid + "/decoder", mar.decode(x, visible, GRIDS[grid]))
+
+
+def test_conditions_of_the_buffers_are_official():
+    tokens, (visible, hidden) = gold.input("native/x"), split(gold.input("native/mask"))
+    gold.check("native/encoder_nomask", mar.encode(tokens))
+    gold.check("native/encoder_classemb", mar.encode(tokens, visible, condition=gold.input("native/class_embedding")))
+    gold.check("native/encoder_bufferemb", mar.encode(tokens, visible, condition=gold.input("native/buffer_embedding")))
+    x = mar.encode(tokens, visible)
+    gold.check("native/decoder_xcon", mar.decode(x, visible, canvas=gold.input("native/x_con")))
+
+
+def test_position_embeddings_resize_as_official():
+    U = mar.config.buffer_size
+    gold.check("big/encoder_pos_embed", mar.pos_embed(mar.encoder_pos_embed_learned, GRIDS["big"], U))
+    gold.check("rect/diffusion_pos_embed", mar.pos_embed(mar.diffusion_pos_embed_learned, GRIDS["rect"], 0))
+    assert mar.pos_embed(mar.encoder_pos_embed_learned, (8, 8), U) is mar.encoder_pos_embed_learned
+
+
+def test_loss_over_hidden_tokens_is_official():
+    mask, rows = gold.input("native/mask"), loss_rows(gold.input("native/mask"), mar.config.diffusion_batch_mul)
+    loss = mar.loss(gold.output("native/decoder"), gold.input("loss/target"), split(mask)[1],
+                    gold.input("loss/t")[rows], gold.input("loss/noise")[rows])
+    gold.check("loss", loss)
+
+
+def test_mask_ratios_are_the_official_truncated_normal():
+    """The official draw is scipy's truncnorm.rvs(1): the inverse cdf at one uniform number of numpy's global generator."""
+    seeds = gold.config["numpy_seeds"]
+    rates = [draw_mask_ratio(mar.config, np.random.RandomState(seeds["harmon_mask_rates"]).uniform(size=32)[i])
+             for i in range(32)]
+    gold.check("mask_rates", torch.tensor(rates))
+    rng = np.random.RandomState(seeds["harmon_orders_mask"])
+    orders = np.arange(64)[None].repeat(3, 0)
+    for row in orders:
+        rng.shuffle(row)
+    n_hidden = math.ceil(64 * draw_mask_ratio(mar.config, rng.uniform()))
+    mask = torch.zeros(3, 64).scatter(1, gold.output("orders")[:, :n_hidden], 1.0)
+    assert torch.equal(torch.from_numpy(orders), gold.output("orders")) and torch.equal(mask, gold.output("random_mask"))
+
+
+def test_class_conditional_encoder_decoder_and_losses_are_official():
+    g, m = gold_class, mar_class
+    labels, tokens = g.input("labels"), g.input("imgs").flatten(2).transpose(1, 2)           # b c h w -> b (h w) c
+    g.check("patchify", tokens)
+    visible, _ = split(g.input("mask"))
+    x = m.encode(g.input("x"), visible, condition=m.class_emb(labels))
+    g.check("encoder", x)
+    g.check("decoder", m.decode(x, visible))
+    mask = g.input("loss/mask")
+    (visible, hidden), rows = split(mask), loss_rows(mask, m.config.diffusion_batch_mul)
+    drop = g.input("loss_train/drop_rand")[:, None] < m.config.label_drop_prob
+    assert drop.any() and not drop.all()
+    for key, drop in {"loss_eval": torch.zeros_like(drop), "loss_train": drop}.items():
+        condition = torch.where(drop, m.fake_latent, m.class_emb(labels))
+        z = m.decode(m.encode(tokens, visible, condition=condition), visible)
+        g.check(key, m.loss(z, tokens, hidden, g.input(key + "/t")[rows], g.input(key + "/noise")[rows]))
+
+
+@pytest.mark.parametrize("name, cfg, schedule, temperature, with_labels", gold.config["samples"])
+def test_drawing_from_class_labels_is_official(name, cfg, schedule, temperature, with_labels):
+    g, m = gold_class, mar_class
+    folder = "sample/noise_" + ("nocfg" if cfg == 1 else "cfg")
+
+    def sample(z, scale, i):
+        n = len(g.input(f"{folder}/init_{i}"))
+        randn = replay(g.input(f"{folder}/init_{i}")[None], g.input(f"{folder}/steps_{i}")[:, :n])
+        return m.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, g.config["lth14"]["num_sampling_steps"],
+                                 randn=randn)
+    tokens = m.class_sample(g.input("labels") if with_labels else None, g.config["num_iter"], cfg, schedule,
+                            orders=g.input("sample/orders"), sample=sample)
+    g.check("sample/" + name, tokens.transpose(1, 2).unflatten(2, (6, 6)))
+
+
+# --- properties --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("drop_prob, training", [(0.0, True), (1.0, True), (1.0, False)])
+def test_class_loss_drops_labels_only_in_training(drop_prob, training):
+    m, tokens = MAR(pico().mar).train(training), torch.randn(3, 4, 4)
+    torch.nn.init.normal_(m.diffloss.net.final_layer.linear.weight)          # AdaLN-zero would hide any condition
+    m.config.label_drop_prob = drop_prob
+
+    def loss(labels):
+        return m.class_loss(tokens, torch.tensor(labels), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+    m.class_emb.weight.data *= 100
+    torch.nn.init.normal_(m.diffloss.net.final_layer.adaLN_modulation[1].weight)
+    assert torch.equal(loss([1, 2, 3]), loss([4, 5, 6])) == (drop_prob == 1.0 and training)
+
+
+@pytest.mark.parametrize("ratio", ["truncnorm", "cosine"])
+@pytest.mark.parametrize("S", [1, 4, 64])
+def test_random_split_is_a_partition_and_hides_the_drawn_share(ratio, S):
+    config = MARConfig(mask_ratio=ratio)
+    for seed in range(20):
+        visible, hidden = random_split(config, 3, S, "cpu", torch.Generator().manual_seed(seed))
+        share = draw_mask_ratio(config, torch.rand((), generator=torch.Generator().manual_seed(seed)).item())
+        assert hidden.shape == (3, max(1, math.ceil(S * share)))
+        assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(S).expand(3, S))
+        assert (visible.diff() > 0).all() and (hidden.diff() > 0).all()
+
+
+def test_mask_ratios_stay_in_their_range():
+    for config, low in [(MARConfig(), 0.7), (MARConfig(mask_ratio_min=0.5), 0.5), (MARConfig(mask_ratio="cosine"), 0.0)]:
+        ratios = [draw_mask_ratio(config, u) for u in np.linspace(0, 1 - 1e-7, 101)]
+        assert min(ratios) >= low - 1e-6 and max(ratios) <= 1
+        ends = sorted((ratios[0], ratios[-1]))
+        assert abs(ends[0] - low) < 1e-3 and abs(ends[1] - 1) < 1e-3
+
+
+@pytest.mark.parametrize("S", [1, 2, 9, 36, 256])
+@pytest.mark.parametrize("iters", [1, 2, 7, 36, 64, 300])
+def test_unmasking_schedule_falls_from_all_to_none(S, iters):
+    counts = unmasking_schedule(S, iters)
+    assert len(counts) == iters + 1 and counts[0] == S and counts[-1] == 0
+    assert all(c >= 1 for c in counts[:-1])
+    drawn = [a - b for a, b in zip(counts, counts[1:])]
+    # one token at least per step, until one is left, which waits for the last step
+    assert all(n >= 1 or left == 1 for n, left in zip(drawn, counts)) and sum(drawn) == S
+
+
+def test_unmasking_schedule_is_cosine():
+    assert unmasking_schedule(256, 4) == [256, 236, 181, 97, 0]
+    assert unmasking_schedule(3, 8) == [3, 2, 1, 1, 1, 1, 1, 1, 0]
+
+
+S = 9
+
+
+@pytest.mark.parametrize("iters", [1, 7, S, S + 20])
+def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters):
+    m, orders = MAR(MARConfig(grid=3, token_dim=1, encoder_embed_dim=32, encoder_depth=1, encoder_num_heads=2,
+                              decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2, diffloss_d=1, diffloss_w=32)), \
+        torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    history, shown = [torch.zeros(2, S)], []
+
+    def predict(tokens, visible):
+        seen = torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True)
+        assert torch.equal(seen, history[-1] > 0) and torch.equal(tokens[..., 0], history[-1])
+        return torch.zeros(2, S, 8)
+
+    def sample(z, scale, i):
+        return torch.full((len(z), 1), float(i + 1))
+
+    def on_step(tokens, visible):
+        history.append(tokens[..., 0].clone())
+        shown.append(visible)
+        assert torch.equal(torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True), history[-1] > 0)
+    m.draw(predict, orders, iters, sample=sample, on_step=on_step)
+    for before, after in zip(history, history[1:]):
+        assert ((after != before) <= (before == 0)).all() and (after != before).any()      # a drawn token is never redrawn
+    when = history[-1].gather(1, orders)                                                   # step of each entry of the order
+    assert (history[-1] > 0).all() and (when.diff(dim=1) <= 0).all()
+    assert len(history) - 1 == min(iters, S)
+
+
+def test_linear_guidance_grows_from_1_to_cfg():
+    def scales(schedule):
+        seen = []
+        mar.draw(lambda tokens, visible: torch.zeros(2, 64, 64), random_orders(1, 64, "cpu"), 8, 3.0, schedule,
+                 sample=lambda z, scale, i: seen.append(scale) or torch.zeros(len(z) // 2, 4))
+        return seen
+    linear = scales("linear")
+    assert scales("constant") == [3.0] * 8 and (np.diff(linear) > 0).all() and 1 < linear[0] < 1.1
+    assert linear[-1] == 1 + 2 * 63 / 64                                     # the official count after the last step is 1
+
+
+def test_hidden_tokens_influence_nothing():
+    """Whatever stands in the hidden places, the features, z and all that follows are the same to the last bit."""
+    tokens, mask = gold.input("native/x"), gold.input("native/mask")
+    visible, _ = split(mask)
+    other = torch.where(mask[..., None] == 1, torch.full_like(tokens, 1e6), tokens)
+    assert torch.equal(mar.encode(tokens, visible), mar.encode(other, visible))
+    assert torch.equal(mar.decode(mar.encode(tokens, visible), visible), mar.decode(mar.encode(other, visible), visible))
+
+
+def test_batched_pictures_do_not_see_each_other():
+    tokens, (visible, _) = gold.input("native/x"), split(gold.input("native/mask"))
+    both = mar.decode(mar.encode(tokens, visible), visible)
+    for b in range(2):
+        alone = mar.decode(mar.encode(tokens[b:b + 1], visible[b:b + 1]), visible[b:b + 1])
+        check("alone", alone, both[b:b + 1], 1e-5)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_inpainting_keeps_the_known_tokens_and_uses_them(cfg):
+    tokens = gold_class.input("imgs").flatten(2).transpose(1, 2)
+    places = torch.stack([torch.randperm(36, generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    orders, known = places[:, :20], places[:, 20:]
+    labels = gold_class.input("labels")
+
+    def draw(tokens):
+        return mar_class.class_sample(labels, 4, cfg, orders=orders, tokens=tokens, known=known, steps="10",
+                                      generator=torch.Generator().manual_seed(0))
+    got = draw(tokens)
+    index = known[..., None].expand(-1, -1, 4)
+    assert torch.equal(got.gather(1, index), tokens.gather(1, index))
+    hidden = orders[..., None].expand(-1, -1, 4)
+    assert (got.gather(1, hidden) != tokens.gather(1, hidden)).any(dim=2).all()
+    assert torch.equal(got, draw(tokens.scatter(1, hidden, 7.0)))            # what stood there before has no influence
+    assert not torch.equal(got.gather(1, hidden), draw(tokens.scatter(1, index, 7.0)).gather(1, hidden))
+
+
+def test_raster_order_draws_left_to_right_top_to_bottom():
+    m, steps = mar_class, []
+    m.class_sample(torch.tensor([1]), 36, cfg=1.0, order="raster", steps="2",
+                   on_step=lambda tokens, visible: steps.append(visible.shape[1]))
+    assert steps == list(range(1, 37)) and raster_orders(1, 4, "cpu").tolist() == [[3, 2, 1, 0]]
+
+
+def test_random_orders_are_permutations_and_follow_the_seed():
+    orders = [random_orders(5, 20, "cpu", torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(orders[0].sort(1).values, torch.arange(20).expand(5, 20))
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])

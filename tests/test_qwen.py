@@ -1,0 +1,253 @@
+"""Qwen2.5: official numbers, causality, padding, KV cache, generation.     python -m pytest -q tests/test_qwen.py"""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from golden import Golden, check, check_gradients, llm_config
+from nanoharmon.attention import attention
+from nanoharmon.config import LLMConfig
+from nanoharmon.qwen import KVCache, Qwen, rope_tables, sample_token
+
+TIED = pytest.mark.parametrize("name", ["tied", "untied"])
+
+
+def load(name):
+    gold = Golden("qwen2", name + "/")
+    config = llm_config(gold.config)
+    config.tie_word_embeddings = gold.config["tie"][name]
+    model, weights = Qwen(config).eval(), gold.state_dict()
+    if name == "tied":
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]     # published files leave the shared one out
+    model.load_state_dict(weights)
+    return gold, model
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return load("untied")[1].requires_grad_(False)
+
+
+IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+# --- official numbers --------------------------------------------------------------------------------------------------
+
+@TIED
+@torch.no_grad()
+def test_padded_batches_are_official(name):
+    gold, model = load(name)
+    layer0 = []
+    model.model.layers[0].register_forward_hook(lambda module, args, output: layer0.append(output))
+    for side in ("right", "left"):
+        ids, mask, positions = (gold.input(f"{side}/{k}") for k in ("input_ids", "attention_mask", "position_ids"))
+        is_real = mask.bool()
+        assert torch.equal(positions[is_real], (mask.cumsum(1) - 1)[is_real])
+        hidden = model.model(model.embed(ids), positions, is_real)
+        gold.check(side + "/last_hidden", hidden, is_real)
+        if side == "right":
+            gold.check("right/layer0_out", layer0[0], is_real)
+            gold.check("right/logits", model(ids, positions, is_real), is_real)
+
+
+@TIED
+@torch.no_grad()
+def test_embeddings_as_input_and_positions_with_gaps_are_official(name):
+    gold, model = load(name)
+    embeds = gold.input("embeds/inputs_embeds")
+    hidden = model.model(embeds)
+    gold.check("embeds/last_hidden", hidden)
+    if gold.has("embeds/logits"):
+        gold.check("embeds/logits", model.lm_head(hidden))
+    gold.check("embeds_jump/last_hidden", model.model(embeds, gold.input("embeds_jump/position_ids")))
+
+
+@TIED
+@torch.no_grad()
+def test_greedy_generation_is_official_with_and_without_cache(name):
+    gold, model = load(name)
+    prompt, ref = gold.input("greedy/prompt"), gold.output("greedy/tokens")
+    ids = prompt
+    for _ in range(ref.shape[1]):
+        ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(ids[:, prompt.shape[1]:], ref)
+    cached = list(model.generate(model.embed(prompt), {-1}, max_new_tokens=ref.shape[1]))
+    assert torch.equal(torch.stack(cached, dim=1), ref)
+
+
+def test_loss_and_its_gradients_are_official():
+    gold, model = load("untied")
+    ids, mask, labels = gold.input("right/input_ids"), gold.input("right/attention_mask"), gold.input("loss/labels")
+    loss = model.loss(model.model(model.embed(ids), is_real=mask), labels)
+    gold.check("loss", loss)
+    loss.backward()
+    check_gradients(gold, "loss_", model)
+
+
+def test_rotary_frequencies_are_official():
+    ref = Golden("qwen2").output("rope_inv_freq")
+    cos, sin = rope_tables(torch.tensor([[0, 1]]), 16, 1e6)
+    check("cos", cos[0, 0, 1], ref.cos().repeat(2), 1e-6)
+    check("sin", sin[0, 0, 1], ref.sin().repeat(2), 1e-6)
+
+
+def test_same_numbers_as_transformers_where_installed():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = LLMConfig(97, 48, 80, 3, 6, 2, rope_theta=1e4, tie_word_embeddings=False)
+    hf = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        rope_theta=1e4, tie_word_embeddings=False)).eval()
+    for p in hf.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    ours = Qwen(config)
+    ours.load_state_dict(hf.state_dict())
+    ids = torch.randint(0, 97, (2, 11))
+    with torch.no_grad():
+        check("logits", ours(ids), hf(ids).logits)
+
+
+# --- causality, padding, cache -----------------------------------------------------------------------------------------
+
+def test_no_position_sees_the_future(llm):
+    ref = llm(IDS)
+    for at in (0, 5, 11):
+        changed = IDS.clone()
+        changed[:, at] = (changed[:, at] + 1) % 300
+        got = llm(changed)
+        check("before", got[:, :at], ref[:, :at], 1e-6) if at else None
+        assert ((got[:, at:] - ref[:, at:]).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("n_pad", [1, 4])
+def test_padding_does_not_change_real_positions(llm, side, n_pad):
+    ref, filler = llm(IDS), torch.full((2, n_pad), 7)
+    real, pad = torch.ones_like(IDS).bool(), torch.zeros_like(filler).bool()
+    order = (lambda a, b: [a, b]) if side == "left" else (lambda a, b: [b, a])
+    ids, is_real = torch.cat(order(filler, IDS), 1), torch.cat(order(pad, real), 1)
+    positions = (is_real.long().cumsum(1) - 1).clamp(min=0)
+    got = llm(ids, positions, is_real)
+    assert got.isfinite().all()                                              # padding's own rows, too: no empty softmax
+    check("real", got[is_real].view_as(ref), ref, 1e-4)
+    # rotation is relative: without positions (arange, padding counted) a left-padded row still matches to float noise
+    check("arange", llm(ids, None, is_real)[is_real].view_as(ref), ref, 1e-3)
+
+
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 6, 2]])
+def test_cache_in_any_chunks_is_the_full_forward(llm, chunks):
+    cache = KVCache()
+    got = torch.cat([llm(part, cache=cache) for part in IDS.split(chunks, dim=1)], dim=1)
+    check("logits", got, llm(IDS), 1e-4)
+    assert len(cache) == 12
+
+
+def test_cache_and_padding_together_are_the_full_forward(llm):
+    is_real = torch.ones(2, 12, dtype=torch.bool)
+    is_real[0, 4:6] = False                              # a gap, as between a short prompt and the picture after it
+    positions = (is_real.long().cumsum(1) - 1).clamp(min=0)
+    ref, cache = llm(IDS, positions, is_real), KVCache()
+    llm(IDS[:, :6], positions[:, :6], is_real[:, :6], cache)
+    got = llm(IDS[:, 6:], positions[:, 6:], is_real, cache)
+    check("logits", got, ref[:, 6:], 1e-4)
+
+
+def test_a_prefix_cache_is_read_but_not_changed(llm):
+    cache = KVCache()
+    llm(IDS[:, :6], cache=cache)
+    before = {i: (k.clone(), v.clone()) for i, (k, v) in cache.layers.items()}
+    cache.append = False
+    full = llm(IDS)
+    for _ in range(2):                                   # the same answer every time: nothing was kept
+        check("logits", llm(IDS[:, 6:], cache=cache), full[:, 6:], 1e-4)
+    assert len(cache) == 6 and all(torch.equal(a, b) for i in before for a, b in zip(before[i], cache.layers[i]))
+
+
+def test_query_heads_share_key_heads_in_blocks():
+    """Grouped-query attention is full attention with each key/value head copied for its group of neighbours."""
+    torch.manual_seed(0)
+    small, full = Qwen(LLMConfig(50, 32, 48, 1, 4, 2)), Qwen(LLMConfig(50, 32, 48, 1, 4, 4))
+    weights = small.state_dict()
+    for name in [n for n in weights if "k_proj" in n or "v_proj" in n]:
+        torch.nn.init.normal_(weights[name])
+        heads = weights[name].unflatten(0, (2, 8))
+        weights[name] = heads[[0, 0, 1, 1]].flatten(0, 1)
+    small.load_state_dict({n: (w if w.shape == small.state_dict()[n].shape
+                               else w.unflatten(0, (4, 8))[[0, 2]].flatten(0, 1)) for n, w in weights.items()})
+    full.load_state_dict(weights)
+    check("logits", small(IDS % 50), full(IDS % 50), 1e-5)
+
+
+def test_checkpointing_changes_no_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        _, model = load("untied")
+        model.model.checkpointing = checkpointing
+        model.loss(model.model(model.embed(IDS)), IDS).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "padding"])
+def test_plain_attention_is_the_fused_one(mask):
+    """With gradients on the CPU attention() is three plain operations, otherwise the fused kernel: one result."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, L, 8) for L in (5, 9, 9))
+    may = {"none": None, "causal": torch.arange(9) <= torch.arange(4, 9)[:, None],
+           "padding": torch.rand(2, 1, 5, 9).lt(0.6).index_fill(3, torch.tensor([0]), True)}[mask]
+    results = []
+    for compute in (attention, lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m)):
+        q_, k_, v_ = (x.clone().requires_grad_() for x in (q, k, v))
+        out = compute(q_, k_, v_, may)
+        out.square().sum().backward()
+        results.append((out, q_.grad, k_.grad, v_.grad))
+    for got, ref in zip(*results):
+        check("plain", got, ref, 1e-5)
+    check("fused", attention(q, k, v, may), results[0][0], 1e-5)
+
+
+# --- loss and generation -----------------------------------------------------------------------------------------------
+
+def test_loss_is_next_token_cross_entropy_where_labels_are(llm):
+    labels = IDS.clone()
+    labels[0, :7], labels[1, 9:] = -100, -100
+    hidden, logits = llm.model(llm.embed(IDS)), llm(IDS)
+    ref = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    check("loss", llm.loss(hidden, labels), ref, 1e-5)
+    index = torch.tensor([i for i, x in enumerate(labels[:, 1:].flatten().tolist()) if x >= 0])
+    assert torch.equal(llm.loss(hidden, labels, index), llm.loss(hidden, labels))
+
+
+def test_left_padded_prompts_generate_as_if_alone(llm):
+    """Prompts of 12 and 8 tokens in one batch, also after a cached prefix, continue as each does alone."""
+    def run(ids, **options):
+        return torch.stack(list(llm.generate(llm.embed(ids), {-1}, max_new_tokens=6, **options)), dim=1)
+    is_real = torch.ones(2, 12, dtype=torch.bool)
+    is_real[1, :4] = False
+    both = run(IDS, is_real=is_real)
+    assert torch.equal(both[:1], run(IDS[:1])) and torch.equal(both[1:], run(IDS[1:, 4:]))
+    cache = KVCache()
+    llm(IDS[:, :5], cache=cache)
+    assert torch.equal(run(IDS[:, 5:], cache=cache), run(IDS))
+
+
+def test_generation_stops_when_all_rows_have(llm):
+    free = torch.stack(list(llm.generate(llm.embed(IDS), {-1}, max_new_tokens=8)), dim=1)
+    first, second = free[0, 2].item(), free[1, 5].item()
+    got = torch.stack(list(llm.generate(llm.embed(IDS), {first, second}, max_new_tokens=8)), dim=1)
+    for row, reference in zip(got, free):
+        end = next((i for i, x in enumerate(reference.tolist()) if x in (first, second)), 8)
+        assert torch.equal(row[:end + 1], reference[:end + 1][:len(row)])
+        assert (row[end:] == row[end]).all() if end < len(row) else True     # the stop id for ever
+    ends = [next(i for i, x in enumerate(r.tolist()) if x in (first, second)) for r in free]
+    assert got.shape[1] == max(ends) + 1
+
+
+def test_top_p_keeps_the_smallest_set_of_that_mass():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in [(0.4, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})]:
+        ids = sample_token(logits, 1.0, top_p, generator)
+        assert set(ids.tolist()) == kept
+        assert abs((ids == 0).float().mean().item() - 0.5 / sum([0.5, 0.3, 0.15, 0.05][:len(kept)])) < 0.03
+    assert (sample_token(logits, 0, 1.0) == 0).all() and (sample_token(logits, 0.05, 1.0, generator) == 0).all()
