@@ -1,6 +1,6 @@
 """All hyper-parameters: one dataclass per part, presets that fill them, and command-line flags made from them.
 
-A flag is `--section.field value`, for instance `--mar.encoder_depth 6` or `--stage2.lr 1e-3`; `train.py --help` lists
+A flag is `--section.field value`, for instance `--mar.encoder_depth 6` or `--stage_2.lr 0.5`; `train.py --help` lists
 them all. The presets: `pico` (tests), `nano` (laptop CPU, the default), `micro` (one consumer GPU), `harmon-0.5b` and
 `harmon-1.5b` (the official models; REFERENCE numbers from wusize/Harmon configs/models/*).
 """
@@ -132,6 +132,91 @@ def harmon_15b():
 PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b, "harmon-1.5b": harmon_15b}
 
 
+# --- training ----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class OptimConfig:
+    lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
+    muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
+    muon_lr: float = arg(0.01, "peak learning rate of Muon")
+    muon_momentum: float = arg(0.95, "momentum of Muon")
+    beta1: float = arg(0.9, "AdamW beta1")
+    beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)")
+    weight_decay: float = arg(0.02, "weight decay; none on norms, biases, embeddings and the diffusion head")
+    clip: float = arg(1.0, "largest norm of the gradient")
+    ema: float = arg(0.998, "decay of the weights' moving average, after its ramp")
+    schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine")
+    floor: float = arg(0.02, "last learning rate, as a share of the peak")
+
+
+@dataclass
+class DataConfig:
+    seed: int = arg(0, "seed of everything random in training")
+    scenes: int = arg(60000, "different pictures per resolution; their latents are encoded once and kept")
+    board: int = arg(3, "cells along a side of the shapes world's board")
+    layout: str = arg("board", "placement of objects: board or free")
+
+
+@dataclass
+class StageConfig:
+    steps: int = arg(1000, "optimizer steps")
+    size: int = arg(48, "side of the pictures, in pixels")
+    draw_batch: int = arg(0, "pictures to draw (or to auto-encode, or texts) in a step, over all processes")
+    read_batch: int = arg(0, "pictures to understand in a step, over all processes")
+    lr: float = arg(1.0, "factor on the learning rates of optim.*")
+    warmup: int = arg(50, "steps of linear warmup")
+    caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance")
+    train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
+    read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1)")
+
+
+NOT_VAE = "mar.,llm.,proj_in.,proj_out."
+ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
+
+
+def nano_stages():
+    return {
+        "vae": StageConfig(4000, 96, 16, lr=1.5, train_parts="vae."),
+        "llm": StageConfig(1500, 0, 64, train_parts="llm."),
+        "mar": StageConfig(2500, 48, 128, train_parts="mar."),
+        "1": StageConfig(1000, 48, 64, 32, train_parts=ALIGN),
+        "2": StageConfig(3000, 48, 96, 32, caption_drop=0.1, train_parts=NOT_VAE),
+        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE),
+    }
+
+
+def pico_stages():
+    return {
+        "vae": StageConfig(20, 32, 8, train_parts="vae.", warmup=5),
+        "llm": StageConfig(20, 0, 8, train_parts="llm.", warmup=5),
+        "mar": StageConfig(20, 16, 16, train_parts="mar.", warmup=5),
+        "1": StageConfig(20, 16, 8, 4, train_parts=ALIGN, warmup=5),
+        "2": StageConfig(20, 16, 8, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=5),
+        "3": StageConfig(20, 32, 8, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=5),
+    }
+
+
+STAGES = ("vae", "llm", "mar", "1", "2", "3")
+
+
+@dataclass
+class Config:
+    """Everything train.py needs."""
+    model: HarmonConfig
+    optim: OptimConfig
+    data: DataConfig
+    stages: dict
+
+    @classmethod
+    def preset(cls, name):
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}, expected one of {', '.join(PRESETS)}; "
+                             f"pass --preset nano")
+        stages = pico_stages() if name == "pico" else nano_stages()
+        data = DataConfig(scenes=200, board=2) if name == "pico" else DataConfig()
+        return cls(PRESETS[name](), OptimConfig(), data, stages)
+
+
 # --- dataclass <-> dict, command line ----------------------------------------------------------------------------------
 
 def to_dict(config):
@@ -176,18 +261,20 @@ def parse_value(kind, text):
 
 
 def sections(config):
-    """{"vae": VAEConfig, ...}: the nested dataclasses of a config that flags can reach, outermost first."""
+    """{"vae": VAEConfig, ..., "stage_1": StageConfig}: the dataclasses of a config that flags reach, by name."""
     found = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        for name, section in (value.items() if isinstance(value, dict) else [(f.name, value)]):
-            if dataclasses.is_dataclass(section):
-                found[name] = section
+        if isinstance(value, dict):
+            found.update({f"stage_{name}": section for name, section in value.items()})
+        elif dataclasses.is_dataclass(value):
+            found[f.name] = value
+            found.update(sections(value))
     return found
 
 
 def override(config, flags):
-    """Apply ["--mar.encoder_depth=6", "--stage2.lr", "1e-3"] to a config in place. Errors name the nearest flag."""
+    """Apply ["--mar.encoder_depth=6", "--stage_2.lr", "0.5"] to a config in place. Errors name the nearest flag."""
     known = {f"--{name}.{f.name}": (section, f) for name, section in sections(config).items()
              for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.type)}
     flags = list(flags)

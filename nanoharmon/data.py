@@ -1,0 +1,133 @@
+"""Batches of the shapes world for every stage, and the cache of VAE latents.
+
+Every batch is a pure function of (seed, stage, step, process): nothing about the data needs saving, and a resumed run
+sees exactly what the unbroken one would have seen. Scene i is likewise a function of (seed, i). Scenes for
+evaluation come from other seeds (evaluate.py).
+
+What a stage reads (README, stage table): `vae` pictures; `llm` texts only; `mar` pictures with a class; `1`, `2`, `3`
+pictures with prompts to draw them, and pictures with a request to describe them or with up to four questions.
+"""
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import shapes
+from .pipeline import DESCRIBE, pad, to_pixels
+from .tokenizer import GENERATE, GENERATE_ANYTHING, IGNORE
+
+
+class ShapesData:
+    """Batches for one process. `latents` {size: array (N, S, C)} must be there for the stages after `vae`."""
+
+    def __init__(self, config, tokenizer=None, buffers=0, device="cpu"):
+        self.config, self.tokenizer, self.buffers, self.device = config, tokenizer, buffers, device
+        self.latents = {}
+        self.uniform = None
+
+    def scene(self, i):
+        """The i-th training scene; without unseen pairs."""
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), layout=self.config.layout,
+                                   board=self.config.board)
+
+    def images(self, rng, n, size):
+        """n pictures (n, 3, size, size) in [-1, 1]."""
+        scenes = [self.scene(rng.randrange(10 ** 9)) for _ in range(n)]
+        return to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes]))).to(self.device)
+
+    def texts(self, rng, n):
+        """n texts without pictures: ids, labels, is_real (n, L), label_index. Stands in for an LLM's pretraining."""
+        rows = []
+        for _ in range(n):
+            scene = self.scene(rng.randrange(10 ** 9))
+            kind = rng.random()
+            if kind < 0.4:                           # a request to draw, answered by where things could be
+                chat = [("user", GENERATE.format(shapes.draw_prompt(scene, rng))),
+                        ("assistant", shapes.describe(scene, rng))]
+            elif kind < 0.9:                         # questions about a described scene
+                chat = self.questions(scene, rng)
+                chat[0] = ("user", shapes.describe(scene, rng) + "\n" + chat[0][1])
+            else:
+                chat = [("user", shapes.describe(scene, rng) + "\n" + DESCRIBE),
+                        ("assistant", shapes.caption(scene, rng))]
+            ids, labels = self.tokenizer.chat([{"role": r, "content": c} for r, c in chat])
+            if kind < 0.4:
+                labels = ids                         # prompts are language too: learn their wording
+            rows.append((ids, labels))
+        return self.supervised(rows)
+
+    def class_pictures(self, rng, n, size):
+        """Latents (n, S, C) of scenes with one kind of object, and their class labels (n,)."""
+        if self.uniform is None:
+            classes = [(i, scene) for i, scene in enumerate(map(self.scene, range(len(self.latents[size]))))
+                       if len({o.pair for o in scene.objects}) == 1]
+            self.uniform = [(i, shapes.scene_class(scene)) for i, scene in classes]
+        index, labels = zip(*rng.choices(self.uniform, k=n))
+        return self.tokens(index, size), torch.tensor(labels, device=self.device)
+
+    def drawings(self, rng, n, size, caption_drop):
+        """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded."""
+        index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
+        rows = [self.tokenizer.drawing(None if rng.random() < caption_drop
+                                       else shapes.draw_prompt(self.scene(i), rng)) for i in index]
+        return self.tokens(index, size), *pad(rows, self.tokenizer.pad, self.device)
+
+    def readings(self, rng, n, size):
+        """Latents (n, S, C) and conversations about them: ids, labels, is_real (n, L), label_index."""
+        index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
+        places = self.latents[size].shape[1] + self.buffers
+        rows = []
+        for i in index:
+            scene = self.scene(i)
+            chat = [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
+            if rng.random() < 0.6:
+                chat = self.questions(scene, rng)
+            messages = [{"role": r, "content": c} for r, c in chat]
+            messages[0]["content"] = [places, "\n" + messages[0]["content"]]
+            rows.append(self.tokenizer.chat(messages))
+        return self.tokens(index, size), *self.supervised(rows)
+
+    def questions(self, scene, rng):
+        """Up to four turns about a scene, as (role, text) pairs."""
+        asked = shapes.questions(scene, rng)
+        asked = rng.sample(asked, min(len(asked), 4))
+        return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.answer))]
+
+    def tokens(self, index, size):
+        return torch.from_numpy(self.latents[size][list(index)]).float().to(self.device)
+
+    def supervised(self, rows):
+        """(ids, labels) lists -> ids, labels, is_real (B, L), and the flat index of supervised positions."""
+        ids, is_real = pad([r for r, _ in rows], self.tokenizer.pad, "cpu")
+        labels = pad([r for _, r in rows], IGNORE, "cpu")[0]
+        index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)       # on the host: a GPU would have to wait
+        return tuple(x.to(self.device) for x in (ids, labels, is_real, index))
+
+
+def encode_share(vae, data, size, path, rank, world, batch=64, progress=lambda x: x):
+    """Encode this process's share of the training scenes into `path`, a float16 array (N, S, C) made by rank 0."""
+    out = np.load(path, mmap_mode="r+")
+    for start in progress(range(rank * batch, len(out), world * batch)):
+        scenes = [data.scene(i) for i in range(start, min(start + batch, len(out)))]
+        images = to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes])))
+        with torch.no_grad():
+            out[start:start + len(scenes)] = vae.encode(images.to(data.device)).half().cpu().numpy()
+    out.flush()
+
+
+def new_cache(path, n, tokens, channels):
+    """An empty file for `encode_share`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
+
+
+def training_texts(config, n=4000):
+    """Texts to train the tokenizer on."""
+    rng = random.Random(f"{config.seed}/tokenizer")
+    for _ in range(n):
+        scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
+        yield from (GENERATE.format(shapes.draw_prompt(scene, rng)), shapes.caption(scene, rng),
+                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
+        for qa in shapes.questions(scene, rng):
+            yield from (qa.question, qa.answer)

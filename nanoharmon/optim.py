@@ -1,0 +1,152 @@
+"""Optimisation: which parameters move in a stage, AdamW and Muon, the learning-rate schedule, EMA.
+
+Muon (Jordan 2024, arXiv 2502.16982) replaces a weight matrix's momentum by the nearest orthogonal matrix. On the nano
+recipe it learns several times faster per step than AdamW, for a sixth of the step's time (LOG.md). It is used for the
+matrices inside blocks; embeddings, norms, biases, input and output layers stay with AdamW. With `optim.muon false` all
+is AdamW, as in the official fine-tuning.
+
+torch.optim.Muon goes matrix by matrix; here all matrices of one shape go through one batched product, and under several
+processes each does its share, which on CPU is what makes it affordable.
+"""
+import math
+
+import torch
+import torch.distributed as dist
+
+# MAR and Harmon give no weight decay to biases, norms, embeddings and the diffusion head
+NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
+
+
+def select(model, trained, frozen=()):
+    """Set requires_grad by name prefix; returns the trained {name: parameter}."""
+    chosen = {}
+    for name, p in model.named_parameters():
+        on = name.startswith(tuple(trained)) and not name.startswith(tuple(frozen))
+        p.requires_grad_(on)
+        if on:
+            chosen[name] = p
+    if not chosen:
+        raise ValueError(f"no parameter name starts with {', '.join(trained)}; see --train-parts in --help")
+    return chosen
+
+
+def is_matrix(name, p):
+    """Does Muon take it? Weights inside transformer blocks, projectors and the diffusion MLP's residual blocks."""
+    inside = any(part in name for part in ("blocks.", "layers.", "proj_in.", "proj_out."))
+    return inside and p.ndim == 2 and not name.startswith("vae.")
+
+
+def make_optimizers(params, config):
+    """[AdamW, Muon] (or [AdamW]) for {name: parameter}; `config`: OptimConfig. Each group has its `base_lr`."""
+    matrices = {n: p for n, p in params.items() if config.muon and is_matrix(n, p)}
+    decay, plain = [], []
+    for name, p in params.items():
+        if name not in matrices:
+            (plain if p.ndim < 2 or any(part in name for part in NO_DECAY) else decay).append(p)
+    groups = [{"params": g, "weight_decay": wd} for g, wd in ((decay, config.weight_decay), (plain, 0.0)) if g]
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2),
+                                    fused=decay[0].device.type != "meta" if decay else None)] if groups else []
+    if matrices:
+        optimizers.append(Muon(matrices, config.muon_lr, config.muon_momentum, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised. The update has the size `lr * sqrt(max(1, rows / columns))` per direction.
+
+    A fused qkv weight (3D, D) is three matrices. Under torch.distributed, parameters must be the same on all ranks.
+    """
+
+    def __init__(self, named, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(list(named.values()), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.splits = [3 if "qkv" in name or "res_blocks" in name and "adaLN" in name else 1 for name in named]
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        by_shape = {}
+        for p, split in zip(group["params"], self.splits):
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+            update = p.grad.lerp(state["momentum"], group["momentum"])           # Nesterov
+            for part, target in zip(update.chunk(split), p.chunk(split)):
+                by_shape.setdefault(part.shape, []).append((part, target))
+        for shape, pairs in by_shape.items():
+            updates = share_work(torch.stack([part for part, _ in pairs]))       # (n, rows, columns)
+            scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+            for update, (_, target) in zip(updates, pairs):
+                target.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+
+def share_work(matrices):
+    """orthogonalize (n, r, c), each process taking a part of the n matrices."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return orthogonalize(matrices)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    out = torch.zeros_like(matrices)
+    out[rank::world] = orthogonalize(matrices[rank::world])
+    dist.all_reduce(out)
+    return out
+
+
+def orthogonalize(x, steps=5):
+    """About U V^T of each x = U S V^T, by a quintic Newton-Schulz iteration. x (n, rows, columns)."""
+    a, b, c = 3.4445, -4.7750, 2.0315        # Jordan's coefficients: singular values end in about [0.7, 1.2]
+    tall = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        xx = x @ x.transpose(1, 2)                                               # (n, rows, rows)
+        x = torch.baddbmm(x, torch.baddbmm(xx, xx, xx, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
+
+
+def lr_factor(step, steps, warmup, schedule, floor):
+    """Factor on the learning rate at `step` of `steps`: linear warmup, then to `floor` by cosine or linearly."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    down = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    return floor + (1 - floor) * down
+
+
+def set_lr(optimizers, factor):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+
+class EMA:
+    """Exponential moving average of the trained weights: what is evaluated and shipped.
+
+    The decay ramps up as (1 + step) / (10 + step) towards `decay`, so that short runs are not an average of their
+    beginning: the official 0.9999 needs some 100,000 steps.
+    """
+
+    def __init__(self, params, decay):
+        self.decay, self.shadow = decay, {n: p.detach().clone() for n, p in params.items()}
+
+    @torch.no_grad()
+    def update(self, params, step):
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), [params[n] for n in self.shadow], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, params):
+        for name, value in self.shadow.items():
+            params[name].copy_(value)
+
+    def swap(self, params):
+        """Exchange the model's weights and the averages, in place; twice = nothing happened."""
+        with torch.no_grad():
+            for name, value in self.shadow.items():
+                current = params[name].clone()
+                params[name].copy_(value)
+                value.copy_(current)

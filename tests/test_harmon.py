@@ -1,0 +1,307 @@
+"""The whole model: official numbers for seeing and drawing, who sees whom, learning.  python -m pytest -q tests/test_harmon.py"""
+import pytest
+import torch
+
+from golden import Golden, check, check_gradients, harmon_config, loss_rows, pixels, replay, split
+from nanoharmon.config import pico
+from nanoharmon.harmon import IMAGE, Harmon
+
+gold = Golden("harmon")
+RUNS = {run[0]: run for run in gold.config["runs"]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Harmon(harmon_config(gold.config)).eval()
+    model.load_state_dict(gold.state_dict())
+    return model
+
+
+@pytest.fixture
+def fresh(model):
+    """The same model without gradients, to call backward on."""
+    model.zero_grad(set_to_none=True)
+    model.vae.requires_grad_(False)
+    yield model
+    model.zero_grad(set_to_none=True)
+
+
+# --- official numbers --------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_every_station_of_the_drawing_step_is_official(model):
+    tokens = model.vae.encode(pixels(gold.input("t2i/pixel_uint8")))
+    gold.check("t2i/latents", tokens.unflatten(1, gold.config["grid"]))
+    visible, _ = split(gold.input("t2i/mask"))
+    x, z = model.see(tokens, visible)
+    gold.check("t2i/x_enc_mae", x)
+    gold.check("t2i/z_enc", z)                                               # buffers last
+    x = model.think(x, z, model.llm.embed(gold.input("t2i/input_ids")), gold.input("t2i/attention_mask"))
+    gold.check("t2i/x_enc", x)                                               # buffers first
+    gold.check("t2i/z", model.mar.decode(x, visible))
+
+
+def test_generation_loss_and_all_gradients_are_official(fresh):
+    mask, names = gold.input("t2i/mask"), gold.config["grad_param_names"]
+    rows = loss_rows(mask, fresh.config.mar.diffusion_batch_mul)
+    loss = fresh.generation_loss(
+        fresh.vae.encode(pixels(gold.input("t2i/pixel_uint8"))), gold.input("t2i/input_ids"),
+        gold.input("t2i/attention_mask"), split=split(mask), t=gold.input("t2i/t")[rows], noise=gold.input("t2i/noise")[rows])
+    gold.check("t2i/loss", loss)
+    loss.backward()
+    assert set(names) <= set(dict(fresh.named_parameters()))
+    check_gradients(gold, "t2i/", fresh, names)
+
+
+def test_understanding_loss_and_all_gradients_are_official(fresh):
+    """The gradient into the encoder is a tenth of what it would be (grad_scale)."""
+    tokens = fresh.vae.encode(pixels(gold.input("i2t/pixel_uint8")))
+    gold.check("i2t/z_enc", fresh.see(tokens)[1])
+    ids, labels, is_real = (gold.input("i2t/" + k) for k in ("input_ids", "labels", "attention_mask"))
+    loss = fresh.understanding_loss(tokens, ids, labels, is_real)
+    gold.check("i2t/loss", loss)
+    loss.backward()
+    check_gradients(gold, "i2t/", fresh, gold.config["grad_param_names"])
+    index = torch.tensor([i for i, x in enumerate(labels[:, 1:].flatten().tolist()) if x >= 0])
+    check("label_index", fresh.understanding_loss(tokens, ids, labels, is_real, index), loss.detach(), 1e-6)
+
+
+def test_text_only_loss_is_official(model):
+    args = [gold.input("i2t_textonly/" + k) for k in ("input_ids", "labels", "attention_mask")]
+    gold.check("i2t_textonly/loss", model.understanding_loss(None, *args))
+
+
+@torch.no_grad()
+def test_understanding_and_greedy_reply_are_official(model):
+    tokens = model.vae.encode(pixels(gold.input("und/pixel_uint8")))
+    gold.check("und/z_enc", model.see(tokens)[1])
+    embeds = model.embed_with_images(tokens, gold.input("und/input_ids"))
+    hidden = model.llm.model(embeds)
+    gold.check("und/last_hidden", hidden)
+    gold.check("und/logits_last8", model.llm.lm_head(hidden[:, -8:]))
+    reply = torch.stack(list(model.llm.generate(embeds, {-1}, max_new_tokens=8)), dim=1)
+    assert torch.equal(reply, gold.output("und/greedy_tokens"))
+
+
+@torch.no_grad()
+def test_another_grid_is_official(model):
+    image = pixels(gold.input("und_rect/pixel_uint8"))
+    x, z = model.see(model.vae.encode(image), grid=model.vae.grid_of(*image.shape[-2:]))
+    gold.check("und_rect/x_enc", x)
+    gold.check("und_rect/z_enc", z)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
+    _, cfg, schedule, temperature, iters, rect = RUNS[name]
+    folder, rows = f"sample/{name}/", 2 if cfg == 1 else 4
+    grid = tuple(gold.config["big"] if rect else gold.config["grid"])
+    thoughts, tokens, visible = [], [], []
+
+    def sample(z, scale, i):
+        randn = replay(gold.input(f"{folder}noise_init_{i}")[None], gold.input(f"{folder}noise_steps_{i}"))
+        return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, gold.config["mar"]["num_sampling_steps"],
+                                         randn=randn)
+
+    think = model.think
+    monkeypatch.setattr(model, "think", lambda *args: thoughts.append(think(*args)) or thoughts[-1])
+    got = model.draw(gold.input("sample/input_ids")[:rows], gold.input("sample/attention_mask")[:rows], iters, cfg,
+                     grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule, sample=sample,
+                     on_step=lambda t, v: (tokens.append(t), visible.append(v)))
+    assert len(tokens) == len(thoughts) == iters
+    ref, mask = gold.output(folder + "tokens"), gold.output(folder + "mask")
+    floor = 10 * gold.config["noise_floor"][folder + "tokens"]
+    for i in range(iters):
+        check(f"tokens {i}", tokens[i], ref[i + 1, :2], max(floor, 1e-4 * ref.abs().max().item()))
+        hidden = torch.ones_like(mask[0, :2]).scatter(1, visible[i], 0)
+        assert torch.equal(hidden, mask[i + 1, :2] if i + 1 < iters else torch.zeros_like(hidden))
+    for i in range(2):
+        gold.check(f"{folder}x_enc_iter{i}", thoughts[i])
+    gold.check(folder + "image", model.vae.decode(got, grid))
+
+
+# --- who sees whom -----------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_for_the_llm_the_buffers_come_last_and_order_is_causal(model):
+    """A change of visible token j reaches the tokens from j on and all buffers; one of buffer j only later buffers."""
+    U, K, B = model.config.mar.buffer_size, 5, 1
+    generator = torch.Generator().manual_seed(0)
+    z, text = torch.randn(B, K + U, 64, generator=generator), torch.randn(B, 3, 64, generator=generator)
+    x, is_real = torch.zeros(B, U + K, 64), torch.ones(B, 3, dtype=torch.bool)
+    ref = model.think(x, z, text, is_real)
+    order = list(range(U, U + K)) + list(range(U))                           # rows of the output, as the LLM reads them
+    for j in range(K + U):
+        changed = z.clone()
+        changed[:, j] += 1
+        moved = (model.think(x, changed, text, is_real) - ref).abs().amax(dim=(0, 2))[order] > 1e-5
+        assert moved.tolist() == [False] * j + [True] * (K + U - j)
+    assert ((model.think(x, z, text + 1, is_real) - ref).abs().amax(-1) > 1e-5).all()      # all read the prompt
+
+
+@torch.no_grad()
+def test_the_encoder_lets_buffers_and_visible_tokens_see_each_other(model):
+    tokens = torch.randn(1, 36, 4, generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 35] += 1
+    assert ((model.see(changed)[0] - model.see(tokens)[0]).abs().amax(-1) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_padding_of_the_prompt_changes_nothing(model):
+    tokens, mask = gold.output("t2i/latents").flatten(1, 2), gold.input("t2i/mask")
+    ids, is_real = gold.input("t2i/input_ids"), gold.input("t2i/attention_mask")
+    visible, hidden = split(mask)
+    x, z = model.see(tokens, visible)
+    ref = model.think(x, z, model.llm.embed(ids), is_real)
+    longer = torch.cat([torch.where(is_real, ids, 250), torch.full((3, 4), 251)], dim=1)   # other padding, and more
+    got = model.think(x, z, model.llm.embed(longer), torch.cat([is_real, torch.zeros(3, 4, dtype=torch.bool)], dim=1))
+    check("think", got, ref)
+    alone = model.think(x[:1], z[:1], model.llm.embed(ids[:1, :is_real[0].sum()]), is_real[:1, is_real[0]])
+    check("alone", alone, ref[:1])
+
+
+@torch.no_grad()
+def test_hidden_tokens_never_reach_z(model):
+    tokens, (visible, hidden) = gold.output("t2i/latents").flatten(1, 2), split(gold.input("t2i/mask"))
+    ids, is_real = gold.input("t2i/input_ids"), gold.input("t2i/attention_mask")
+
+    def z(tokens):
+        x, z = model.see(tokens, visible)
+        return model.mar.decode(model.think(x, z, model.llm.embed(ids), is_real), visible)
+    other = tokens.scatter(1, hidden[..., None].expand(-1, -1, 4), 1e6)
+    assert torch.equal(z(tokens), z(other)) and not torch.equal(z(tokens), z(tokens + 1))
+
+
+@torch.no_grad()
+def test_the_cached_prompt_thinks_as_the_whole_sequence(model):
+    """One prefill of the prompt and a cache that is never extended, against the sequence read anew in each iteration."""
+    from nanoharmon.qwen import KVCache
+    ids, is_real = gold.input("sample/input_ids"), gold.input("sample/attention_mask").bool()
+    cache = KVCache()
+    model.llm.model(model.llm.embed(ids), is_real=is_real, cache=cache)
+    cache.append = False
+    for K in (0, 1, 20):
+        x, z = model.see(torch.randn(4, 36, 4), torch.arange(K).expand(4, K))
+        check("think", model.think(x, z, None, is_real, cache), model.think(x, z, model.llm.embed(ids), is_real))
+    assert len(cache) == ids.shape[1]
+
+
+def test_pictures_fill_their_places_in_order(model):
+    """Two pictures in one row and one in the next: each placeholder gets its own vector, text stays text."""
+    tokens, n = torch.randn(3, 36, 4), 36 + model.config.mar.buffer_size
+    ids = torch.tensor([[5] + [IMAGE] * n + [6] + [IMAGE] * n, [7] * (n + 2) + [IMAGE] * n])
+    with torch.no_grad():
+        embeds, z = model.embed_with_images(tokens, ids), model.see(tokens)[1]
+        assert torch.equal(embeds[ids == IMAGE].view(3, n, -1), z)
+        assert torch.equal(embeds[ids != IMAGE], model.llm.embed(ids[ids != IMAGE]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
+def test_grad_scale_scales_only_the_gradient_into_the_encoder(model, scale):
+    ids, tokens = gold.input("und/input_ids"), torch.randn(1, 36, 4)
+
+    def run(scale):
+        model.zero_grad(set_to_none=True)
+        embeds = model.embed_with_images(tokens, ids, grad_scale=scale)
+        embeds.square().sum().backward()
+        return embeds, model.proj_in[0].weight.grad.clone(), model.llm.model.embed_tokens.weight.grad.clone()
+    got, ref = run(scale), run(1.0)
+    model.zero_grad(set_to_none=True)
+    check("value", got[0], ref[0].detach(), 1e-6)
+    check("encoder", got[1], scale * ref[1])
+    check("text", got[2], ref[2])
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_inpainting_keeps_the_known_tokens(model, cfg):
+    ids, is_real = (gold.input("sample/" + k)[:2 if cfg == 1 else 4] for k in ("input_ids", "attention_mask"))
+    tokens, places = torch.randn(2, 36, 4), torch.stack([torch.randperm(36), torch.randperm(36)])
+    known, index = places[:, 10:], places[:, 10:, None].expand(-1, -1, 4)
+    got = model.draw(ids, is_real, 4, cfg, orders=places[:, :10], tokens=tokens, known=known, steps="5")
+    assert torch.equal(got.gather(1, index), tokens.gather(1, index))
+    assert ((got != tokens).any(2).sum(1) == 10).all()
+
+
+def test_the_seed_decides_the_picture_and_the_prompt_does_too(model):
+    ids, is_real = gold.input("sample/input_ids"), gold.input("sample/attention_mask")
+
+    def draw(ids, seed, **options):
+        return model.draw(ids, is_real, 3, steps="5", generator=torch.Generator().manual_seed(seed),
+                          order_generator=torch.Generator().manual_seed(seed), **options)
+    assert torch.equal(draw(ids, 0), draw(ids, 0)) and not torch.equal(draw(ids, 0), draw(ids, 1))
+    assert torch.equal(draw(None, 0, text=model.llm.embed(ids)), draw(ids, 0))
+    other = ids.clone()
+    other[0, 0] = (ids[0, 0] + 1) % 256
+    a, b = draw(ids, 0), draw(other, 0)
+    assert not torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])           # and no picture sees another's prompt
+
+
+# --- learning ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def learned():
+    """A pico model that has seen one batch 250 times, in both tasks: four prompts, four pictures, four captions."""
+    torch.manual_seed(0)
+    model = Harmon(pico())
+    S, U = 4, model.config.mar.buffer_size
+    tokens, replies = torch.randn(4, S, 4), torch.randint(10, 300, (4, 3))
+    prompts, is_real = torch.arange(300, 304)[:, None].expand(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    question = torch.cat([torch.full((4, S + U), IMAGE), torch.full((4, 1), 5)], dim=1)
+    ids = torch.cat([question, replies], dim=1)
+    labels = torch.cat([torch.full_like(question, -100), replies], dim=1)
+    many = [x.repeat(16, *[1] * (x.dim() - 1)) for x in (tokens, prompts, is_real)]
+
+    def losses():
+        return model.generation_loss(*many), model.understanding_loss(tokens, ids, labels, torch.ones_like(ids).bool())
+    with torch.no_grad():
+        before = [torch.stack(losses()) for _ in range(8)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(250):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * (1 - step / 250)
+        optimizer.zero_grad()
+        sum(losses()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = [torch.stack(losses()) for _ in range(8)]
+    return model.eval(), tokens, prompts, question, replies, torch.stack(before).mean(0), torch.stack(after).mean(0)
+
+
+def test_one_batch_is_learned_in_both_tasks(learned):
+    *_, before, after = learned
+    assert after[0] < 0.4 * before[0] and after[1] < 0.01 * before[1], (before, after)
+
+
+def test_a_learned_caption_is_said(learned):
+    model, tokens, _, question, replies, *_ = learned
+    with torch.no_grad():
+        said = list(model.llm.generate(model.embed_with_images(tokens, question), {-1}, max_new_tokens=3))
+    assert torch.equal(torch.stack(said, dim=1), replies)
+
+
+@torch.no_grad()
+def test_a_learned_picture_belongs_to_its_prompt(learned):
+    """Nothing visible, the same noise: a picture is far likelier after its own prompt than after another one's."""
+    model, tokens, prompts, *_ = learned
+    everything = torch.arange(4).expand(4, 4)
+
+    def loss(prompts):
+        return model.generation_loss(tokens.repeat(16, 1, 1), prompts.repeat(16, 1), torch.ones(64, 3).bool(),
+                                     split=(everything[:, :0].repeat(16, 1), everything.repeat(16, 1)),
+                                     generator=torch.Generator().manual_seed(0))
+    assert loss(prompts) < 0.5 * loss(prompts.roll(1, 0))
+
+
+def test_frozen_parts_stay_frozen():
+    """A part with requires_grad_(False) gets no gradient and does not break the others'."""
+    model = Harmon(pico())
+    for p in model.mar.diffloss.parameters():
+        torch.nn.init.normal_(p, std=0.1)                                    # AdaLN-zero lets no gradient through
+    model.llm.requires_grad_(False)
+    model.generation_loss(torch.randn(2, 4, 4), torch.ones(2, 3).long(), torch.ones(2, 3).bool()).backward()
+    assert all(p.grad is None for p in model.llm.parameters())
+    assert all(p.grad is not None for part in (model.proj_in, model.proj_out) for p in part.parameters())
+    assert all(p.grad is None for p in model.vae.parameters())
