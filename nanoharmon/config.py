@@ -94,7 +94,7 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3."""
     return HarmonConfig(
-        VAEConfig(ch=64, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=16, patch_size=4, attn_resolutions=(),
+        VAEConfig(ch=64, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, patch_size=8, attn_resolutions=(),
                   scale=1.0),
         MARConfig(grid=3, token_dim=16, encoder_embed_dim=160, encoder_depth=4, encoder_num_heads=5,
                   decoder_embed_dim=160, decoder_depth=4, decoder_num_heads=5, buffer_size=8, class_num=140,
@@ -176,7 +176,7 @@ ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
 
 def nano_stages():
     return {
-        "vae": StageConfig(4000, 96, 16, lr=1.5, train_parts="vae."),
+        "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
         "llm": StageConfig(1500, 0, 64, train_parts="llm."),
         "mar": StageConfig(2500, 48, 128, train_parts="mar."),
         "1": StageConfig(1000, 48, 64, 32, train_parts=ALIGN),

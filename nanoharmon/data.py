@@ -37,7 +37,7 @@ class ShapesData:
         return to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes]))).to(self.device)
 
     def texts(self, rng, n):
-        """n texts without pictures: ids, labels, is_real (n, L), label_index. Stands in for an LLM's pretraining."""
+        """n texts without pictures, for the LLM's pretraining: ids, labels, is_real (n, L), label_index; as two halves."""
         rows = []
         for _ in range(n):
             scene = self.scene(rng.randrange(10 ** 9))
@@ -55,7 +55,8 @@ class ShapesData:
             if kind < 0.4:
                 labels = ids                         # prompts are language too: learn their wording
             rows.append((ids, labels))
-        return self.supervised(rows)
+        for _, rows in halves(range(n), rows, key=lambda row: len(row[0])):
+            yield self.supervised(rows)
 
     def class_pictures(self, rng, n, size):
         """Latents (n, S, C) of scenes with one kind of object, and their class labels (n,)."""
@@ -67,14 +68,15 @@ class ShapesData:
         return self.tokens(index, size), torch.tensor(labels, device=self.device)
 
     def drawings(self, rng, n, size, caption_drop):
-        """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded."""
+        """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded; as two halves."""
         index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
         rows = [self.tokenizer.drawing(None if rng.random() < caption_drop
                                        else shapes.draw_prompt(self.scene(i), rng)) for i in index]
-        return self.tokens(index, size), *pad(rows, self.tokenizer.pad, self.device)
+        for index, rows in halves(index, rows, key=len):
+            yield self.tokens(index, size), *pad(rows, self.tokenizer.pad, self.device)
 
     def readings(self, rng, n, size):
-        """Latents (n, S, C) and conversations about them: ids, labels, is_real (n, L), label_index."""
+        """Latents (n, S, C) and conversations about them: ids, labels, is_real (n, L), label_index; as two halves."""
         index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
         places = self.latents[size].shape[1] + self.buffers
         rows = []
@@ -86,7 +88,8 @@ class ShapesData:
             messages = [{"role": r, "content": c} for r, c in chat]
             messages[0]["content"] = [places, "\n" + messages[0]["content"]]
             rows.append(self.tokenizer.chat(messages))
-        return self.tokens(index, size), *self.supervised(rows)
+        for index, rows in halves(index, rows, key=lambda row: len(row[0])):
+            yield self.tokens(index, size), *self.supervised(rows)
 
     def questions(self, scene, rng):
         """Up to four turns about a scene, as (role, text) pairs."""
@@ -103,6 +106,14 @@ class ShapesData:
         labels = pad([r for _, r in rows], IGNORE, "cpu")[0]
         index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)       # on the host: a GPU would have to wait
         return tuple(x.to(self.device) for x in (ids, labels, is_real, index))
+
+
+def halves(index, rows, key):
+    """The shorter and the longer half of a batch: padding to the longest text would waste half of the LLM's work."""
+    order = sorted(range(len(rows)), key=lambda i: key(rows[i]))
+    for part in (order[:len(order) // 2], order[len(order) // 2:]):
+        if part:
+            yield [index[i] for i in part], [rows[i] for i in part]
 
 
 def encode_share(vae, data, size, path, rank, world, batch=64, progress=lambda x: x):

@@ -32,8 +32,9 @@ def select(model, trained, frozen=()):
 
 def is_matrix(name, p):
     """Does Muon take it? Weights inside transformer blocks, projectors and the diffusion MLP's residual blocks."""
-    inside = any(part in name for part in ("blocks.", "layers.", "proj_in.", "proj_out."))
-    return inside and p.ndim == 2 and not name.startswith("vae.")
+    if name.startswith("vae."):                      # all convolutions but the first and last of each half
+        return p.ndim == 4 and not any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
+    return p.ndim == 2 and any(part in name for part in ("blocks.", "layers.", "proj_in.", "proj_out."))
 
 
 def make_optimizers(params, config):
@@ -57,7 +58,7 @@ def make_optimizers(params, config):
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised. The update has the size `lr * sqrt(max(1, rows / columns))` per direction.
 
-    A fused qkv weight (3D, D) is three matrices. Under torch.distributed, parameters must be the same on all ranks.
+    Under torch.distributed, parameters must be the same on all ranks.
     """
 
     def __init__(self, named, lr, momentum=0.95, weight_decay=0.0):
@@ -76,7 +77,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(state["momentum"], group["momentum"])           # Nesterov
-            for part, target in zip(update.chunk(split), p.chunk(split)):
+            # a convolution (out, in, 3, 3) is the matrix (out, in*9); a fused qkv weight (3D, D) is three matrices
+            for part, target in zip(update.flatten(1).chunk(split), p.flatten(1).chunk(split)):
                 by_shape.setdefault(part.shape, []).append((part, target))
         for shape, pairs in by_shape.items():
             updates = share_work(torch.stack([part for part, _ in pairs]))       # (n, rows, columns)

@@ -17,9 +17,14 @@ from PIL import Image
 
 from .checkpoint import load_weights, open_tensors, save_safetensors, write_json
 from .config import HarmonConfig, from_dict, to_dict
-from .harmon import Harmon
+from .diffusion import SAMPLERS, space_timesteps
+from .files import to_rgb
+from .harmon import IMAGE, Harmon
+from .mar import random_orders
 from .tokenizer import Tokenizer
 
+# how the official scripts draw
+OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant"}
 DESCRIBE = "describe the image."            # what the captions of training answer
 
 
@@ -49,20 +54,24 @@ class Pipeline:
             if not (path / name).is_file():
                 raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
         try:
-            stored = json.loads((path / "config.json").read_text())
-        except ValueError as e:
+            stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{path / 'config.json'}: not valid JSON ({e}); pass another --ckpt") from None
         if not isinstance(stored, dict) or "model" not in stored:
             raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes")
         try:
-            config = from_dict(HarmonConfig, stored["model"], str(path / "config.json"))
-        except TypeError as e:
-            raise ValueError(f"{path / 'config.json'}: {e}") from None
-        with torch.device("meta"):          # no memory for weights that are about to be replaced
-            model = Harmon(config)
+            config = from_dict(HarmonConfig, stored["model"], "\"model\"")
+            with torch.device("meta"):      # no memory for weights that are about to be replaced
+                model = Harmon(config)
+        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+            raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
         load_weights(model, open_tensors(path), dtype=dtype, assign=True)
         model.llm.tie()
-        return cls(model.to(device), Tokenizer.load(path), stored.get("meta"))
+        tokenizer = Tokenizer.load(path)
+        if len(tokenizer) > config.llm.vocab_size:
+            raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
+                             f"{config.llm.vocab_size} of the model; pass another --ckpt")
+        return cls(model.to(device), tokenizer, stored.get("meta"))
 
     def save(self, path, dtype=torch.float32):
         """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json."""
@@ -77,37 +86,76 @@ class Pipeline:
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
+    def plan(self, prompts, size=None, image=None, region=None, **given):
+        """All options of a drawing: what is given, else "draw" in config.json's meta, else the official ones.
+
+        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
+        Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
+        """
+        options = OFFICIAL | {k: v for k, v in self.meta.get("draw", {}).items() if k in OFFICIAL}
+        options |= {k: v for k, v in given.items() if v is not None}
+        size = self.meta.get("draw", {}).get("size", self.size) if size is None else size
+        width, height = (size, size) if isinstance(size, int) else size
+        grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
+        S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
+        if (image is None) != (region is None):
+            raise ValueError("a region needs a picture and a picture a region; pass both --image and --region")
+        inside, outside = torch.arange(S), torch.arange(0)
+        if region is not None:
+            inside, outside = split_region(region, image.size, grid)
+        if given.get("iters") is None:
+            options["iters"] = min(options["iters"], len(inside))
+        if not 1 <= options["iters"] <= len(inside):
+            raise ValueError(f"{options['iters']} iterations asked for, expected 1 to {len(inside)} (the tokens to "
+                             f"draw); pass --iters {len(inside)} or less")
+        for name, known in ("sampler", SAMPLERS), ("cfg_schedule", ("constant", "linear")):
+            if options[name] not in known:
+                raise ValueError(f"{name} {options[name]!r} is none of {', '.join(known)}; "
+                                 f"pass --{name.replace('_', '-')} with one of them")
+        space_timesteps(1000, str(options["steps"]))
+        if not prompts or not all(p.strip() for p in prompts):
+            raise ValueError("an empty prompt, expected some text; pass --prompt TEXT")
+        if S + U + len(self.tokenizer.drawing("")) > limit:
+            raise ValueError(f"a {width}x{height} picture is {S + U} tokens, more than fit the context of {limit} with "
+                             f"a prompt; pass a smaller --size")
+        for prompt in prompts:
+            T = len(self.tokenizer.drawing(prompt))
+            if T + S + U > limit:
+                raise ValueError(f"the prompt {prompt[:40]!r}... is {T} tokens long, expected at most {limit - S - U} "
+                                 f"(the context less the picture); pass a shorter --prompt")
+        return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside}
+
     @torch.no_grad()
-    def draw(self, prompts, size=None, cfg=3.0, iters=64, steps=100, sampler="ddpm", temperature=1.0,
-             cfg_schedule="constant", seed=0, image=None, region=None, on_step=None):
+    def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
+             cfg_schedule=None, seed=0, image=None, region=None, on_step=None, progress=None):
         """One PIL picture per prompt (a list of strings), drawn together as one batch.
 
-        size: pixels, a side or (width, height); iters: unmasking iterations, at most the number of tokens; steps:
-        diffusion steps per token; image and region (x0, y0, x1, y1 in pixels): draw only that part of a picture anew.
-        on_step(pictures) gets the pictures so far, hidden tokens grey. The same arguments draw the same bytes.
+        size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
+        number of tokens; steps: diffusion steps per token. None = the checkpoint's own default, see `plan`.
+        image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
+        to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
+        costs nothing. The same arguments draw the same bytes.
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
-        order_generator = torch.Generator().manual_seed(seed)
-        width, height = (size, size) if isinstance(size or self.size, int) and size else (
-            (self.size, self.size) if size is None else size)
-        grid = self.model.vae.grid_of(height, width)
-        ids, is_real = self.prompt_ids(prompts, guided=cfg != 1.0)
-        options = {}
-        if region is not None:
-            tokens = self.model.vae.encode(self.pixels([image.convert("RGB").resize((width, height))]))
-            inside, outside = split_region(region, grid, self.model.config.vae.stride, self.device)
-            options = {"tokens": tokens.repeat(len(prompts), 1, 1), "known": outside.repeat(len(prompts), 1),
-                       "orders": torch.stack([inside[torch.randperm(len(inside), generator=order_generator)
-                                                     .to(self.device)] for _ in prompts])}
-        places = options["orders"].shape[1] if options else grid[0] * grid[1]
-        if not 1 <= iters <= places:
-            raise ValueError(f"{iters} iterations asked for, expected 1 to {places} (the tokens to draw); "
-                             f"pass --iters {places} or less")
-        if on_step is not None:
-            options["on_step"] = lambda tokens, visible: on_step(self.unfinished(tokens, visible, grid))
-        tokens = self.model.draw(ids, is_real, iters, cfg, grid, generator=generator, order_generator=order_generator,
-                                 cfg_schedule=cfg_schedule, steps=steps, sampler=sampler, temperature=temperature,
-                                 **options)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        plan = self.plan(prompts, size, image, region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
+                         temperature=temperature, cfg_schedule=cfg_schedule)
+        grid, device, B = plan["grid"], self.device, len(prompts)
+        generator = torch.Generator(device).manual_seed(seed)
+        order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
+        order = random_orders(B, len(plan["inside"]), "cpu", order_generator)    # (B, n)
+        options = {"orders": plan["inside"][order].to(device)}
+        if image is not None:
+            tokens = self.model.vae.encode(self.pixels([to_rgb(image).resize(plan["size"])]))
+            options |= {"tokens": tokens.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
+
+        def step(tokens, visible):
+            if on_step is not None:
+                on_step(self.unfinished(tokens, visible, grid))
+            if progress is not None:
+                progress()
+        ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0)
+        options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
+        tokens = self.model.draw(ids, is_real, grid=grid, generator=generator, on_step=step, **options)
         return to_pictures(self.model.vae.decode(tokens.to(self.dtype), grid))
 
     @property
@@ -137,15 +185,10 @@ class Pipeline:
         messages: [{"role", "content"}]; content a string, or a list where each None stands for the next of `images`
         (PIL pictures).
         """
-        ids, _ = self.tokenizer.chat(self.count_images(messages, size))
-        limit = self.model.config.llm.max_position_embeddings
-        if len(ids) + max_new_tokens > limit:
-            raise ValueError(f"the conversation is {len(ids)} tokens long, expected at most {limit - max_new_tokens} "
-                             f"(the context); start anew with /reset")
-        ids = torch.tensor([ids], device=self.device)
-        embeds = self.embed(ids, images, size)
+        ids = self.chat_ids(messages, size, max_new_tokens)
+        embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
         generator = torch.Generator(self.device).manual_seed(seed)
-        said, shown = [], ""
+        said, text, shown = [], "", ""
         for token in self.model.llm.generate(embeds, [self.tokenizer.im_end, self.tokenizer.pad], max_new_tokens,
                                              temperature, top_p, generator):
             said.append(token.item())
@@ -153,15 +196,20 @@ class Pipeline:
             if not text.endswith("\ufffd"):                  # a character of several bytes may still be incomplete
                 yield text[len(shown):]
                 shown = text
+        yield text[len(shown):]
 
     def answer(self, image, question, **options):
         """One answer to one question about a PIL picture."""
         return "".join(self.reply([{"role": "user", "content": [None, "\n" + question]}], [image], **options)).strip()
 
     @torch.no_grad()
-    def answers(self, images, questions, size=None, max_new_tokens=48):
+    def answers(self, images, questions, size=None, max_new_tokens=64):
         """Greedy answers to one question per picture, as one batch; the same as `answer` one by one."""
-        rows = [self.tokenizer.chat(self.count_images([{"role": "user", "content": [None, "\n" + q]}], size))[0]
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} pictures and {len(questions)} questions, expected one for each")
+        if not images:
+            return []
+        rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max_new_tokens)
                 for q in questions]
         ids, is_real = pad(rows, self.tokenizer.pad, self.device, left=True)
         embeds = self.embed(ids, images, size)
@@ -170,14 +218,29 @@ class Pipeline:
         rows = [[t for t in row if t not in stop] for row in tokens.tolist()]
         return [self.tokenizer.decode(row).strip() for row in rows]
 
+    def chat_ids(self, messages, size, max_new_tokens):
+        """Ids of a conversation whose reply is to come. Raises ValueError when the context is too short for both."""
+        ids, _ = self.tokenizer.chat(self.count_images(messages, size))
+        limit = self.model.config.llm.max_position_embeddings
+        if len(ids) + max_new_tokens > limit:
+            raise ValueError(f"the conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
+                             f"{max_new_tokens} for the reply; type /reset, or pass a smaller --max-new-tokens")
+        return ids
+
+    def placeholders(self, size):
+        """How many places of the conversation one picture takes: S + U."""
+        h, w = self.model.vae.grid_of(size or self.size, size or self.size)
+        return h * w + self.model.config.mar.buffer_size
+
     def count_images(self, messages, size):
         """Replace None by the number of placeholders of a picture."""
-        side = (size or self.size) // self.model.config.vae.stride
-        n = side * side + self.model.config.mar.buffer_size
+        n = self.placeholders(size)
         return [{**m, "content": [n if part is None else part for part in m["content"]]}
                 if isinstance(m["content"], list) else m for m in messages]
 
     def embed(self, ids, images, size):
+        if (ids == IMAGE).sum() != len(images) * self.placeholders(size):
+            raise ValueError(f"{len(images)} pictures given, expected one for each None in the messages")
         if not images:
             return self.model.llm.embed(ids)
         tokens, grid = self.tokens(images, size)
@@ -188,7 +251,7 @@ class Pipeline:
         size = size or self.size
         grid = self.model.vae.grid_of(size, size)
         pixels = self.pixels([pad_square(image).resize((size, size), Image.Resampling.BICUBIC)
-                              if image.size != (size, size) else image.convert("RGB") for image in images])
+                              if image.size != (size, size) else to_rgb(image) for image in images])
         return self.model.vae.encode(pixels), grid
 
     @torch.no_grad()
@@ -218,7 +281,7 @@ def to_pictures(image):
 
 def pad_square(image):
     """Centre a picture on a grey square: nothing is cut off, nothing is stretched."""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     side = max(image.size)
     square = Image.new("RGB", (side, side), (127, 127, 127))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -236,14 +299,15 @@ def pad(rows, value, device, left=False):
     return ids.to(device), is_real.to(device)
 
 
-def split_region(region, grid, stride, device):
-    """Token indices (n,) that a pixel box touches, and the others (1, S-n)."""
-    x0, y0, x1, y1 = region
-    h, w = grid
-    if not (0 <= x0 < x1 <= w * stride and 0 <= y0 < y1 <= h * stride):
-        raise ValueError(f"region {x0},{y0},{x1},{y1} is not a box inside the {w * stride}x{h * stride} picture; "
+def split_region(region, size, grid):
+    """Indices of the tokens that a box touches (n,), and of the others (S-n,). Box in pixels of a picture of `size`."""
+    (x0, y0, x1, y1), (width, height), (h, w) = region, size, grid
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(f"region {x0},{y0},{x1},{y1} is not a box inside the {width}x{height} picture; "
                          f"pass --region x0,y0,x1,y1 in pixels")
-    rows, columns = torch.arange(h) * stride, torch.arange(w) * stride
-    inside = (((rows < y1) & (rows + stride > y0))[:, None] & ((columns < x1) & (columns + stride > x0))).flatten()
+    rows, columns = torch.arange(h) * height, torch.arange(w) * width            # in 1/h and 1/w pixels: all integers
+    inside_rows = (rows < y1 * h) & (rows + height > y0 * h)
+    inside_columns = (columns < x1 * w) & (columns + width > x0 * w)
+    inside = (inside_rows[:, None] & inside_columns).flatten()
     index = torch.arange(h * w)
-    return index[inside].to(device), index[~inside].unsqueeze(0).to(device)
+    return index[inside], index[~inside]

@@ -1,7 +1,7 @@
 """Golden tensors for the tests: what the official Harmon, MAR and Hugging Face code computes (tests/golden/*.npz).
 
-Every file has a JSON `config`, weights `sd/...`, inputs `in/...` and outputs `out/...`. An output matches if it is within
-max(10 x its noise floor, 1e-4 x max(1, max|ref|)), where the noise floor is how far rounding all weights moves it.
+Every file has a JSON `config`, weights `sd/...`, inputs `in/...` and outputs `out/...`. An output matches if it is
+within max(10 x its noise floor, 1e-4 x max(1, max|ref|)); the noise floor is how far rounding all weights moves it.
 """
 import json
 from pathlib import Path
@@ -81,8 +81,8 @@ def vae_config(c, z_channels, scale):
 
 def mar_config(c):
     names = MARConfig.__dataclass_fields__
-    return MARConfig(grid=c["img_size"] // c["vae_stride"], token_dim=c["vae_embed_dim"], attn_dropout=0.0, proj_dropout=0.0,
-                     **{k: v for k, v in c.items() if k in names})
+    return MARConfig(grid=c["img_size"] // c["vae_stride"], token_dim=c["vae_embed_dim"], attn_dropout=0.0,
+                     proj_dropout=0.0, **{k: v for k, v in c.items() if k in names})
 
 
 def llm_config(c):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nanoharmon.config import (PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, describe_flags, from_dict, nearest,
-                               override, parse_value, sections, to_dict)
+from nanoharmon.config import (PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, describe_flags, from_dict,
+                               nearest, override, parse_value, sections, to_dict)
 
 ALL = pytest.mark.parametrize("preset", PRESETS)
 
@@ -42,8 +42,10 @@ def test_official_numbers():
 @pytest.mark.parametrize("flags, section, name, value", [
     (["--mar.encoder_depth=6"], "mar", "encoder_depth", 6), (["--mar.encoder_depth", "6"], "mar", "encoder_depth", 6),
     (["--vae.scale", "1e-2"], "vae", "scale", 0.01), (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)),
-    (["--vae.attn_resolutions="], "vae", "attn_resolutions", ()), (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
-    (["--llm.tie_word_embeddings", "False"], "llm", "tie_word_embeddings", False), (["--vae.scale", "-1"], "vae", "scale", -1.0),
+    (["--vae.attn_resolutions="], "vae", "attn_resolutions", ()),
+    (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
+    (["--llm.tie_word_embeddings", "False"], "llm", "tie_word_embeddings", False),
+    (["--vae.scale", "-1"], "vae", "scale", -1.0),
     (["--llm.tie_word_embeddings=true"], "llm", "tie_word_embeddings", True),
     (["--vae.ch", "1", "--vae.ch", "2"], "vae", "ch", 2)])
 def test_a_flag_changes_its_field_and_nothing_else(flags, section, name, value):
@@ -74,7 +76,7 @@ def test_a_wrong_flag_is_refused_and_the_nearest_is_named(flags, message):
 def test_config_json_with_an_unknown_field_names_it_and_its_place():
     values = to_dict(HarmonConfig())
     values["mar"]["encoder_dim"] = 3
-    with pytest.raises(ValueError, match="config.json: mar: unknown field 'encoder_dim'; did you mean 'encoder_embed_dim'?"):
+    with pytest.raises(ValueError, match="mar: unknown field 'encoder_dim'; did you mean 'encoder_embed_dim'?"):
         from_dict(HarmonConfig, values)
 
 

@@ -1,4 +1,4 @@
-"""The whole model: official numbers for seeing and drawing, who sees whom, learning.  python -m pytest -q tests/test_harmon.py"""
+"""Seeing and drawing: official numbers, who sees whom, learning.     python -m pytest -q tests/test_harmon.py"""
 import pytest
 import torch
 
@@ -26,7 +26,7 @@ def fresh(model):
     model.zero_grad(set_to_none=True)
 
 
-# --- official numbers --------------------------------------------------------------------------------------------------
+# --- official numbers ------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def test_every_station_of_the_drawing_step_is_official(model):
@@ -46,7 +46,8 @@ def test_generation_loss_and_all_gradients_are_official(fresh):
     rows = loss_rows(mask, fresh.config.mar.diffusion_batch_mul)
     loss = fresh.generation_loss(
         fresh.vae.encode(pixels(gold.input("t2i/pixel_uint8"))), gold.input("t2i/input_ids"),
-        gold.input("t2i/attention_mask"), split=split(mask), t=gold.input("t2i/t")[rows], noise=gold.input("t2i/noise")[rows])
+        gold.input("t2i/attention_mask"), split=split(mask), t=gold.input("t2i/t")[rows],
+        noise=gold.input("t2i/noise")[rows])
     gold.check("t2i/loss", loss)
     loss.backward()
     assert set(names) <= set(dict(fresh.named_parameters()))
@@ -100,8 +101,8 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
 
     def sample(z, scale, i):
         randn = replay(gold.input(f"{folder}noise_init_{i}")[None], gold.input(f"{folder}noise_steps_{i}"))
-        return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, gold.config["mar"]["num_sampling_steps"],
-                                         randn=randn)
+        steps = gold.config["mar"]["num_sampling_steps"]
+        return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, steps, randn=randn)
 
     think = model.think
     monkeypatch.setattr(model, "think", lambda *args: thoughts.append(think(*args)) or thoughts[-1])
@@ -120,7 +121,7 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
     gold.check(folder + "image", model.vae.decode(got, grid))
 
 
-# --- who sees whom -----------------------------------------------------------------------------------------------------
+# --- who sees whom ---------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def test_for_the_llm_the_buffers_come_last_and_order_is_causal(model):
@@ -175,7 +176,7 @@ def test_hidden_tokens_never_reach_z(model):
 
 @torch.no_grad()
 def test_the_cached_prompt_thinks_as_the_whole_sequence(model):
-    """One prefill of the prompt and a cache that is never extended, against the sequence read anew in each iteration."""
+    """One prefill of the prompt and a cache that is never extended, against the sequence read anew each time."""
     from nanoharmon.qwen import KVCache
     ids, is_real = gold.input("sample/input_ids"), gold.input("sample/attention_mask").bool()
     cache = KVCache()
@@ -213,7 +214,7 @@ def test_grad_scale_scales_only_the_gradient_into_the_encoder(model, scale):
     check("text", got[2], ref[2])
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_inpainting_keeps_the_known_tokens(model, cfg):
@@ -239,7 +240,7 @@ def test_the_seed_decides_the_picture_and_the_prompt_does_too(model):
     assert not torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])           # and no picture sees another's prompt
 
 
-# --- learning ----------------------------------------------------------------------------------------------------------
+# --- learning --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def learned():

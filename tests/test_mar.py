@@ -22,7 +22,7 @@ gold_class, mar_class = load("lth14")
 GRIDS = {"native": None, "big": tuple(gold.config["big"]), "rect": tuple(gold.config["rect"])}
 
 
-# --- official numbers --------------------------------------------------------------------------------------------------
+# --- official numbers ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_encoder_and_decoder_are_official_on_every_grid(grid):
@@ -56,7 +56,7 @@ def test_loss_over_hidden_tokens_is_official():
 
 
 def test_mask_ratios_are_the_official_truncated_normal():
-    """The official draw is scipy's truncnorm.rvs(1): the inverse cdf at one uniform number of numpy's global generator."""
+    """The official draw is scipy's truncnorm.rvs(1): the inverse cdf at one uniform number of numpy's."""
     seeds = gold.config["numpy_seeds"]
     rates = [draw_mask_ratio(mar.config, np.random.RandomState(seeds["harmon_mask_rates"]).uniform(size=32)[i])
              for i in range(32)]
@@ -67,7 +67,8 @@ def test_mask_ratios_are_the_official_truncated_normal():
         rng.shuffle(row)
     n_hidden = math.ceil(64 * draw_mask_ratio(mar.config, rng.uniform()))
     mask = torch.zeros(3, 64).scatter(1, gold.output("orders")[:, :n_hidden], 1.0)
-    assert torch.equal(torch.from_numpy(orders), gold.output("orders")) and torch.equal(mask, gold.output("random_mask"))
+    assert torch.equal(torch.from_numpy(orders), gold.output("orders"))
+    assert torch.equal(mask, gold.output("random_mask"))
 
 
 def test_class_conditional_encoder_decoder_and_losses_are_official():
@@ -103,7 +104,7 @@ def test_drawing_from_class_labels_is_official(name, cfg, schedule, temperature,
     g.check("sample/" + name, tokens.transpose(1, 2).unflatten(2, (6, 6)))
 
 
-# --- properties --------------------------------------------------------------------------------------------------------
+# --- properties ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("drop_prob, training", [(0.0, True), (1.0, True), (1.0, False)])
 def test_class_loss_drops_labels_only_in_training(drop_prob, training):
@@ -112,7 +113,8 @@ def test_class_loss_drops_labels_only_in_training(drop_prob, training):
     m.config.label_drop_prob = drop_prob
 
     def loss(labels):
-        return m.class_loss(tokens, torch.tensor(labels), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+        return m.class_loss(tokens, torch.tensor(labels), torch.Generator().manual_seed(1),
+                            torch.Generator().manual_seed(2))
     m.class_emb.weight.data *= 100
     torch.nn.init.normal_(m.diffloss.net.final_layer.adaLN_modulation[1].weight)
     assert torch.equal(loss([1, 2, 3]), loss([4, 5, 6])) == (drop_prob == 1.0 and training)
@@ -131,7 +133,8 @@ def test_random_split_is_a_partition_and_hides_the_drawn_share(ratio, S):
 
 
 def test_mask_ratios_stay_in_their_range():
-    for config, low in [(MARConfig(), 0.7), (MARConfig(mask_ratio_min=0.5), 0.5), (MARConfig(mask_ratio="cosine"), 0.0)]:
+    for config, low in [(MARConfig(), 0.7), (MARConfig(mask_ratio_min=0.5), 0.5),
+                        (MARConfig(mask_ratio="cosine"), 0.0)]:
         ratios = [draw_mask_ratio(config, u) for u in np.linspace(0, 1 - 1e-7, 101)]
         assert min(ratios) >= low - 1e-6 and max(ratios) <= 1
         ends = sorted((ratios[0], ratios[-1]))
@@ -159,9 +162,10 @@ S = 9
 
 @pytest.mark.parametrize("iters", [1, 7, S, S + 20])
 def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters):
-    m, orders = MAR(MARConfig(grid=3, token_dim=1, encoder_embed_dim=32, encoder_depth=1, encoder_num_heads=2,
-                              decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2, diffloss_d=1, diffloss_w=32)), \
-        torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    config = pico().mar
+    config.grid, config.token_dim = 3, 1
+    m = MAR(config)
+    orders = torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(i)) for i in range(2)])
     history, shown = [torch.zeros(2, S)], []
 
     def predict(tokens, visible):
@@ -178,8 +182,8 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters):
         assert torch.equal(torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True), history[-1] > 0)
     m.draw(predict, orders, iters, sample=sample, on_step=on_step)
     for before, after in zip(history, history[1:]):
-        assert ((after != before) <= (before == 0)).all() and (after != before).any()      # a drawn token is never redrawn
-    when = history[-1].gather(1, orders)                                                   # step of each entry of the order
+        assert ((after != before) <= (before == 0)).all() and (after != before).any()  # none is drawn twice
+    when = history[-1].gather(1, orders)                                     # the step in which each entry was drawn
     assert (history[-1] > 0).all() and (when.diff(dim=1) <= 0).all()
     assert len(history) - 1 == min(iters, S)
 
@@ -192,7 +196,7 @@ def test_linear_guidance_grows_from_1_to_cfg():
         return seen
     linear = scales("linear")
     assert scales("constant") == [3.0] * 8 and (np.diff(linear) > 0).all() and 1 < linear[0] < 1.1
-    assert linear[-1] == 1 + 2 * 63 / 64                                     # the official count after the last step is 1
+    assert linear[-1] == 1 + 2 * 63 / 64             # the official count after the last step is 1
 
 
 def test_hidden_tokens_influence_nothing():
@@ -201,7 +205,8 @@ def test_hidden_tokens_influence_nothing():
     visible, _ = split(mask)
     other = torch.where(mask[..., None] == 1, torch.full_like(tokens, 1e6), tokens)
     assert torch.equal(mar.encode(tokens, visible), mar.encode(other, visible))
-    assert torch.equal(mar.decode(mar.encode(tokens, visible), visible), mar.decode(mar.encode(other, visible), visible))
+    z = [mar.decode(mar.encode(x, visible), visible) for x in (tokens, other)]
+    assert torch.equal(*z)
 
 
 def test_batched_pictures_do_not_see_each_other():

@@ -1,7 +1,7 @@
 """Names and shapes of the official models, and no waiting for the GPU.     python -m pytest -q tests/test_meta.py
 
-On the meta device tensors have shapes but no data, so even Harmon-1.5B costs nothing. It stands for a GPU: whatever needs
-a number on the host (`.item()`, a boolean index, a copy back) and would stall a GPU is an error there.
+On the meta device tensors have shapes but no data, so even Harmon-1.5B costs nothing. It stands for a GPU: whatever
+needs a number on the host (`.item()`, a boolean index, a copy back) and would stall a GPU is an error there.
 """
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ def meta(make):
         return make()
 
 
-# --- names and shapes --------------------------------------------------------------------------------------------------
+# --- names and shapes ------------------------------------------------------------------------------------------------
 
 def mar_large():
     return MAR(MARConfig(encoder_embed_dim=1024, encoder_depth=16, encoder_num_heads=16, decoder_embed_dim=1024,
@@ -38,11 +38,12 @@ def parts(size):
 
 
 half, large = parts("0.5b"), parts("1.5b")
-OFFICIAL = {                                             # file: (model, number of names, names of ours that are not in it)
+OFFICIAL = {                                             # file: (model, number of names, ours that are not in it)
     "harmon_0.5b_inference_with_vae": (half[0], 975, ()), "harmon_1.5b_inference_with_vae": (large[0], 1263, ()),
     "harmon_0.5b_train_state_dict_no_vae": (half[0], 663, "vae."),
     "harmon_1.5b_train_state_dict_no_vae": (large[0], 951, "vae."),
-    "lth14_mar_base": (half[1], 364, ()), "lth14_mar_large": (mar_large, 476, ()), "lth14_mar_huge": (large[1], 604, ()),
+    "lth14_mar_base": (half[1], 364, ()), "lth14_mar_large": (mar_large, 476, ()),
+    "lth14_mar_huge": (large[1], 604, ()),
     "qwen2.5_0.5b_state_dict": (half[2], 291, ()), "qwen2.5_1.5b_state_dict": (large[2], 339, ()),
     "qwen2.5_0.5b_safetensors": (half[2], 290, "lm_head."), "qwen2.5_1.5b_safetensors": (large[2], 338, "lm_head."),
     "kl16_vae": (lambda: VAE(PRESETS["harmon-0.5b"]().vae), 312, ())}
@@ -67,7 +68,7 @@ def test_parameter_counts_are_official(preset, millions):
     assert round(n / 1e6, 2) == millions
 
 
-# --- nothing waits for the device --------------------------------------------------------------------------------------
+# --- nothing waits for the device ------------------------------------------------------------------------------------
 
 class Watch(TorchDispatchMode):
     """Counts the host-to-device copies, and refuses everything that would need data from the device."""
@@ -90,9 +91,10 @@ class Watch(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("code", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).all()), lambda x: x.cpu(),
-                                  lambda x: (x > 0).nonzero(), lambda x: x.masked_select(x > 0), lambda x: x.tolist(),
-                                  lambda x: torch.equal(x, x), lambda x: x.unique(), lambda x: int(x.argmax()), lambda x: float(x[0])])
+@pytest.mark.parametrize("code", [
+    lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).all()), lambda x: x.cpu(),
+    lambda x: (x > 0).nonzero(), lambda x: x.masked_select(x > 0), lambda x: x.tolist(),
+    lambda x: torch.equal(x, x), lambda x: x.unique(), lambda x: int(x.argmax()), lambda x: float(x[0])])
 def test_the_watch_notices_what_waits(code):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), Watch():
         code(torch.empty(3, device="meta"))
@@ -114,7 +116,7 @@ def empty(*shape, dtype=torch.float32):
 
 def sizes(model):
     c = model.config
-    return c.mar.grid ** 2, c.mar.token_dim, c.mar.grid ** 2 + c.mar.buffer_size          # S, C, placeholders of a picture
+    return c.mar.grid ** 2, c.mar.token_dim, c.mar.grid ** 2 + c.mar.buffer_size   # S, C, placeholders of a picture
 
 
 def vae_step(model):
@@ -141,7 +143,8 @@ def generation_step(model):
 def understanding_step(model):
     S, C, n = sizes(model)
     ids = empty(B, n + T, dtype=torch.long)
-    return model.understanding_loss(empty(B, S, C), ids, ids, empty(B, n + T, dtype=torch.bool), empty(5, dtype=torch.long))
+    is_real, label_index = empty(B, n + T, dtype=torch.bool), empty(5, dtype=torch.long)
+    return model.understanding_loss(empty(B, S, C), ids, ids, is_real, label_index)
 
 
 @SIZES
@@ -188,7 +191,7 @@ def test_class_sampling_and_decoding_wait_for_nothing(models, preset):
 
 
 def test_a_model_follows_its_inputs_device():
-    """Nothing inside makes a tensor on the host by itself: timesteps, noise, masks and orders are born on the device."""
+    """Nothing inside makes a tensor on the host by itself: timesteps, noise, masks, orders are born on the device."""
     head = meta(lambda: DiffLoss(4, 8, 32, 1))
     assert head(empty(6, 4), empty(6, 8)).device.type == "meta"
     assert head.sample(empty(6, 8), steps="2").device.type == "meta"

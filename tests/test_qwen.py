@@ -30,7 +30,7 @@ def llm():
 IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-# --- official numbers --------------------------------------------------------------------------------------------------
+# --- official numbers ------------------------------------------------------------------------------------------------
 
 @TIED
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_same_numbers_as_transformers_where_installed():
         check("logits", ours(ids), hf(ids).logits)
 
 
-# --- causality, padding, cache -----------------------------------------------------------------------------------------
+# --- causality, padding, cache ---------------------------------------------------------------------------------------
 
 def test_no_position_sees_the_future(llm):
     ref = llm(IDS)
@@ -202,7 +202,7 @@ def test_plain_attention_is_the_fused_one(mask):
     check("fused", attention(q, k, v, may), results[0][0], 1e-5)
 
 
-# --- loss and generation -----------------------------------------------------------------------------------------------
+# --- loss and generation ---------------------------------------------------------------------------------------------
 
 def test_loss_is_next_token_cross_entropy_where_labels_are(llm):
     labels = IDS.clone()

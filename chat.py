@@ -1,0 +1,174 @@
+"""Talk with the model about pictures, yours and the ones it draws.
+
+    python chat.py                                                  type to ask, /help for the commands
+    python chat.py --image photo.png                                start with a picture
+    python chat.py --image photo.png --prompt "is there a circle?"  one answer, nothing else
+
+    > /draw a red circle left of a blue square
+    (drawing-001.png; ask about it)
+    > what color is the square?
+    blue
+
+A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
+"""
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanoharmon.cli import Parser, explain, load_pipeline, model_flags, number, run, text
+from nanoharmon.config import nearest
+from nanoharmon.files import check_output, encode, open_image, write_bytes
+
+HELP = """\
+  /image FILE   show a picture; the next question is about it, and so are those after
+  /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it
+  /save FILE    .json or .txt: the conversation; .png: the last picture
+  /reset        forget everything so far
+  /help         this list
+  /quit         leave (so do Ctrl-D and Ctrl-C)
+  anything else is said to the model"""
+
+
+def parse_args(argv=None):
+    parser = Parser(prog="chat.py", description=__doc__, epilog="commands while chatting:\n" + HELP)
+    add = parser.add_argument
+    add("--image", action="append", default=[], metavar="FILE", help="start with this picture; may be repeated")
+    add("--prompt", metavar="TEXT", help="ask this, print the answer, leave")
+    add("--temperature", type=number(float, 0, 100), default=0.0, help="0: the likeliest words; 1: random (default 0)")
+    add("--top-p", type=number(float, 0.01, 1), default=1.0, help="choose among the likeliest of this mass (default 1)")
+    add("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="longest answer, in tokens (default 64)")
+    model_flags(parser)
+    return parser.parse_args(argv)
+
+
+class Chat:
+    """A conversation. `messages` are {"role", "content"}; None in a content list is the next of `pictures`."""
+
+    def __init__(self, pipe, args):
+        self.pipe, self.args = pipe, args
+        self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
+        self.reset()
+
+    def reset(self):
+        self.messages, self.pictures, self.names = [], [], []
+        self.waiting = 0                     # pictures, the last of `pictures`, that the next question will show
+
+    def show(self, picture, name):
+        self.pictures.append(picture)
+        self.names.append(str(name))
+        self.waiting += 1
+
+    def ask(self, words):
+        """Stream the answer. The turn joins the conversation when the answer is complete, or not at all."""
+        content = [None, "\n"] * self.waiting + [words] if self.waiting else words
+        messages, said = self.messages + [{"role": "user", "content": content}], ""
+        for piece in self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
+                                     max_new_tokens=self.args.max_new_tokens, seed=self.args.seed + len(messages) // 2):
+            said += piece
+            yield piece
+        self.messages, self.waiting = messages + [{"role": "assistant", "content": said.strip()}], 0
+
+    def draw(self, words):
+        """Draw, save under the next free number, show. Returns the path."""
+        number = 1
+        while (path := Path(f"drawing-{number:03d}.png")).exists():
+            number += 1
+        check_output(path, "the folder you start chat.py in")
+        with tqdm(total=self.pipe.plan([words])["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+            picture = self.pipe.draw([words], seed=self.args.seed + self.drawn, progress=bar.update)[0]
+        write_bytes(path, encode(picture))
+        self.drawn += 1
+        self.show(picture, path)
+        return path
+
+    def save(self, name):
+        path = check_output(name, "/save FILE", (".json", ".txt", ".png"))
+        if path.suffix.lower() == ".png":
+            if not self.pictures:
+                raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
+            write_bytes(path, encode(self.pictures[-1]))
+            return
+        names = iter(self.names)
+        turns = [{**m, "content": [{"image": next(names)} if part is None else part for part in
+                                   (m["content"] if isinstance(m["content"], list) else [m["content"]])]}
+                 for m in self.messages]
+        if path.suffix.lower() == ".json":
+            words = json.dumps(turns, indent=2, ensure_ascii=False)
+        else:
+            words = "\n".join(m["role"] + ": " + "".join(f"[{part['image']}]" if isinstance(part, dict) else part
+                                                         for part in m["content"]) for m in turns)
+        write_bytes(path, (words + "\n").encode("utf-8", "replace"))
+
+
+def command(chat, line):
+    """Obey one line that begins with a slash. Returns False when it is time to leave."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name in ("/image", "/draw", "/save") and not rest:
+        raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
+    if name == "/image":
+        chat.show(open_image(rest, "/image FILE"), rest)
+        print(f"({rest}; ask about it)")
+    elif name == "/draw":
+        print(f"({chat.draw(rest)}; ask about it)")
+    elif name == "/save":
+        chat.save(rest)
+        print(f"(wrote {rest})")
+    elif name == "/reset":
+        chat.reset()
+        print("(forgotten)")
+    elif name == "/help":
+        print(HELP)
+    elif name in ("/quit", "/exit"):
+        return False
+    else:
+        raise ValueError(f"unknown command {name}{nearest(name, HELP.split())}; see /help")
+    return True
+
+
+def talk(chat):
+    """Read, answer, repeat, until /quit or the end of input. Mistakes are reported, and the talk goes on."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline                  # noqa: F401: arrow keys and history for input()
+        print("Ask something, or: /image FILE, /draw TEXT, /reset, /save FILE, /help, /quit")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print("\nbye" if sys.stdin.isatty() else "")
+            return
+        try:
+            if line.startswith("/"):
+                if not command(chat, line):
+                    return
+            elif line:
+                for piece in chat.ask(line):
+                    print(piece, end="", flush=True)
+                print()
+        except (ValueError, OSError) as e:
+            print("error:", explain(e), file=sys.stderr)
+        except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
+            print("\n(stopped)")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.prompt is not None:
+        text(args.prompt, "--prompt")
+    pictures = [open_image(name) for name in args.image]
+    chat = Chat(load_pipeline(args.ckpt, args.device, args.dtype), args)
+    for picture, name in zip(pictures, args.image):
+        chat.show(picture, name)
+    if args.prompt is None:
+        return talk(chat)
+    for piece in chat.ask(args.prompt):
+        print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,79 @@
+"""What evaluate.py and probe.py share: rates with intervals, work over processes, and scenes that training never saw."""
+import contextlib
+import math
+import random
+
+import torch
+import torch.multiprocessing
+
+from . import shapes
+
+BATCH = 64                                                      # pictures drawn, or questions answered, at once
+
+
+# --- rates and their intervals -----------------------------------------------------------------------------------------
+
+def wilson(right, n, z=1.959964):
+    """The Wilson score interval of a proportion: (low, high), 95 % by default."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = right / n, z * z / n
+    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))
+
+
+def rate(hits):
+    """{"rate", "low", "high", "right", "n"} of a list of true and false."""
+    right, n = sum(map(bool, hits)), len(hits)
+    low, high = wilson(right, n)
+    return {"rate": right / max(1, n), "low": low, "high": high, "right": right, "n": n}
+
+
+# --- work over processes -----------------------------------------------------------------------------------------------
+
+def start_worker(pipe, threads):
+    global worker_pipe
+    worker_pipe = pipe
+    pipe.tokenizer.inner.encode_special_tokens = True           # lost when a tokenizer goes to another process
+    torch.set_num_threads(threads)
+
+
+def do(task):
+    function, job = task
+    return function(worker_pipe, *job)
+
+
+@contextlib.contextmanager
+def workers(pipe, procs, threads=1):
+    """A pool of processes that share the model, for `pool=` below; None (this process) for one, or on a GPU."""
+    if procs <= 1 or pipe.device.type != "cpu":
+        yield None
+        return
+    with torch.multiprocessing.get_context("spawn").Pool(procs, start_worker, (pipe, threads)) as pool:
+        yield pool
+
+
+def spread(function, pipe, jobs, pool=None, progress=None, title=""):
+    """[function(pipe, *job) for job in jobs], perhaps in other processes. progress: tqdm or the like."""
+    done = (function(pipe, *job) for job in jobs) if pool is None else pool.imap(do, [(function, j) for j in jobs])
+    return list(done if progress is None else progress(done, total=len(jobs), desc=title))
+
+
+def batches(items, size=BATCH):
+    """Nearly equal parts of at most `size`."""
+    parts = math.ceil(len(items) / size)
+    return [items[len(items) * i // parts:len(items) * (i + 1) // parts] for i in range(parts)]
+
+
+def world(pipe):
+    """Where training put objects: options of shapes.random_scene."""
+    return {"layout": pipe.meta.get("layout", "board"), "board": pipe.meta.get("board", 3)}
+
+
+def fresh_scene(pipe, seed, i, unseen=False):
+    """Scene i for evaluation. With `unseen`, at least one object is of a pair that training never showed."""
+    rng = random.Random(f"eval/{seed}/scene/{unseen}/{i}")
+    while True:
+        scene = shapes.random_scene(rng, allow_unseen=unseen, **world(pipe))
+        if not unseen or any(o.pair in shapes.UNSEEN for o in scene.objects):
+            return scene

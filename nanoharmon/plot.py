@@ -1,0 +1,42 @@
+"""Loss curves as a PNG, drawn with Pillow: one panel per stage and loss, from log.jsonl."""
+import json
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, HEIGHT, MARGIN = 300, 180, 34        # of one panel, pixels
+COLUMNS = 3
+
+
+def read_log(path):
+    """{(stage, name): [(step, value), ...]} of the losses in a log.jsonl; lines cut off by a kill are skipped."""
+    curves = {}
+    for line in Path(path).read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        for name in ("mse", "text", "draw", "read"):
+            if name in entry:
+                curves.setdefault((entry["stage"], name), {})[entry["step"]] = entry[name]    # a resumed step: once
+    return {key: sorted(points.items()) for key, points in curves.items()}
+
+
+def draw_curves(curves, path):
+    """Write one panel per curve. The vertical axis starts at 0 and leaves out the first, highest values."""
+    rows = max(1, -(-len(curves) // COLUMNS))
+    image = Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+    for i, ((stage, name), points) in enumerate(curves.items()):
+        left, top = i % COLUMNS * WIDTH + MARGIN, i // COLUMNS * HEIGHT + 22
+        width, height = WIDTH - MARGIN - 10, HEIGHT - 44
+        steps, values = zip(*points)
+        high = sorted(values)[int(0.95 * (len(values) - 1))] * 1.1 or 1.0
+        pen.rectangle((left, top, left + width, top + height), outline="#cccccc")
+        pen.text((left, top - 16), f"{stage}: {name}  (last {values[-1]:.4f})", "black", font)
+        pen.text((left, top + height + 3), f"step 0 .. {steps[-1]}", "#666666", font)
+        pen.text((left - MARGIN + 2, top - 4), f"{high:.2g}", "#666666", font)
+        pen.text((left - MARGIN + 2, top + height - 8), "0", "#666666", font)
+        line = [(left + width * s / steps[-1], top + height * (1 - min(v / high, 1))) for s, v in points]
+        pen.line(line, fill="#2060c0", width=2) if len(line) > 1 else pen.point(line[0], fill="#2060c0")
+    image.save(path)

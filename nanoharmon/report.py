@@ -1,0 +1,103 @@
+"""What evaluate.py shows: aligned tables, and grids of pictures with the judge's verdict under each."""
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+RIGHT, WRONG, PAPER, INK, GREY = (60, 200, 90), (230, 60, 60), (24, 24, 26), (235, 235, 235), (160, 160, 165)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+def cell(value):
+    """"87.5 [84.1, 90.3]" for a rate in percent and its interval, other numbers as they are."""
+    if isinstance(value, dict):
+        return f"{100 * value['rate']:5.1f} [{100 * value['low']:5.1f}, {100 * value['high']:5.1f}]"
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def table(title, rows):
+    """Text of {row name: {column name: value}}, aligned."""
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    lines = [["", *columns]] + [[name, *(cell(row.get(c)) for c in columns)] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join([title, *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+                               for line in lines), ""])
+
+
+def tables(results, reasons):
+    """All tables of what evaluate.run measured, as one text."""
+    parts = []
+    for bench, found in results.items():
+        if bench == "geneval":
+            rows = {name: {group: found[group].get(name) for group in found}
+                    for name in found["seen"] if name != "reasons"}
+            for name in ("color", "shape", "number"):        # single objects, not whole pictures
+                rows[f"  {name} right"] = rows.pop(name)
+            parts.append(table("shapes-GenEval: pictures right, %", rows))
+            for group in found:
+                wrong = found[group]["reasons"]
+                rows = {r: {task: wrong[task].get(r, 0) for task in wrong} for r in reasons}
+                parts.append(table(f"what goes wrong, {group} pairs: number of pictures", rows))
+        elif bench == "vae":
+            parts.append(table("VAE reconstructions", {"all objects right, %": {"": found["right"]},
+                                                       "before the VAE, %": {"": found["original"]},
+                                                       "PSNR, dB": {"": found["psnr"]}}))
+        elif bench == "pope":
+            parts.append(table("shapes-POPE", {f"{sampling}, {group}": figures for group, by in found.items()
+                                               for sampling, figures in by.items()}))
+        elif bench == "vqa":
+            parts.append(table("shapes-VQA: answers right, %", {kind: {group: found[group].get(kind) for group in found}
+                                                                for kind in found["seen"]}))
+        elif bench == "caption":
+            parts.append(table("captions right, %", {"caption": found}))
+        else:
+            parts.append(table("linear probe: held-out pictures right, %", found))
+    return "\n".join(parts)
+
+
+# --- picture grids -----------------------------------------------------------------------------------------------------
+
+def saw(objects):
+    """What the judge found, in words, left to right; ? is what it could not name."""
+    return ", ".join(f"{o.color or '?'} {o.shape or '?'}" for o in sorted(objects, key=lambda o: o.x)) or "nothing"
+
+
+def tile(verdict, meta, picture, width=150, height=250):
+    """A picture in a green or red frame; under it the prompt, what the judge saw, and why it is wrong."""
+    side = width - 10
+    scale = max(1, side // picture.shape[0])
+    enlarged = Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1))
+    if enlarged.width > side:
+        enlarged = enlarged.resize((side, side), Image.Resampling.LANCZOS)
+    out = Image.new("RGB", (width, height), PAPER)
+    draw, frame = ImageDraw.Draw(out), RIGHT if verdict["correct"] else WRONG
+    left = (width - enlarged.width) // 2
+    draw.rectangle((left - 3, 2, left + enlarged.width + 2, enlarged.height + 7), fill=frame)
+    out.paste(enlarged, (left, 5))
+    y, font = enlarged.height + 11, ImageFont.load_default()
+    for text, ink in ((meta["prompt"], INK), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)):
+        for line in textwrap.wrap(text, 27):
+            draw.text((5, y), line, ink, font)
+            y += 12
+    return np.asarray(out)
+
+
+def grid(pictures, columns=8):
+    """[(verdict, meta, picture)] -> one PIL picture of tiles, row by row."""
+    tiles = [tile(*p) for p in pictures]
+    blank = np.full_like(tiles[0], PAPER[0])
+    tiles += [blank] * (-len(tiles) % columns)
+    return Image.fromarray(np.vstack([np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]))
+
+
+def save_grids(folder, pictures, each=8):
+    """geneval_{seen,unseen}.png, an unpicked sample (the first ones of each task), and *_failures.png."""
+    for group, kept in pictures.items():
+        for suffix, chosen in (("", kept), ("_failures", [p for p in kept if not p[0]["correct"]])):
+            by_task = {}
+            for p in chosen:
+                by_task.setdefault(p[1]["tag"], []).append(p)
+            if by_task:
+                rows = [p for task in by_task.values() for p in (task[:each] if len(by_task) > 1 else task[:4 * each])]
+                grid(rows, each).save(folder / f"geneval_{group}{suffix}.png")

@@ -1,0 +1,175 @@
+"""Draw pictures from text.
+
+    python sample.py --prompt "a red circle left of a blue square"
+    python sample.py --prompt "two green rings" --prompt "a white cross" --n 8 --seed 7 --out rings.png
+    python sample.py --prompt "a yellow circle" --gif unmask.gif              watch the tokens being uncovered
+    python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        draw a part of a picture anew
+    python sample.py --prompts-file prompts.txt --steps 25 --sampler dpm++ --save-each out/       faster, one file each
+
+Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the
+end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
+"""
+import time
+from argparse import ArgumentTypeError
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from nanoharmon.cli import Parser, load_pipeline, model_flags, number, run, text
+from nanoharmon.diffusion import SAMPLERS
+from nanoharmon.files import check_output, encode, open_image, write_bytes
+
+SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
+MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
+HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
+
+
+def parse_args(argv=None):
+    parser = Parser(prog="sample.py", description=__doc__)
+    add = parser.add_argument
+    add("--prompt", action="append", default=[], metavar="TEXT", help="what to draw; several times for several rows")
+    add("--prompts-file", metavar="FILE", help="one prompt per line, UTF-8")
+    add("--n", type=number(int, 1, 256), default=4, help="pictures per prompt, drawn as one batch (default 4)")
+    add("--out", default="grid.png", help="all pictures in a grid, prompts above the rows (default grid.png)")
+    add("--save-each", metavar="DIR", help="also write every picture by itself, at its own size")
+    add("--gif", metavar="FILE", help="also write how the pictures come about; hidden places are grey")
+    add("--size", type=size, metavar="N|WxH", help="pixels, multiples of the VAE's stride (default: the checkpoint's)")
+    add("--image", metavar="FILE", help="with --region: the picture to change; it is resized to --size")
+    add("--region", type=box, metavar="x0,y0,x1,y1", help="the part to draw anew, in pixels of --image")
+    own = "(default: the checkpoint's own, else {})".format
+    add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
+    add("--cfg-schedule", choices=("constant", "linear"), help="linear grows from 1 to --cfg " + own("constant"))
+    add("--iters", type=number(int, 1, 10**6), help="unmasking iterations, at most the number of tokens " + own(64))
+    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
+    add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
+    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
+    model_flags(parser)
+    return parser.parse_args(argv)
+
+
+def size(words):
+    """"96" or "96x64" -> (width, height)."""
+    sides = [int(n) if n.isascii() and n.isdigit() and len(n) < 6 else 0 for n in words.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ArgumentTypeError(f"got {words!r}, expected pixels below 100000 such as 96 or 96x64")
+    return sides[0], sides[-1]
+
+
+def box(words):
+    try:
+        x0, y0, x1, y1 = map(int, words.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"got {words!r}, expected four pixel numbers such as 0,0,48,48") from None
+    return x0, y0, x1, y1
+
+
+def read_prompts(args):
+    prompts = [text(p, "--prompt") for p in args.prompt]
+    if args.prompts_file:
+        try:
+            lines = Path(args.prompts_file).read_bytes().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{args.prompts_file}: not UTF-8 text (byte {e.start}), expected one prompt per line; "
+                             f"pass another --prompts-file") from None
+        except OSError as e:
+            raise ValueError(f"{args.prompts_file}: {e.strerror}; pass another --prompts-file") from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError("no prompt given, expected what to draw; pass --prompt TEXT or --prompts-file FILE")
+    return prompts
+
+
+def check_outputs(args):
+    check_output(args.out, "--out", (".png",))
+    if args.gif:
+        check_output(args.gif, "--gif", (".gif",))
+    if args.save_each:
+        try:
+            Path(args.save_each).mkdir(exist_ok=True)
+        except OSError as e:
+            raise ValueError(f"cannot make the folder {args.save_each}: {e.strerror}; change --save-each") from None
+        check_output(Path(args.save_each) / "000_0.png", "--save-each")
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+def make_grid(prompts, rows):
+    """One row of pictures per prompt, the prompt above it."""
+    width, height = rows[0][0].size
+    zoom = -(-SHOWN // min(width, height)) if min(width, height) < SHOWN else 1  # a whole number keeps pixels square
+    width, height, step = width * zoom, height * zoom, LABEL + height * zoom + MARGIN
+    grid = Image.new("RGB", (max(map(len, rows)) * (width + MARGIN) + MARGIN, len(rows) * step + MARGIN), "white")
+    pen = ImageDraw.Draw(grid)
+    for r, (prompt, row) in enumerate(zip(prompts, rows)):
+        font = font_for(prompt)
+        pen.text((MARGIN, r * step + 5), fit(prompt, pen, font, grid.width - 2 * MARGIN), "black", font)
+        for c, picture in enumerate(row):
+            picture = picture.resize((width, height), Image.Resampling.NEAREST)
+            grid.paste(picture, (MARGIN + c * (width + MARGIN), LABEL + r * step + MARGIN // 2))
+    return grid
+
+
+def font_for(words):
+    """Pillow's own font, which is ASCII only; for other letters a common font of the system, where there is one."""
+    if not words.isascii():
+        with suppress(OSError):
+            return ImageFont.truetype("DejaVuSans.ttf", 14)
+    return ImageFont.load_default(14)
+
+
+def fit(words, pen, font, width):
+    """Words on one line, cut with dots where they would be wider than the grid."""
+    words = " ".join(words.split())[:1000]
+    if pen.textlength(words, font) <= width:
+        return words
+    while words and pen.textlength(words + "...", font) > width:
+        words = words[:-1]
+    return words + "..."
+
+
+def make_gif(frames):
+    """Animated GIF as bytes; the last frame stays for a while."""
+    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0, optimize=False,
+                  duration=[FRAME] * (len(frames) - 1) + [HOLD])
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+def main(argv=None):
+    args = parse_args(argv)
+    prompts = read_prompts(args)
+    check_outputs(args)
+    image = open_image(args.image) if args.image else None
+    pipe = load_pipeline(args.ckpt, args.device, args.dtype)
+    options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
+                   iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature)
+    plan = pipe.plan(prompts, **options)     # complains about anything wrong with any prompt before the first is drawn
+
+    start, rows, films = time.time(), [], []
+    with tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+        for prompt in prompts:               # the same seed for every row: rows do not depend on each other
+            film = []
+            rows.append(pipe.draw([prompt] * args.n, seed=args.seed, on_step=film.append if args.gif else None,
+                                  progress=bar.update, **options))
+            films.append(film)
+    seconds = time.time() - start
+
+    write_bytes(args.out, encode(make_grid(prompts, rows)))
+    if args.gif:
+        grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
+        write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
+    if args.save_each:
+        for r, row in enumerate(rows):
+            for c, picture in enumerate(row):
+                write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", encode(picture))
+    settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
+                for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature")]
+    print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "
+          f"of {'x'.join(map(str, plan['size']))} in {seconds:.1f} s on {pipe.device}")
+    print(f"settings: {', '.join(settings)}, seed {args.seed}".replace("cfg_schedule ", ""))
+
+
+if __name__ == "__main__":
+    run(main)

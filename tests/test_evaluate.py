@@ -1,0 +1,294 @@
+"""The benchmarks on planted right and wrong answers.     python -m pytest -q tests/test_evaluate.py
+
+Stand-ins for a trained model: an artist that draws exactly what is asked, one that draws what someone else asked, blank
+and noise; a reader that answers from what the judge finds, one that always says yes. What they score is known before.
+"""
+import json
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nanoharmon import evaluate, probe, shapes
+from nanoharmon.config import Config
+from nanoharmon.data import ShapesData, training_texts
+from nanoharmon.evaluate import answer_scores, draw_scores, match, pope_questions, vae_score, yes_no_scores
+from nanoharmon.harmon import Harmon
+from nanoharmon.judge import Detected, detect
+from nanoharmon.measure import batches, fresh_scene, rate, wilson, workers
+from nanoharmon.pipeline import DESCRIBE, Pipeline
+from nanoharmon.tokenizer import Tokenizer
+
+FAST = {"iters": 2, "steps": "3"}
+
+
+@pytest.fixture(scope="module")
+def pico(tmp_path_factory):
+    """A checkpoint directory with random weights."""
+    config = Config.preset("pico")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
+    path = tmp_path_factory.mktemp("pico")
+    Pipeline(Harmon(config.model), tokenizer, {"size": 16, "board": 2}).save(path)
+    return path
+
+
+class Fake:
+    """Looks like a Pipeline to the scorers. draw_one(meta, rng) -> picture; reply(picture, question) -> text."""
+    size, meta, device = 96, {}, torch.device("cpu")
+
+    def __init__(self, draw_one=None, reply=None):
+        self.model = Harmon(Config.preset("nano").model)
+        self.draw_one, self.reply = draw_one, reply
+        self.metas = {meta["prompt"]: meta for task in shapes.TASKS for unseen in (False, True)
+                      for meta in shapes.geneval_prompts(task, 10 ** 4, 0, unseen)}
+
+    def draw(self, prompts, seed, **options):
+        rng = random.Random(seed)
+        return [Image.fromarray(self.draw_one(self.metas[prompt], rng)) for prompt in prompts]
+
+    def answers(self, images, questions, size, max_new_tokens):
+        return [self.reply(np.asarray(image), q) for image, q in zip(images, questions)]
+
+
+def right_picture(meta, rng):
+    return shapes.render(shapes.scene_for(meta, rng), 96)
+
+
+# --- rates -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("right, n, low, high", [
+    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)])
+def test_wilson_interval_matches_known_values(right, n, low, high):
+    assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_rate_says_what_was_counted():
+    assert rate([True, True, False, True]) == {"rate": 0.75, "right": 3, "n": 4, **dict(zip(("low", "high"), wilson(3, 4)))}
+    assert rate([])["rate"] == 0.0
+
+
+def test_batches_are_nearly_equal_and_complete():
+    assert [len(b) for b in batches(list(range(130)))] == [43, 43, 44]
+    assert sum(batches(list(range(130))), []) == list(range(130)) and batches([]) == []
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------------
+
+def test_an_artist_who_draws_what_is_asked_gets_everything():
+    results, pictures = draw_scores(Fake(right_picture), n=12, images_per_prompt=2)
+    for group in ("seen", "unseen"):
+        assert set(results[group]) - {"reasons"} == {"overall", "color", "shape", "number"} | set(
+            shapes.TASKS if group == "seen" else evaluate.COLORED)
+        assert min(v["rate"] for k, v in results[group].items() if k != "reasons") >= 0.98
+    assert results["seen"]["overall"]["n"] == 6 * 24 and results["unseen"]["overall"]["n"] == 4 * 6
+    assert all(picture.shape == (96, 96, 3) for _, _, picture in pictures["seen"] + pictures["unseen"])
+
+
+def another_prompts_picture(meta, rng):
+    others = shapes.geneval_prompts(meta["tag"], 10 ** 4, 0)
+    return right_picture(others[(others.index(meta) + rng.randrange(1, len(others))) % len(others)], rng)
+
+
+def blank(meta, rng):
+    return np.full((96, 96, 3), 30, np.uint8)
+
+
+def noise(meta, rng):
+    return np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("draw_one, reason", [(another_prompts_picture, None), (blank, "missing object"),
+                                              (noise, "unclear object")])
+def test_wrong_pictures_get_nothing(draw_one, reason):
+    tasks = shapes.TASKS if draw_one is not another_prompts_picture else ("counting", "position", "color_attr")
+    scores = draw_scores(Fake(draw_one), n=30, images_per_prompt=1, tasks=tasks, unseen=False)[0]["seen"]
+    assert scores["overall"]["rate"] < 0.05
+    assert sum(sum(c.values()) for c in scores["reasons"].values()) == scores["overall"]["n"] - scores["overall"]["right"]
+    if reason:
+        assert set(scores["reasons"]["colors"]) == {reason} and scores["color"]["rate"] == scores["shape"]["rate"] == 0
+
+
+def test_what_is_half_right_shows():
+    """Everything in blue: shapes and numbers are right, whole pictures hardly ever."""
+    def all_blue(meta, rng):
+        include = [{**item, "color": "blue"} for item in meta["include"]]
+        return right_picture({**meta, "include": include}, rng)
+    scores = draw_scores(Fake(all_blue), n=30, images_per_prompt=1, tasks=("color_attr",), unseen=False)[0]["seen"]
+    assert scores["shape"]["rate"] == scores["number"]["rate"] == 1 and scores["color"]["rate"] < 0.5
+    assert scores["overall"]["rate"] < 0.2 and set(scores["reasons"]["color_attr"]) == {"wrong color"}
+
+
+def test_objects_are_matched_most_alike_first():
+    meta = {"include": [{"class": "ring", "count": 1, "color": "red"}, {"class": "cross", "count": 2, "color": "blue"}]}
+    found = [Detected(shape, color, 0.5, 0.5, 0.1, 1.0) for shape, color in
+             (("cross", "red"), ("cross", "blue"), ("ring", "red"), ("ring", "red"))]
+    assert [(a, (o.color, o.shape)) for a, o in match(meta, found)] == [
+        (("red", "ring"), ("red", "ring")), (("blue", "cross"), ("blue", "cross")), (("blue", "cross"), ("red", "cross"))]
+    assert match(meta, []) == []
+
+
+def test_random_weights_draw_and_answer_nothing(pico):
+    pipe = Pipeline.load(pico)
+    scores = draw_scores(pipe, n=8, images_per_prompt=1, **FAST)[0]
+    assert scores["seen"]["overall"]["rate"] < 0.05 and scores["unseen"]["overall"]["rate"] < 0.05
+    answers = answer_scores(pipe, n=20)
+    assert answers["vqa"]["overall"]["rate"] < 0.1 and answers["caption"]["rate"] < 0.05
+    assert vae_score(pipe, n=20)["right"]["rate"] < 0.05
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+def oracle(image, question):
+    """Answers from what the judge finds."""
+    objects = detect(image)
+
+    def that_are(words):
+        return [o for o in objects if all(w in (o.color, o.shape, "object") for w in words.split())]
+    if question == DESCRIBE:
+        return shapes.listing([shapes.phrase(*pair, n) for pair, n in Counter((o.color, o.shape) for o in objects).items()])
+    if found := re.fullmatch(r"is there an? (.+)\?", question):
+        return "Yes." if that_are(found[1]) else "No."
+    if found := re.fullmatch(r"how many (.+?)s are there\?", question):
+        return str(len(that_are(found[1].replace("crosse", "cross"))))
+    if found := re.fullmatch(r"what color is the (.+)\?", question):
+        return that_are(found[1])[0].color
+    if found := re.fullmatch(r"what shape is the (.+)\?", question):
+        return that_are(found[1])[0].shape
+    if found := re.fullmatch(r"is the (.+) (left of|right of|above|below) the (.+)\?", question):
+        return "yes" if shapes.relation(that_are(found[1])[0], that_are(found[3])[0], 1) == found[2] else "no"
+    found = re.fullmatch(r"where is the (.+) relative to the (.+)\?", question)
+    return shapes.relation(that_are(found[1])[0], that_are(found[2])[0], 1) + " it"
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_perfect_reader_gets_everything(unseen):
+    scores = answer_scores(Fake(reply=oracle), n=60, unseen=unseen)
+    assert set(scores["vqa"]) == {"exist", "count", "color", "shape", "relation", "overall"}
+    assert min(v["rate"] for v in scores["vqa"].values()) >= 0.97 and scores["caption"]["rate"] >= 0.97
+    for figures in scores["pope"].values():
+        assert figures["accuracy"]["rate"] >= 0.97 and figures["f1"] >= 0.97 and abs(figures["yes_ratio"] - 0.5) < 0.03
+
+
+def test_always_yes_is_half_right():
+    scores = answer_scores(Fake(reply=lambda image, question: "yes"), n=40, benches=["pope", "caption"])
+    for figures in scores["pope"].values():
+        assert figures["accuracy"]["rate"] == 0.5 and figures["yes_ratio"] == 1.0
+        assert figures["precision"]["rate"] == 0.5 and figures["recall"]["rate"] == 1.0
+        assert figures["f1"] == pytest.approx(2 / 3)
+    assert scores["caption"]["rate"] == 0.0
+
+
+def test_neither_yes_nor_no_is_wrong():
+    figures = yes_no_scores(["yes", "maybe", "No.", "a circle"], ["yes", "yes", "no", "no"])
+    assert figures["accuracy"]["right"] == 2 and figures["precision"]["rate"] == 1 and figures["recall"]["rate"] == 0.5
+
+
+@pytest.mark.parametrize("sampling", evaluate.SAMPLINGS)
+@pytest.mark.parametrize("unseen", [False, True])
+def test_pope_questions_are_balanced_and_true(sampling, unseen):
+    rows = pope_questions(Fake(), sampling, 60, 0, unseen)
+    assert [r[2] for r in rows] == ["yes", "no"] * 30
+    for scene, question, answer in rows:
+        words = set(re.fullmatch(r"is there an? (.+)\?", question)[1].split()) - {"object"}
+        assert (answer == "yes") == any(words <= set(o.pair) for o in scene.objects)
+        if sampling == "adversarial" and answer == "no":
+            assert any(words & set(o.pair) for o in scene.objects)
+        assert len(words) == (1 if sampling == "popular" else 2)
+
+
+# --- honesty -----------------------------------------------------------------------------------------------------------
+
+def test_scenes_are_none_of_the_training_scenes():
+    pipe, config = Fake(), Config.preset("nano")
+    trained = {ShapesData(config.data).scene(i) for i in range(2000)}
+    fresh = [{fresh_scene(pipe, seed, i, unseen) for i in range(300)}
+             for seed in (0, "0/vqa", "0/pope") for unseen in (False, True)]
+    fresh.append({probe.probe_scene(pipe, 0, kind, i) for kind in ("single", "many") for i in range(300)})
+    assert len(set.union(trained, *fresh)) == len(trained) + sum(map(len, fresh))
+    pairs = [{o.pair for o in scene.objects} & shapes.UNSEEN for scene in fresh[0] | fresh[1]]
+    assert sum(map(bool, pairs)) == len(fresh[1])               # always in the unseen group, never in the other
+
+
+def test_results_depend_on_the_seed_only(pico):
+    """Not on the number of processes, nor (for answers) on the batch; a second run is identical."""
+    pipe = Pipeline.load(pico)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def everything(pool=None, seed=0):
+        results, pictures = draw_scores(pipe, n=4, images_per_prompt=20, seed=seed, tasks=("colors",), pool=pool, **FAST)
+        assert len(pictures["seen"]) > 16                       # more than one batch
+        return results, [p.tobytes() for _, _, p in pictures["seen"]], answer_scores(pipe, 4, seed, pool=pool), vae_score(
+            pipe, 40, seed, pool=pool)
+    first = everything()
+    assert everything() == first
+    assert everything(seed=1)[1] != first[1]
+    with workers(pipe, 2) as pool:
+        assert everything(pool) == first
+    assert answer_scores(pipe, 4, batch=3) == first[2]
+    torch.set_num_threads(threads)
+
+
+def test_options_come_from_the_checkpoint_unless_given(pico):
+    pipe = Pipeline.load(pico)
+    assert evaluate.draw_options(pipe) == {"iters": 4, "size": None}
+    pipe.meta["draw"] = {"cfg": 2.0, "iters": 3, "steps": 9}
+    assert evaluate.draw_options(pipe, cfg=5.0, steps=None) == {"cfg": 5.0, "iters": 3, "steps": 9, "size": None}
+    with pytest.raises(ValueError, match="--iters"):
+        draw_scores(pipe, n=1, iters=9)
+
+
+# --- probe -------------------------------------------------------------------------------------------------------------
+
+def test_probe_reads_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 4, 400)
+    rows = [{"count": int(c)} for c in classes]
+    planted = rng.normal(size=(400, 30)).astype(np.float32)
+    planted[:, :4] += 6 * np.eye(4)[classes]
+    for x, low, high in ((planted, 0.98, 1.0), (rng.normal(size=(400, 600)).astype(np.float32), 0.1, 0.4)):
+        found = probe.fit(x[:300], x[300:], ("count",), rows[:300], rows[300:])["count"]
+        assert low <= found["rate"] <= high and found["n"] == 100
+
+
+def test_the_dual_ridge_is_the_primal_one():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 8, generator=g).double(), torch.randint(0, 3, (50,), generator=g)
+    inner, penalty = x @ x.T, 0.01
+    onehot = torch.nn.functional.one_hot(y).double()
+    weights = torch.linalg.solve(x.T @ x + penalty * inner.trace() * torch.eye(8), x.T @ (onehot - onehot.mean(0)))
+    assert torch.equal(probe.ridge(inner, inner, y, penalty), (x @ weights + onehot.mean(0)).argmax(1))
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    evaluate.main(["--ckpt", str(pico), "--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1",
+                   "--out", str(tmp_path)])
+    torch.set_num_threads(threads)
+    said, stored = capsys.readouterr().out, json.loads((tmp_path / "results.json").read_text())
+    assert "Wilson" in said and stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
+    assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"geneval_{a}{b}.png" for a in ("seen", "unseen")
+                                                         for b in ("", "_failures")}
+
+
+@pytest.mark.parametrize("flags, words", [(["--bench", "genevel"], "did you mean 'geneval'"), (["--n", "0"], "--n 1"),
+                                          (["--bench", "geneval", "--n", "1", "--iters", "99", "--procs", "1"], "--iters 4")])
+def test_mistakes_are_explained(pico, capsys, flags, words):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--ckpt", str(pico), *flags])
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_quick_is_flat(pico):
+    figures = evaluate.quick(Pipeline.load(pico), n=4, images_per_prompt=1, **FAST)
+    assert {"geneval/seen/overall", "geneval/unseen/color_attr", "vae/psnr", "pope/seen/random/accuracy",
+            "vqa/seen/overall", "caption/unseen"} <= set(figures)
+    assert all(isinstance(v, float) for v in figures.values())
