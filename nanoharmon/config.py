@@ -69,6 +69,7 @@ class MARConfig:
     diffloss_d: int = arg(6, "residual blocks of the diffusion MLP")
     diffloss_w: int = arg(1024, "width of the diffusion MLP")
     diffusion_batch_mul: int = arg(4, "timesteps drawn per token in a training step")
+    clip_x0: float = arg(0.0, "while drawing, cut the predicted clean token to +- this; 0 = do not, as official")
 
 
 @dataclass
@@ -86,7 +87,7 @@ def pico():
         MARConfig(grid=2, token_dim=4, encoder_embed_dim=32, encoder_depth=1, encoder_num_heads=2,
                   decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2, buffer_size=2, class_num=140,
                   mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=1, diffloss_w=32,
-                  diffusion_batch_mul=2),
+                  diffusion_batch_mul=2, clip_x0=5.0),
         LLMConfig(vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                   num_key_value_heads=1, rope_theta=1e4, max_position_embeddings=512), grad_scale=1.0)
 
@@ -99,7 +100,7 @@ def nano():
         MARConfig(grid=3, token_dim=16, encoder_embed_dim=160, encoder_depth=4, encoder_num_heads=5,
                   decoder_embed_dim=160, decoder_depth=4, decoder_num_heads=5, buffer_size=8, class_num=140,
                   mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=3, diffloss_w=160,
-                  diffusion_batch_mul=4),
+                  diffusion_batch_mul=4, clip_x0=5.0),
         LLMConfig(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
                   num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=1024), grad_scale=1.0)
 
@@ -111,7 +112,7 @@ def micro():
                   scale=1.0),
         MARConfig(grid=8, encoder_embed_dim=384, encoder_depth=8, encoder_num_heads=6, decoder_embed_dim=384,
                   decoder_depth=8, decoder_num_heads=6, buffer_size=16, class_num=140, mask_ratio="cosine",
-                  attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512),
+                  attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512, clip_x0=5.0),
         LLMConfig(vocab_size=1024, hidden_size=384, intermediate_size=1024, num_hidden_layers=12,
                   num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048))
 
@@ -177,10 +178,10 @@ ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
 def nano_stages():
     return {
         "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
-        "llm": StageConfig(1500, 0, 64, train_parts="llm."),
-        "mar": StageConfig(2500, 48, 128, train_parts="mar."),
-        "1": StageConfig(1000, 48, 64, 32, train_parts=ALIGN),
-        "2": StageConfig(3000, 48, 96, 32, caption_drop=0.1, train_parts=NOT_VAE),
+        "llm": StageConfig(600, 0, 64, train_parts="llm."),
+        "mar": StageConfig(1600, 48, 128, train_parts="mar."),
+        "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
+        "2": StageConfig(2400, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
         "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE),
     }
 
@@ -229,6 +230,9 @@ def from_dict(cls, values, where="config.json"):
     for name in values:
         if name not in fields:
             raise ValueError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
     made = {}
     for name, value in values.items():
         kind = fields[name].type
@@ -245,6 +249,9 @@ def nearest(name, names):
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+NUMBER = {int: "a whole number", float: "a number"}
+
+
 def parse_value(kind, text):
     """A field's value from command-line text. Raises ValueError that says what was expected."""
     if kind is bool:
@@ -257,7 +264,7 @@ def parse_value(kind, text):
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"got {text!r}, expected {'a number' if kind in (int, float) else kind.__name__}") from None
+        raise ValueError(f"got {text!r}, expected {NUMBER.get(kind, kind.__name__)}") from None
 
 
 def sections(config):

@@ -98,9 +98,9 @@ class DenoisingMLP(nn.Module):
 
 
 class DiffLoss(nn.Module):
-    def __init__(self, channels, z_channels, width, depth):
+    def __init__(self, channels, z_channels, width, depth, clip=0.0):
         super().__init__()
-        self.channels = channels
+        self.channels, self.clip = channels, clip
         self.net = DenoisingMLP(channels, z_channels, width, depth)
         self.train_diffusion = Diffusion()
         self._spaced = {}                                            # sampling schedules by respacing, made on demand
@@ -143,4 +143,5 @@ class DiffLoss(nn.Module):
 
         def network(x, t):
             return self.net(x, t, z) if cfg == 1.0 else self.guided(x, t, z, cfg)
-        return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler)
+        return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
+                                self.clip)

@@ -103,16 +103,21 @@ class Diffusion:
 
     # --- reverse process -------------------------------------------------------------------------------------------
 
-    def predict_x0(self, x_t, t, eps):
-        """The x_0 that eps implies. Its error is that of eps times sqrt(1/ac - 1): 2e4 at t = 999."""
-        return self.at("sqrt_recip_alphas_cumprod", t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t) * eps
+    def predict_x0(self, x_t, t, eps, clip=0.0):
+        """The x_0 that eps implies, cut to [-clip, clip] if clip > 0.
 
-    def p_mean_variance(self, output, x_t, t):
+        Its error is that of eps times sqrt(1/ac - 1), which is 2e4 at t = 999: a head that was trained only for minutes
+        starts every chain far outside of the data unless x_0 is cut. The official models do without.
+        """
+        x0 = self.at("sqrt_recip_alphas_cumprod", t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t) * eps
+        return x0.clamp(-clip, clip) if clip else x0
+
+    def p_mean_variance(self, output, x_t, t, clip=0.0):
         """Mean (N, C), log-variance (N, C), predicted x_0 (N, C) of p(x_{t-1} | x_t) from a network output (N, 2C)."""
         eps, v = output.chunk(2, dim=-1)
         frac = (v + 1) / 2           # v = 1: upper bound log(beta), v = -1: lower bound, the posterior's; not clamped
         logvar = frac * self.at("log_betas", t) + (1 - frac) * self.at("posterior_log_variance_clipped", t)
-        x0 = self.predict_x0(x_t, t, eps)
+        x0 = self.predict_x0(x_t, t, eps, clip)
         return self.q_posterior(x0, x_t, t)[0], logvar, x0
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -137,33 +142,36 @@ class Diffusion:
 
     # --- sampling --------------------------------------------------------------------------------------------------
 
-    def sample(self, network, x, randn, temperature=1.0, sampler="ddpm"):
+    def sample(self, network, x, randn, temperature=1.0, sampler="ddpm", clip=0.0):
         """Run the reverse chain. network(x, t) -> (N, 2C) with t in original timesteps; x (N, C) is the initial noise.
 
         randn(x) gives noise like x for one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
         "dpm++" second order multistep (good from about 15 steps). temperature scales ddpm's noise, nothing else.
+        clip: see `predict_x0`.
         """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}, expected one of {', '.join(SAMPLERS)}; pass --sampler ddpm")
         last_x0 = last_lambda = None
         for i in reversed(range(len(self))):
             t = torch.full((x.shape[0],), i, device=x.device)
             output = network(x, torch.full_like(t, self.timestep_map[i]))
             if sampler == "ddpm":
-                mean, logvar, _ = self.p_mean_variance(output, x, t)
+                mean, logvar, _ = self.p_mean_variance(output, x, t, clip)
                 noise = randn(x)                     # drawn at the last step too, though not used: as official
                 x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
                 continue
-            eps = output.chunk(2, dim=-1)[0]
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
-            x0 = (x - math.sqrt(1 - ac) * eps) / math.sqrt(ac)
+            x0 = self.predict_x0(x, t, output.chunk(2, dim=-1)[0], clip)
+            eps = (x - math.sqrt(ac) * x0) / math.sqrt(1 - ac)
             if i == 0:
                 return x0
             if sampler == "ddim":
                 x = math.sqrt(ac_prev) * x0 + math.sqrt(1 - ac_prev) * eps
                 continue
-            # dpm++ 2M: a linear extrapolation of x0 in lambda = log(signal / noise)
+            # dpm++ 2M: a linear extrapolation of x0 in lambda = log(signal / noise); first order at both ends
             lam, lam_next = (0.5 * math.log(a / (1 - a)) for a in (ac, ac_prev))
             h = lam_next - lam
-            guess = x0 if last_x0 is None else x0 + (x0 - last_x0) * h / (2 * (lam - last_lambda))
+            guess = x0 if last_x0 is None or i == 1 else x0 + (x0 - last_x0) * h / (2 * (lam - last_lambda))
             x = math.sqrt((1 - ac_prev) / (1 - ac)) * x - math.sqrt(ac_prev) * math.expm1(-h) * guess
             last_x0, last_lambda = x0, lam
         return x

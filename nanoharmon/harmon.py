@@ -34,6 +34,9 @@ def projector(d_in, d_out, d_last):
 class Harmon(nn.Module):
     def __init__(self, config):
         super().__init__()
+        if config.vae.z_channels != config.mar.token_dim:
+            raise ValueError(f"vae.z_channels {config.vae.z_channels} and mar.token_dim {config.mar.token_dim} must be "
+                             f"equal; pass --vae.z_channels and --mar.token_dim")
         self.config = config
         self.vae, self.mar, self.llm = VAE(config.vae), MAR(config.mar), Qwen(config.llm)
         D, E = config.mar.encoder_embed_dim, config.llm.hidden_size

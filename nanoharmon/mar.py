@@ -68,6 +68,9 @@ class MAR(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.mask_ratio not in ("truncnorm", "cosine"):
+            raise ValueError(f"unknown mask_ratio {config.mask_ratio!r}, expected truncnorm or cosine; "
+                             f"pass --mar.mask_ratio")
         self.config = config
         D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
         # fills all U buffers when there is no class: in Harmon always. They differ only by their position embedding.
@@ -88,7 +91,7 @@ class MAR(nn.Module):
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, S, D_dec))
 
         self.init_weights()
-        self.diffloss = DiffLoss(config.token_dim, D_dec, config.diffloss_w, config.diffloss_d)
+        self.diffloss = DiffLoss(config.token_dim, D_dec, config.diffloss_w, config.diffloss_d, config.clip_x0)
 
     def init_weights(self):
         for m in self.modules():
@@ -189,6 +192,8 @@ class MAR(nn.Module):
         sample(z, cfg, iteration) replaces the diffusion head's sampler, for tests; **sampler goes to that sampler.
         on_step(tokens, visible) is called after every step (progress bars, GIFs).
         """
+        if cfg_schedule not in ("constant", "linear"):
+            raise ValueError(f"unknown cfg_schedule {cfg_schedule!r}, expected constant or linear; pass --cfg-schedule")
         B, n = orders.shape
         if tokens is None:
             tokens = torch.zeros(B, n, self.config.token_dim, device=orders.device)
@@ -221,6 +226,8 @@ class MAR(nn.Module):
         order "random" or "raster"; "raster" with iters >= S is the classic left-to-right model, one token at a time.
         Returns tokens (B, S, C). **options: those of `draw` and of the diffusion sampler.
         """
+        if order not in ("random", "raster"):
+            raise ValueError(f"unknown order {order!r}, expected random or raster")
         S = self.config.grid ** 2 if grid is None else grid[0] * grid[1]
         B, device = (len(orders) if labels is None else len(labels)), self.fake_latent.device
         if orders is None:

@@ -1,7 +1,6 @@
 """What evaluate.py shows: aligned tables, and grids of pictures with the judge's verdict under each."""
 import textwrap
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 RIGHT, WRONG, PAPER, INK, GREY = (60, 200, 90), (230, 60, 60), (24, 24, 26), (235, 235, 235), (160, 160, 165)
@@ -63,32 +62,29 @@ def saw(objects):
     return ", ".join(f"{o.color or '?'} {o.shape or '?'}" for o in sorted(objects, key=lambda o: o.x)) or "nothing"
 
 
-def tile(verdict, meta, picture, width=150, height=250):
+def tile(verdict, meta, picture, side=140):
     """A picture in a green or red frame; under it the prompt, what the judge saw, and why it is wrong."""
-    side = width - 10
-    scale = max(1, side // picture.shape[0])
-    enlarged = Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1))
-    if enlarged.width > side:
-        enlarged = enlarged.resize((side, side), Image.Resampling.LANCZOS)
-    out = Image.new("RGB", (width, height), PAPER)
-    draw, frame = ImageDraw.Draw(out), RIGHT if verdict["correct"] else WRONG
-    left = (width - enlarged.width) // 2
-    draw.rectangle((left - 3, 2, left + enlarged.width + 2, enlarged.height + 7), fill=frame)
-    out.paste(enlarged, (left, 5))
-    y, font = enlarged.height + 11, ImageFont.load_default()
-    for text, ink in ((meta["prompt"], INK), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)):
-        for line in textwrap.wrap(text, 27):
-            draw.text((5, y), line, ink, font)
-            y += 12
-    return np.asarray(out)
+    texts = (meta["prompt"], INK), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)
+    lines = [(line, ink) for text, ink in texts for line in textwrap.wrap(text, 27)]
+    out = Image.new("RGB", (side + 16, side + 24 + 12 * len(lines)), PAPER)
+    draw, font = ImageDraw.Draw(out), ImageFont.load_default()
+    draw.rectangle((4, 4, side + 11, side + 11), fill=RIGHT if verdict["correct"] else WRONG)
+    out.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (8, 8))
+    for i, (line, ink) in enumerate(lines):
+        draw.text((6, side + 14 + 12 * i), line, ink, font)
+    return out
 
 
 def grid(pictures, columns=8):
     """[(verdict, meta, picture)] -> one PIL picture of tiles, row by row."""
     tiles = [tile(*p) for p in pictures]
-    blank = np.full_like(tiles[0], PAPER[0])
-    tiles += [blank] * (-len(tiles) % columns)
-    return Image.fromarray(np.vstack([np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]))
+    rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(t.height for t in row) for row in rows]
+    out = Image.new("RGB", (max(len(row) for row in rows) * tiles[0].width, sum(heights)), PAPER)
+    for i, row in enumerate(rows):
+        for j, t in enumerate(row):
+            out.paste(t, (j * t.width, sum(heights[:i])))
+    return out
 
 
 def save_grids(folder, pictures, each=8):

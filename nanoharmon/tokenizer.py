@@ -39,9 +39,10 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return cls(HFTokenizer.from_file(str(path)))
+            inner = HFTokenizer.from_file(str(path))
         except Exception as e:                       # the package raises plain Exception for every kind of damage
             raise ValueError(f"{path}: not a readable tokenizer.json ({e})") from None
+        return cls(inner)
 
     @classmethod
     def train(cls, texts, vocab_size):

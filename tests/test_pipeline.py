@@ -47,7 +47,7 @@ def bytes_of(pictures):
     return [p.tobytes() for p in pictures]
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 def test_a_saved_pipeline_comes_back_the_same(pipe, tmp_path):
     pipe.save(tmp_path)
@@ -75,7 +75,7 @@ def edit(**changes):
 @pytest.mark.parametrize("name, damage, message", [
     ("config.json", lambda p, _: p.unlink(), "no config.json"),
     ("tokenizer.json", lambda p, _: p.unlink(), "no tokenizer.json"),
-    ("model.safetensors", lambda p, _: p.unlink(), "not a file"),
+    ("model.safetensors", lambda p, _: p.unlink(), "No such file"),
     ("config.json", cut, "not valid JSON"),
     ("config.json", lambda p, _: p.write_bytes(b"\xff\xfe{"), "not valid JSON"),
     ("config.json", lambda p, _: p.write_text("[]"), 'no "model" entry'),
@@ -104,7 +104,7 @@ def test_a_tokenizer_too_large_for_the_model_is_refused(pipe, tmp_path):
         Pipeline.load(tmp_path)
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- drawing ----------------------------------------------------------------------------------------------------------
 
 def test_same_seed_same_bytes_other_seed_others(pipe):
     first = bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST))
@@ -196,7 +196,8 @@ def test_a_region_is_the_tokens_it_touches_in_pixels_of_the_picture(region, insi
 
 def test_tokens_outside_the_region_stay_untouched(pipe, scenes, monkeypatch):
     picture = Image.fromarray(render(scenes[0], 32))
-    before, after = pipe.tokens([picture])[0], []
+    with torch.no_grad():                                    # with gradients, convolutions round differently
+        before, after = pipe.tokens([picture])[0], []
     decode = pipe.model.vae.decode
     monkeypatch.setattr(pipe.model.vae, "decode", lambda tokens, grid: after.append(tokens) or decode(tokens, grid))
     pipe.draw(["a red circle"] * 2, image=picture, region=(8, 8, 20, 16), steps=3)
@@ -207,7 +208,7 @@ def test_tokens_outside_the_region_stay_untouched(pipe, scenes, monkeypatch):
     assert not after[0][0].equal(after[0][1])                # two attempts, two results
 
 
-# --- understanding -----------------------------------------------------------------------------------------------------
+# --- understanding ----------------------------------------------------------------------------------------------------
 
 def test_answers_are_those_of_answer_one_by_one(pipe, scenes):
     pictures = [Image.fromarray(render(s, 32)) for s in scenes]
@@ -219,7 +220,8 @@ def test_answers_are_those_of_answer_one_by_one(pipe, scenes):
 
 
 def test_a_conversation_of_several_turns_and_pictures_streams(pipe, scenes):
-    pictures = [Image.fromarray(render(s, 48)) for s in scenes[:2]]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(render(scenes[0], 48)), Image.fromarray(noise)]
     messages = [{"role": "user", "content": [None, "\nwhat is it?"]}, {"role": "assistant", "content": "a ring"},
                 {"role": "user", "content": [None, "\n", "and this?"]}]
     said = [list(pipe.reply(messages, p, max_new_tokens=9)) for p in (pictures, pictures[::-1])]

@@ -1,0 +1,404 @@
+"""sample.py and chat.py as people use and misuse them.     python -m pytest -q tests/test_cli.py"""
+import errno
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import chat
+import sample
+from nanoharmon import files
+from nanoharmon.cli import Parser, load_pipeline, number, pick_device, run
+from nanoharmon.files import open_image
+from test_pipeline import make_pipeline
+
+ROOT = Path(__file__).parents[1]
+FAST = ["--steps", "3", "--iters", "4"]
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ckpt")
+    make_pipeline(draw={"steps": 3, "iters": 4}).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, with things that are not pictures, and some that are."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
+    for name, side in ("bomb.png", 20000), ("large.png", 9000):                  # only the header says so
+        head = b"IHDR" + struct.pack(">II", side, side) + bytes([8, 2, 0, 0, 0])
+        red = (tmp_path / "red.png").read_bytes()
+        (tmp_path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
+    (tmp_path / "latin1.txt").write_bytes("a caf\xe9\n".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "good.txt").write_text("\ufeffa red circle\r\n\nein grüner Ring\n", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "damaged").mkdir()
+    return tmp_path
+
+
+def call(main, argv):
+    """Exit code of a command run in this process."""
+    with pytest.raises(SystemExit) as e:
+        run(lambda: main(argv))
+        raise SystemExit(0)
+    return e.value.code
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+P = ["--prompt", "a red circle"]
+BAD_SAMPLE = [
+    ([], "no prompt", "--prompt"),
+    (["--prompt", ""], "empty", "--prompt"),
+    (["--prompt", " \n"], "empty", "--prompt"),
+    (["--prompt", "a\udcff"], "not valid UTF-8", "--prompt"),
+    (["--prompt", "red " * 2000], "tokens long", "shorter --prompt"),
+    ([*P, "--prompt", "red " * 2000], "tokens long", "shorter --prompt"),
+    (["--promt", "x"], "unknown flag --promt", "did you mean '--prompt'"),
+    ([*P, "--itres=3"], "unknown flag --itres", "did you mean '--iters'"),
+    ([*P, "--zzzz"], "unknown flag --zzzz", "--help"),
+    (["a red circle"], "'a red circle'", "belongs to no flag"),
+    (["--prompt"], "expected one argument", "--prompt"),
+    (["--prompts-file", "nowhere.txt"], "No such file", "--prompts-file"),
+    (["--prompts-file", "folder"], "directory", "--prompts-file"),
+    (["--prompts-file", "latin1.txt"], "not UTF-8 text (byte 5)", "--prompts-file"),
+    (["--prompts-file", "blank.txt"], "no prompt", "--prompts-file"),
+    ([*P, "--ckpt", "nowhere"], "no checkpoint folder nowhere", "--ckpt"),
+    ([*P, "--ckpt", "folder"], "no config.json", "--ckpt"),
+    ([*P, "--ckpt", "damaged"], "model.safetensors", "--ckpt"),
+    ([*P, "--size", "33"], "multiples of 8", "--size"),
+    ([*P, "--size", "32x33"], "32x33", "--size"),
+    ([*P, "--size", "0"], "got '0'", "--size"),
+    ([*P, "--size", "-32"], "got '-32'", "--size"),
+    ([*P, "--size", "axb"], "got 'axb'", "--size"),
+    ([*P, "--size", "1x2x3"], "got '1x2x3'", "--size"),
+    ([*P, "--size", "²"], "got '²'", "--size"),
+    ([*P, "--size", "80000"], "80000x80000", "--size"),
+    ([*P, "--size", "9" * 5000], "got '999", "--size"),
+    ([*P, "--iters", "0"], "got '0'", "--iters"),
+    ([*P, "--iters", "17"], "17 iterations", "--iters 16"),
+    ([*P, "--iters", "many"], "got 'many'", "--iters"),
+    ([*P, "--steps", "0"], "from 1 to 1000", "--steps"),
+    ([*P, "--steps", "1001"], "from 1 to 1000", "--steps"),
+    ([*P, "--steps", "2.5"], "whole number", "--steps"),
+    ([*P, "--n", "0"], "from 1 to 256", "--n"),
+    ([*P, "--cfg", "nan"], "finite number", "--cfg"),
+    ([*P, "--cfg", "inf"], "finite number", "--cfg"),
+    ([*P, "--cfg", "-1"], "from 0", "--cfg"),
+    ([*P, "--temperature", "-0.1"], "from 0", "--temperature"),
+    ([*P, "--temperature=-inf"], "finite", "--temperature"),
+    ([*P, "--seed", "-1"], "got '-1'", "--seed"),
+    ([*P, "--seed", "9" * 30], "whole number", "--seed"),
+    ([*P, "--sampler", "euler"], "choose from", "--sampler"),
+    ([*P, "--cfg-schedule", "cosine"], "choose from", "--cfg-schedule"),
+    ([*P, "--dtype", "int8"], "choose from", "--dtype"),
+    ([*P, "--device", "tpu"], "'tpu'", "--device"),
+    ([*P, "--device", "cuda:99"], "'cuda:99'", "--device cpu"),
+    ([*P, "--device", "cuda:x"], "'cuda:x'", "--device"),
+    ([*P, "--out", "nowhere/grid.png"], "no folder nowhere", "--out"),
+    ([*P, "--out", "text.png/grid.png"], "no folder text.png", "--out"),
+    ([*P, "--out", "grid.xyz"], "grid.xyz", "--out"),
+    ([*P, "--out", ""], "expected a name", "--out"),
+    ([*P, "--gif", "nowhere/a.gif"], "no folder nowhere", "--gif"),
+    ([*P, "--gif", "a.png"], "expected a name ending in .gif", "--gif"),
+    ([*P, "--save-each", "nowhere/deep"], "No such file", "--save-each"),
+    ([*P, "--save-each", "text.png"], "exists", "--save-each"),
+    ([*P, "--region", "0,0,8,8"], "both", "--image"),
+    ([*P, "--image", "red.png"], "both", "--region"),
+    ([*P, "--image", "red.png", "--region", "0,0,8"], "four pixel numbers", "--region"),
+    ([*P, "--image", "red.png", "--region", "0,0,a,8"], "four pixel numbers", "--region"),
+    ([*P, "--image", "red.png", "--region", "0,0,33,8"], "not a box inside the 32x32 picture", "--region"),
+    ([*P, "--image", "red.png", "--region=-1,0,8,8"], "not a box", "--region"),
+    ([*P, "--image", "red.png", "--region", "8,8,8,9"], "not a box", "--region"),
+]
+PICTURES = [("nowhere.png", "no such file"), ("folder", "no such file"), ("text.png", "not a picture"),
+            ("cut.png", "damaged or truncated"), ("cut.jpg", "damaged or truncated"), ("bomb.png", "too many pixels"),
+            ("large.png", "9000x9000 pixels, more than the limit of 64 million"), ("a\0b", "no such file")]
+BAD_SAMPLE += [([*P, "--region", "0,0,8,8", "--image", name], message, "--image") for name, message in PICTURES]
+BAD_CHAT = [(["--prompt", "x", "--image", name], message, "--image") for name, message in PICTURES] + [
+    (["--prompt", ""], "empty", "--prompt"),
+    (["--prompt", "x\udcff"], "not valid UTF-8", "--prompt"),
+    (["--prompt", "red " * 2000], "tokens long", "/reset"),
+    (["--prompt", "x", "--max-new-tokens", "600"], "512 (the context)", "--max-new-tokens"),
+    (["--prompt", "x", "--max-new-tokens", "0"], "got '0'", "--max-new-tokens"),
+    (["--prompt", "x", "--top-p", "0"], "from 0.01 to 1", "--top-p"),
+    (["--prompt", "x", "--top-p", "nan"], "finite", "--top-p"),
+    (["--prompt", "x", "--temperature", "nan"], "finite", "--temperature"),
+    (["--image", "red.png", "--propmt", "x"], "unknown flag --propmt", "did you mean '--prompt'"),
+    (["--prompt", "x", "--ckpt", "damaged"], "model.safetensors", "--ckpt"),
+    (["--prompt", "x", "--device", "cuda:99"], "'cuda:99'", "--device")]
+
+
+@pytest.mark.parametrize("main, argv, message, fix",
+                         [(sample.main, *row) for row in BAD_SAMPLE] + [(chat.main, *row) for row in BAD_CHAT])
+def test_a_mistake_is_one_line_that_says_what_to_change(main, argv, message, fix, ckpt, here, capsys, monkeypatch):
+    monkeypatch.setattr("nanoharmon.harmon.Harmon.draw", lambda *_, **__: pytest.fail("drew before complaining"))
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):          # the last one is cut short
+        data = Path(ckpt, name).read_bytes()
+        (here / "damaged" / name).write_bytes(data[:len(data) // 2] if name.startswith("model") else data)
+    before = sorted(here.rglob("*"))
+    assert call(main, argv if "--ckpt" in argv else [*argv, "--ckpt", ckpt]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and fix in err
+    assert not out and sorted(here.rglob("*")) == before
+
+
+def test_the_default_checkpoint_is_beside_the_code(here, monkeypatch):
+    """Wherever the command is called from."""
+    monkeypatch.setattr("nanoharmon.cli.Pipeline.load", lambda path, *_: path)
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    assert load_pipeline(None) == ROOT / "checkpoints" / "nano"
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_old_picture(ckpt, here, capsys, monkeypatch):
+    def full(path, chunks):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    (here / "grid.png").write_bytes(b"old")
+    monkeypatch.setattr(files, "_write", full)
+    assert call(sample.main, [*P, "--n", "1", "--ckpt", ckpt]) == 2
+    assert "No space left on device; free space" in capsys.readouterr().err
+    assert (here / "grid.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("raised, code, message", [
+    (KeyboardInterrupt(), 130, "interrupted"), (ValueError("a\nb"), 2, "error: a b\n"),
+    (OSError(errno.EACCES, "Permission denied", "f"), 2, "error: f: Permission denied\n"),
+    (MemoryError(), 2, "out of memory"), (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory")])
+def test_run_ends_politely(raised, code, message, capsys):
+    def main(_):
+        raise raised
+    assert call(main, None) == code and message in capsys.readouterr().err
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    def main():
+        raise error
+    for error, variable in (RuntimeError("shapes"), ""), (TypeError("x"), ""), (ValueError("x"), "1"):
+        monkeypatch.setenv("NANOHARMON_TRACEBACK", variable)
+        with pytest.raises(type(error)):
+            run(main)
+
+
+def test_numbers_devices_and_flags():
+    assert number(int, 1, 5)("3") == 3 and number(float, 0)("1e30") == 1e30
+    assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda", "mps")
+    parser = Parser()
+    parser.add_argument("--prompt")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--prom", "x"])                   # no abbreviations: they break when flags are added
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+def test_pictures_of_all_kinds_become_upright_rgb(here):
+    def saved(image, name, **options):
+        image.save(name, **options)
+        opened = open_image(name)
+        assert opened.mode == "RGB"
+        return np.asarray(opened)
+    half = np.full((4, 6), 32896, dtype=np.uint16)
+    assert (saved(Image.fromarray(half), "gray16.png") == 128).all()
+    assert (saved(Image.fromarray(half), "gray16.tiff") == 128).all()
+    assert (saved(Image.fromarray(np.full((4, 6), 0.5, np.float32)), "float.tiff") == 128).all()
+    assert (saved(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "clear.png") == 255).all()
+    assert saved(Image.new("LA", (4, 4), (0, 127)), "la.png")[0, 0].tolist() == [128] * 3
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    assert saved(palette, "solid.gif")[0, 0].tolist() == [200, 0, 0]
+    assert (saved(palette, "palette.png", transparency=1) == 255).all()
+    assert saved(Image.new("CMYK", (4, 4)), "cmyk.jpg")[0, 0].tolist() == [255] * 3
+    assert (saved(Image.new("1", (4, 4), 1), "one.bmp") == 255).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6                                         # the camera was turned
+    turned = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1))    # 16x8, right half white
+    array = saved(turned, "turned.png", exif=exif)
+    assert array.shape[:2] == (16, 8) and array[0, 0, 0] < 50 and array[15, 0, 0] > 200
+
+
+# --- sample.py --------------------------------------------------------------------------------------------------------
+
+def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
+    def draw(out, seed):
+        sample.main([*P, "--prompt", "zwei Ringe, größer", "--n", "2", "--seed", str(seed), "--ckpt", ckpt, "--out", out,
+                     "--gif", out[0] + ".gif", "--save-each", out[0]])
+        return [p.read_bytes() for p in [here / out, here / (out[0] + ".gif"), *sorted((here / out[0]).iterdir())]]
+    a, b, c = draw("a.png", 1), draw("b.png", 1), draw("c.png", 2)
+    assert a == b and all(x != y for x, y in zip(a, c))
+    assert len({*a[2:]}) == 4                                # all four pictures differ
+    grid, gif = Image.open("a.png"), Image.open("a.gif")
+    assert grid.size == (2 * (192 + 8) + 8, 2 * (22 + 192 + 8) + 8) and gif.size == grid.size
+    assert Image.open("a/001_1.png").size == (32, 32)
+    assert gif.n_frames == 5                                 # all grey, then one per iteration
+    durations = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
+    assert durations == [120] * 4 + [2000]
+    out = capsys.readouterr().out
+    assert "wrote a.png, a.gif, a: 2 x 2 pictures of 32x32 in" in out
+    assert "cfg 3, constant, iters 4, steps 3, sampler ddpm, temperature 1, seed 1" in out
+
+
+def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
+    sample.main([*P, "--n", "3", "--ckpt", ckpt, "--save-each", "each", "--size", "16x32"])
+    grid = np.asarray(Image.open("grid.png"))
+    for c in range(3):
+        picture = np.asarray(Image.open(f"each/000_{c}.png").resize((192, 384), Image.Resampling.NEAREST))
+        assert (grid[26:26 + 384, 8 + 200 * c:200 + 200 * c] == picture).all()
+    assert (grid[:22] < 128).any() and (grid[-4:] == 255).all()
+    long = np.asarray(sample.make_grid(["red circle " * 50], [[Image.new("RGB", (16, 16))]]))
+    assert (long[:22, -8:] == 255).all()                     # a long prompt is cut, not painted over the edge
+
+
+def test_prompts_come_from_flags_and_files(ckpt, here, capsys):
+    sample.main([*P, "--prompts-file", "good.txt", "--n", "1", "--ckpt", ckpt])
+    assert "3 x 1 pictures" in capsys.readouterr().out
+    assert sample.read_prompts(sample.parse_args(["--prompts-file", "good.txt"])) == ["a red circle", "ein grüner Ring"]
+
+
+def test_rows_do_not_depend_on_each_other(ckpt, here):
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--save-each", "a"])
+    sample.main(["--prompt", "x", *P, "--n", "1", "--ckpt", ckpt, "--save-each", "b"])
+    assert Path("a/000_0.png").read_bytes() == Path("b/001_0.png").read_bytes()
+
+
+def test_a_region_is_in_pixels_of_the_given_picture(ckpt, here, capsys):
+    """Any size and mode; iterations are cut to the tokens that are drawn."""
+    Image.new("RGBA", (320, 160), (0, 255, 0, 128)).save("wide.png")
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--image", "wide.png", "--region", "0,0,160,40"])
+    assert "iters 2," in capsys.readouterr().out             # the left half of the top row of 4x4
+
+
+@pytest.mark.parametrize("options", [["--dtype", "bfloat16"], ["--sampler", "dpm++", "--cfg", "1"], ["--sampler", "ddim"],
+                                     ["--cfg-schedule", "linear", "--temperature", "0"], ["--device", "cpu"]])
+def test_options_are_taken(ckpt, here, options):
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, *FAST, *options])
+    assert Image.open("grid.png").size == (208, 230)
+
+
+# --- chat.py ----------------------------------------------------------------------------------------------------------
+
+def type_in(monkeypatch, ckpt, *lines, flags=()):
+    """Run the loop on scripted input; returns the Chat."""
+    made = []
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    monkeypatch.setattr(chat, "Chat", lambda *args: made.append(CHAT(*args)) or made[-1])
+    chat.main(["--ckpt", ckpt, "--max-new-tokens", "6", *flags])
+    return made[0]
+
+
+CHAT = chat.Chat
+
+
+def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
+    Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
+    talk = type_in(monkeypatch, ckpt, "hello", "/draw a red circle", "what color is it?", "", "and the shape?",
+                   "/draw a red circle", "/image red.png", "which one?", "/save talk.json", "/save talk.txt", "/save last.png")
+    contents = [m["content"] for m in talk.messages[::2]]
+    assert contents == ["hello", [None, "\n", "what color is it?"], "and the shape?",
+                        [None, "\n", None, "\n", "which one?"]]
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 4 and not talk.waiting
+    assert talk.names == ["drawing-002.png", "drawing-003.png", "red.png"]
+    assert Path("drawing-001.png").read_bytes() == b"mine"
+    first, second = (Image.open(n) for n in talk.names[:2])
+    assert first.tobytes() == talk.pictures[0].tobytes() != second.tobytes()     # asked twice, drawn differently
+    out, err = capsys.readouterr()
+    assert "(drawing-002.png; ask about it)" in out and "error" not in err
+    for m in talk.messages[1::2]:
+        assert m["content"] in out
+    turns = json.loads(Path("talk.json").read_text(encoding="utf-8"))
+    assert turns[2]["content"] == [{"image": "drawing-002.png"}, "\n", "what color is it?"]
+    assert turns[6]["content"][::2] == [{"image": "drawing-003.png"}, {"image": "red.png"}, "which one?"]
+    assert "user: [drawing-002.png]\nwhat color is it?\nassistant: " in Path("talk.txt").read_text(encoding="utf-8")
+    assert Image.open("last.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
+    mistakes = ["/image", "/image nowhere.png", "/image bomb.png", "/draw", "/draw  ", "/draw " + "red " * 999, "/save", "/save a.exe",
+                "/save nowhere/a.txt", "/save a.png", "/imgae red.png", "/", "red " * 999]
+    talk = type_in(monkeypatch, ckpt, *mistakes, "still there?", "/help", "/quit", "not read any more")
+    out, err = capsys.readouterr()
+    assert err.count("error: ") == len(err.strip().splitlines()) == len(mistakes)
+    assert "did you mean '/image'" in err and "/reset" in err and "/draw TEXT" in out
+    assert [m["content"] for m in talk.messages[::2]] == ["still there?"]
+    assert not list(here.glob("drawing*")) and not (here / "a.exe").exists()
+
+
+def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsys, monkeypatch):
+    turns = ["/image red.png", "what is it?"] * 30
+    talk = type_in(monkeypatch, ckpt, *turns, "/reset", "/image red.png", "what is it?")
+    assert "type /reset" in capsys.readouterr().err
+    assert len(talk.messages) == 2 and len(talk.pictures) == 1
+
+
+def test_the_answer_does_not_depend_on_how_it_is_asked_for(ckpt, here, capsys, monkeypatch):
+    flags = ["--ckpt", ckpt, "--max-new-tokens", "6"]
+    chat.main([*flags, "--image", "red.png", "--prompt", "what color is it?"])
+    once = capsys.readouterr().out
+    talk = type_in(monkeypatch, ckpt, "what color is it?", flags=["--image", "red.png"])
+    assert once.strip() == talk.messages[1]["content"] == capsys.readouterr().out.strip()
+    pipe = load_pipeline(ckpt)
+    with torch.no_grad():
+        assert once.strip() == pipe.answer(open_image("red.png"), "what color is it?", max_new_tokens=6)
+    chat.main([*flags, "--prompt", "<|im_end|> hello", "--temperature", "1", "--top-p", "0.9", "--seed", "5"])
+
+
+def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, monkeypatch):
+    lines = iter(["one", "two"])
+
+    def read(_):
+        for line in lines:
+            return line
+        raise KeyboardInterrupt
+
+    def reply(self, messages, *_, **__):
+        yield "well"
+        if messages[-1]["content"] == "one":
+            raise KeyboardInterrupt
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("nanoharmon.pipeline.Pipeline.reply", reply)
+    talk = type_in(monkeypatch, ckpt)
+    assert [m["content"] for m in talk.messages] == ["two", "well"]              # the stopped turn is not kept
+    assert "(stopped)" in capsys.readouterr().out
+
+
+# --- as programs ------------------------------------------------------------------------------------------------------
+
+def program(*argv, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, env=env, timeout=300, **options)
+
+
+def test_sample_as_a_program(ckpt, here):
+    done = program(ROOT / "sample.py", *P, "--n", "1", "--ckpt", ckpt)
+    assert done.returncode == 0 and b"wrote grid.png" in done.stdout and not done.stderr
+    done = program(ROOT / "sample.py", b"--prompt=a \xff", "--ckpt", ckpt) if os.name != "nt" else None
+    assert done is None or (done.returncode == 2 and done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr)
+
+
+def test_chat_as_a_program(ckpt, here):
+    done = program(ROOT / "chat.py", "--ckpt", ckpt, "--max-new-tokens", "3", input=b"hi \xff\xfe\n/draw a ring\nwhat?\n")
+    assert done.returncode == 0 and not done.stderr and b"(drawing-001.png; ask about it)" in done.stdout
+
+
+@pytest.mark.parametrize("main", [sample.main, chat.main])
+def test_help_teaches(main, capsys):
+    assert call(main, ["--help"]) == 0
+    out = capsys.readouterr().out
+    script = "sample.py" if main is sample.main else "chat.py"
+    assert out.count(f"python {script}") >= 3 and "default" in out and "--ckpt" in out
