@@ -77,7 +77,8 @@ class Chat:
         while (path := Path(f"drawing-{number:03d}.png")).exists():
             number += 1
         check_output(path, "the folder you start chat.py in")
-        with tqdm(total=self.pipe.plan([words])["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+        iters = self.pipe.plan([words])["iters"]
+        with tqdm(total=iters, desc="drawing", unit="iter", leave=False, disable=None) as bar:
             picture = self.pipe.draw([words], seed=self.args.seed + self.drawn, progress=bar.update)[0]
         write_bytes(path, encode(picture))
         self.drawn += 1

@@ -113,7 +113,8 @@ def load_pipeline(path, device="auto", dtype="float32"):
     path = Path(path or Path(__file__).parents[1] / "checkpoints" / "nano")
     if not path.is_dir():
         raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
+    device = pick_device(device)
     try:
-        return Pipeline.load(path, pick_device(device), DTYPES[dtype])
+        return Pipeline.load(path, device, DTYPES[dtype])
     except ValueError as e:
-        raise ValueError(f"{e}" if "pass --" in str(e) else f"{e}; pass another --ckpt") from None
+        raise ValueError(f"{e}" if "--ckpt" in str(e) else f"{e}; pass another --ckpt") from None

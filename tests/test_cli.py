@@ -228,7 +228,7 @@ def test_pictures_of_all_kinds_become_upright_rgb(here):
     assert (saved(Image.new("1", (4, 4), 1), "one.bmp") == 255).all()
     exif = Image.Exif()
     exif[0x0112] = 6                                         # the camera was turned
-    turned = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1))    # 16x8, right half white
+    turned = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(8, axis=0).repeat(8, axis=1))    # right half white
     array = saved(turned, "turned.png", exif=exif)
     assert array.shape[:2] == (16, 8) and array[0, 0, 0] < 50 and array[15, 0, 0] > 200
 
@@ -237,8 +237,8 @@ def test_pictures_of_all_kinds_become_upright_rgb(here):
 
 def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     def draw(out, seed):
-        sample.main([*P, "--prompt", "zwei Ringe, größer", "--n", "2", "--seed", str(seed), "--ckpt", ckpt, "--out", out,
-                     "--gif", out[0] + ".gif", "--save-each", out[0]])
+        sample.main([*P, "--prompt", "zwei Ringe, größer", "--n", "2", "--seed", str(seed), "--ckpt", ckpt,
+                     "--out", out, "--gif", out[0] + ".gif", "--save-each", out[0]])
         return [p.read_bytes() for p in [here / out, here / (out[0] + ".gif"), *sorted((here / out[0]).iterdir())]]
     a, b, c = draw("a.png", 1), draw("b.png", 1), draw("c.png", 2)
     assert a == b and all(x != y for x, y in zip(a, c))
@@ -268,7 +268,8 @@ def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
 def test_prompts_come_from_flags_and_files(ckpt, here, capsys):
     sample.main([*P, "--prompts-file", "good.txt", "--n", "1", "--ckpt", ckpt])
     assert "3 x 1 pictures" in capsys.readouterr().out
-    assert sample.read_prompts(sample.parse_args(["--prompts-file", "good.txt"])) == ["a red circle", "ein grüner Ring"]
+    args = sample.parse_args(["--prompts-file", "good.txt"])
+    assert sample.read_prompts(args) == ["a red circle", "ein grüner Ring"]
 
 
 def test_rows_do_not_depend_on_each_other(ckpt, here):
@@ -284,8 +285,9 @@ def test_a_region_is_in_pixels_of_the_given_picture(ckpt, here, capsys):
     assert "iters 2," in capsys.readouterr().out             # the left half of the top row of 4x4
 
 
-@pytest.mark.parametrize("options", [["--dtype", "bfloat16"], ["--sampler", "dpm++", "--cfg", "1"], ["--sampler", "ddim"],
-                                     ["--cfg-schedule", "linear", "--temperature", "0"], ["--device", "cpu"]])
+@pytest.mark.parametrize("options", [
+    ["--dtype", "bfloat16"], ["--sampler", "dpm++", "--cfg", "1"], ["--sampler", "ddim"], ["--device", "cpu"],
+    ["--cfg-schedule", "linear", "--temperature", "0"]])
 def test_options_are_taken(ckpt, here, options):
     sample.main([*P, "--n", "1", "--ckpt", ckpt, *FAST, *options])
     assert Image.open("grid.png").size == (208, 230)
@@ -308,7 +310,8 @@ CHAT = chat.Chat
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
     talk = type_in(monkeypatch, ckpt, "hello", "/draw a red circle", "what color is it?", "", "and the shape?",
-                   "/draw a red circle", "/image red.png", "which one?", "/save talk.json", "/save talk.txt", "/save last.png")
+                   "/draw a red circle", "/image red.png", "which one?",
+                   "/save talk.json", "/save talk.txt", "/save last.png")
     contents = [m["content"] for m in talk.messages[::2]]
     assert contents == ["hello", [None, "\n", "what color is it?"], "and the shape?",
                         [None, "\n", None, "\n", "which one?"]]
@@ -329,8 +332,8 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 
 def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
-    mistakes = ["/image", "/image nowhere.png", "/image bomb.png", "/draw", "/draw  ", "/draw " + "red " * 999, "/save", "/save a.exe",
-                "/save nowhere/a.txt", "/save a.png", "/imgae red.png", "/", "red " * 999]
+    mistakes = ["/image", "/image nowhere.png", "/image bomb.png", "/draw", "/draw  ", "/draw " + "red " * 999,
+                "/save", "/save a.exe", "/save nowhere/a.txt", "/save a.png", "/imgae red.png", "/", "red " * 999]
     talk = type_in(monkeypatch, ckpt, *mistakes, "still there?", "/help", "/quit", "not read any more")
     out, err = capsys.readouterr()
     assert err.count("error: ") == len(err.strip().splitlines()) == len(mistakes)
@@ -387,12 +390,13 @@ def program(*argv, **options):
 def test_sample_as_a_program(ckpt, here):
     done = program(ROOT / "sample.py", *P, "--n", "1", "--ckpt", ckpt)
     assert done.returncode == 0 and b"wrote grid.png" in done.stdout and not done.stderr
-    done = program(ROOT / "sample.py", b"--prompt=a \xff", "--ckpt", ckpt) if os.name != "nt" else None
-    assert done is None or (done.returncode == 2 and done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr)
+    done = program(ROOT / "sample.py", "--prompt", "--ckpt", ckpt)
+    assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
 
 
 def test_chat_as_a_program(ckpt, here):
-    done = program(ROOT / "chat.py", "--ckpt", ckpt, "--max-new-tokens", "3", input=b"hi \xff\xfe\n/draw a ring\nwhat?\n")
+    done = program(ROOT / "chat.py", "--ckpt", ckpt, "--max-new-tokens", "3",
+                   input=b"hi \xff\xfe\n/draw a ring\nwhat?\n")
     assert done.returncode == 0 and not done.stderr and b"(drawing-001.png; ask about it)" in done.stdout
 
 

@@ -139,7 +139,8 @@ def test_half_precision_draws_and_answers(pipe, scenes, tmp_path, dtype):
 
 
 def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper():
-    plain, tuned = make_pipeline(), make_pipeline(draw={"cfg": 2.5, "steps": 7, "iters": 5, "sampler": "ddim", "note": "x"})
+    plain = make_pipeline()
+    tuned = make_pipeline(draw={"cfg": 2.5, "steps": 7, "iters": 5, "sampler": "ddim", "note": "x"})
     assert [plain.plan(["x"])[k] for k in ("cfg", "steps", "iters", "sampler")] == [3.0, 100, 16, "ddpm"]
     assert [tuned.plan(["x"])[k] for k in ("cfg", "steps", "iters", "sampler")] == [2.5, 7, 5, "ddim"]
     assert [tuned.plan(["x"], cfg=4.0, iters=6)[k] for k in ("cfg", "steps", "iters")] == [4.0, 7, 6]
@@ -220,12 +221,15 @@ def test_answers_are_those_of_answer_one_by_one(pipe, scenes):
 
 
 def test_a_conversation_of_several_turns_and_pictures_streams(pipe, scenes):
-    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(render(scenes[0], 48)), Image.fromarray(noise)]
+    pictures = [Image.fromarray(render(s, 48)) for s in scenes[:2]]
     messages = [{"role": "user", "content": [None, "\nwhat is it?"]}, {"role": "assistant", "content": "a ring"},
                 {"role": "user", "content": [None, "\n", "and this?"]}]
-    said = [list(pipe.reply(messages, p, max_new_tokens=9)) for p in (pictures, pictures[::-1])]
-    assert "".join(said[0]) != "".join(said[1]) and len(said[0]) > 1             # their order matters; in pieces
+    ids = torch.tensor([pipe.chat_ids(messages, None, 9)])
+    with torch.no_grad():
+        a, b = (pipe.embed(ids, p, None)[ids == IMAGE].view(2, 18, -1) for p in (pictures, pictures[::-1]))
+    assert a.equal(b.flip(0)) and not a.equal(b)             # each picture is in its own place
+    said = list(pipe.reply(messages, pictures, max_new_tokens=9))
+    assert len(said) > 1 and "".join(said) == "".join(pipe.reply(messages, pictures, max_new_tokens=9))
     for wrong in (pictures[:1], pictures + pictures, []):
         with pytest.raises(ValueError, match="one for each None"):
             list(pipe.reply(messages, wrong))
