@@ -211,14 +211,16 @@ def write_json(obj, path: str | Path):
     _write(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
 
 
-def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = None):
+def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = None, get=None):
+    """Write {name: tensor}. get: name -> tensor, when `tensors` only tells shapes and dtypes (meta
+    tensors): each is then made when its turn comes, and never two at a time are in memory."""
     header, position = {"__metadata__": metadata} if metadata else {}, 0
     _check(all(isinstance(x, str) for pair in (metadata or {}).items() for x in pair),
            f"{path}: metadata is not a map from text to text")
     for name, t in tensors.items():
         _check(isinstance(name, str) and name != "__metadata__", f"{path}: bad name {name!r}")
-        _check(isinstance(t, torch.Tensor) and t.dtype in DTYPE_NAMES and not t.is_meta
-               and t.layout == torch.strided,
+        _check(isinstance(t, torch.Tensor) and t.dtype in DTYPE_NAMES
+               and t.is_meta == bool(get) and t.layout == torch.strided,
                f"{path}: {name!r} is not a dense tensor of {', '.join(DTYPES)}")
         header[name] = {"dtype": DTYPE_NAMES[t.dtype], "shape": list(t.shape)}
     # names keep their order, data goes from wide to narrow dtypes so that all of it is aligned
@@ -232,8 +234,12 @@ def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = No
     def chunks():  # one tensor at a time, so that only one is ever copied
         yield len(raw).to_bytes(8, "little") + raw
         for name in order:
-            flat = tensors[name].detach().cpu().contiguous().view(-1)
+            t = get(name) if get else tensors[name]
+            _check(t.shape == tensors[name].shape and t.dtype == tensors[name].dtype,
+                   f"{path}: {name!r} is {t.dtype} {tuple(t.shape)}, not what was announced")
+            flat = t.detach().cpu().contiguous().view(-1)
             yield flat.view(torch.uint8).numpy().data
+            del t, flat
 
     _write(path, chunks())
 
@@ -360,14 +366,11 @@ def describe(report: Report) -> str:
     return text
 
 
-def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore=(), dtype=None,
-                 assign=False) -> Report:
-    """Copy `tensors` into `module` one by one, after checking that they all fit.
+def match_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore=()) -> Report:
+    """Check that `tensors` are the weights of `module`, all of them and nothing else.
 
     rename: name in the file -> name in the module, None to skip. ignore: glob patterns of names
-    (after renaming) that are neither loaded nor required; the report still lists them. assign: make
-    the loaded tensors the parameters (floating-point ones in `dtype`, by default the module's) as a
-    module on the meta device needs; without it `dtype` has no effect.
+    (after renaming) that are neither loaded nor required; the report still lists them.
     """
     source, names, report = getattr(tensors, "path", "checkpoint"), {}, Report({}, [], [], [])
     targets = module.state_dict(keep_vars=True)
@@ -400,7 +403,20 @@ def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore
                  [k for k in report.unexpected if not is_ignored(rename(k))], report.mismatched)
     _check(not (bad.missing or bad.unexpected or bad.mismatched),
            f"{source}: does not fit {type(module).__name__}: {describe(bad)}")
+    return report
 
+
+def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore=(), dtype=None,
+                 assign=False) -> Report:
+    """Copy `tensors` into `module` one by one, after `match_weights` found that they all fit.
+
+    assign: make the loaded tensors the parameters (floating-point ones in `dtype`, by default the
+    module's) as a module on the meta device needs; without it `dtype` has no effect.
+    """
+    report, names = match_weights(module, tensors, rename, ignore), {}
+    targets = module.state_dict(keep_vars=True)
+    for name, target in targets.items():  # tied parameters have several names
+        names.setdefault(id(target), []).append(name)
     for name, key in report.mapped.items():
         t, target = tensors[key].detach(), targets[name]
         if not assign:

@@ -181,7 +181,7 @@ def nano_stages():
         "llm": StageConfig(600, 0, 64, train_parts="llm."),
         "mar": StageConfig(1600, 48, 128, train_parts="mar."),
         "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
-        "2": StageConfig(2400, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
+        "2": StageConfig(1700, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
         "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE),
     }
 

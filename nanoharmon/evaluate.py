@@ -16,7 +16,6 @@ share a prompt, and the overall score pools the tasks (they are equally large, s
 Batch k of a task has its own seed: results do not depend on the number of processes.
 """
 import argparse
-import json
 import math
 import random
 import sys

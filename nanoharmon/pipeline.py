@@ -188,6 +188,7 @@ class Pipeline:
         ids = self.chat_ids(messages, size, max_new_tokens)
         embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
         generator = torch.Generator(self.device).manual_seed(seed)
+        temperature = 0.0 if temperature < 1e-4 else temperature         # dividing by less overflows
         said, text, shown = [], "", ""
         for token in self.model.llm.generate(embeds, [self.tokenizer.im_end, self.tokenizer.pad], max_new_tokens,
                                              temperature, top_p, generator):

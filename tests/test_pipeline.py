@@ -239,6 +239,8 @@ def test_sampling_follows_the_seed(pipe):
     messages = [{"role": "user", "content": "hello"}]
     said = ["".join(pipe.reply(messages, temperature=1.5, top_p=0.9, max_new_tokens=12, seed=s)) for s in (0, 0, 1)]
     assert said[0] == said[1] != said[2]
+    cold = ["".join(pipe.reply(messages, temperature=t, max_new_tokens=12)) for t in (0.0, 1e-40)]
+    assert cold[0] == cold[1]
 
 
 def test_a_conversation_longer_than_the_context_says_what_to_do(pipe):

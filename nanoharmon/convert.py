@@ -1,0 +1,390 @@
+"""Downloaded weights -> our checkpoint directory: Harmon, or its pieces KL-16, MAR and Qwen2.5.
+
+    python -m nanoharmon.convert --harmon harmon_1.5b.pth --vae kl16.ckpt --llm Qwen2.5-1.5B-Instruct --out DIR
+    python -m nanoharmon.convert --harmon Harmon-1_5B --out DIR              the Hugging Face directory: all in one
+    python -m nanoharmon.convert --vae kl16.ckpt --mar checkpoint-last.pth --llm Qwen2.5-0.5B-Instruct --out DIR
+
+    file                                  holds                                 sizes come from
+    harmon_*.pth                          mar. llm. proj_in. proj_out.          its shapes; llm: DIR/config.json
+    kl16.ckpt                             {"model": vae}                        its shapes
+    MAR checkpoint-last.pth               {"model_ema": mar, "model": mar}      its shapes
+    Qwen2.5 directory                     llm, config.json, tokenizer.json      its config.json
+    Hugging Face directory of Harmon      everything                            its config.json, its shapes
+
+The modules carry the official names, so a part's prefix is all the renaming there is, and the loading is strict: what
+is missing, superfluous or of another shape is an error that names it. Parts that no file holds (the projectors, when
+pieces are joined) are initialised, and the report says so. Number of heads and the scale of the latents are in no
+shape: they are known for the official sizes, for others pass --mar.encoder_num_heads and the like.
+
+Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
+"""
+import copy
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from .checkpoint import load_foreign, load_weights, match_weights, open_tensors, save_safetensors, write_json
+from .cli import DTYPES, Parser, pick_device, run
+from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, override, to_dict
+from .files import write_bytes
+from .harmon import Harmon, projector
+from .mar import MAR
+from .pipeline import Pipeline
+from .qwen import Qwen
+from .tokenizer import Tokenizer
+from .vae import VAE
+
+PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
+HEADS = {768: 12, 1024: 16, 1280: 16}                # MAR width: heads, of base, large and huge
+IGNORE = {"vae": ("loss.*",), "llm": ("*.rotary_emb.inv_freq",)}           # in some files, of no use to anyone
+SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
+MAPPED = 2**27                                       # bytes read from a mapped file before it is mapped anew
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+def read(path):
+    """{name: tensor} of a safetensors file, index or directory, or of a .pth/.ckpt: mapped, not read."""
+    path = Path(path)
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        return open_tensors(path)
+    found = load_foreign(path)
+    for key in ("model_ema", "model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
+    return tensors
+
+
+class Source(Mapping):
+    """The weights of one part: those of a file whose names begin with `prefix`, without it."""
+
+    def __init__(self, path, prefix=""):
+        self.path, self.prefix = Path(path), prefix
+        self.open()
+
+    def open(self):
+        self.tensors, self.used = {}, 0              # lets go of the old mapping, and so of the pages read through it
+        self.tensors = {k.removeprefix(self.prefix): t for k, t in read(self.path).items() if k.startswith(self.prefix)}
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self):
+        return len(self.tensors)
+
+    def copy(self, name, dtype):
+        """One tensor, in memory of its own."""
+        if self.used > MAPPED:
+            self.open()
+        self.used += self.tensors[name].nbytes
+        return self.tensors[name].to(dtype, copy=True)
+
+    def shape(self, name, dims):
+        shape = tuple(self.tensors[name].shape) if name in self.tensors else None
+        if shape is None or len(shape) != dims or 0 in shape:
+            raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions; "
+                             f"is it the right kind of file for this flag?")
+        return shape
+
+    def count(self, pattern):
+        """One more than the largest number that fits the group of a pattern, 0 if nothing does."""
+        return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self.tensors) if m], default=0)
+
+
+def read_json(path):
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{Path(path).parent}: no {Path(path).name} here, expected the whole directory as "
+                         f"published") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e}); download it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+# --- sizes -------------------------------------------------------------------------------------------------------------
+
+def llm_config(values, where):
+    """LLMConfig from Hugging Face's config.json of a Qwen2 model, of transformers 4 or 5."""
+    kind, act = values.get("model_type", "qwen2"), values.get("hidden_act", "silu")
+    rope = values.get("rope_parameters") or {}                       # transformers 5 keeps all about RoPE in here
+    scaling = values.get("rope_scaling") or rope
+    if kind != "qwen2" or act != "silu":
+        raise ValueError(f"{where}: model_type {kind!r} with {act!r}, expected 'qwen2' with 'silu' (Qwen2 or Qwen2.5)")
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ValueError(f"{where}: RoPE scaling {scaling} is not supported, expected none")
+    if values.get("use_sliding_window"):
+        raise ValueError(f"{where}: use_sliding_window is not supported, expected false")
+    # what Hugging Face takes for entries that are not there
+    values = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 32768,
+              "rope_theta": rope.get("rope_theta", 1e4)} | values
+    made = {name: values.get(name) for name in LLMConfig.__dataclass_fields__}
+    for name, value in made.items():
+        if isinstance(value, str) or not isinstance(value, (int, float)) or value <= 0 and name[:3] != "tie":
+            raise ValueError(f"{where}: {name} is {value!r}, expected a number")
+    config = LLMConfig(**made)
+    if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(f"{where}: hidden_size {config.hidden_size}, {config.num_attention_heads} heads and "
+                         f"{config.num_key_value_heads} key/value heads do not divide one another")
+    return config
+
+
+def mar_config(source):
+    """MARConfig from the shapes of a MAR. Heads are 0 = unknown for widths that are no official ones."""
+    width, channels = source.shape("z_proj.weight", 2)
+    S, decoder_width = source.shape("diffusion_pos_embed_learned", 3)[1:]
+    return MARConfig(
+        grid=math.isqrt(S), token_dim=channels, encoder_embed_dim=width, decoder_embed_dim=decoder_width,
+        encoder_depth=source.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
+        decoder_depth=source.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
+        mlp_ratio=source.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S, class_num=source.shape("class_emb.weight", 2)[0],
+        diffloss_d=source.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
+        diffloss_w=source.shape("diffloss.net.input_proj.weight", 2)[0])
+
+
+def vae_config(source):
+    """VAEConfig from the shapes of a KL autoencoder."""
+    ch, inputs = source.shape("encoder.conv_in.weight", 4)[:2]
+    levels = range(source.count(r"encoder\.down\.(\d+)\."))
+    widths = [source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+    return VAEConfig(
+        ch=ch, ch_mult=tuple(w // ch for w in widths), patch_size=max(1, math.isqrt(inputs // 3)),
+        num_res_blocks=source.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        z_channels=source.shape("quant_conv.weight", 4)[0] // 2,
+        attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in source))
+
+
+# --- joining parts -----------------------------------------------------------------------------------------------------
+
+class Plan:
+    """Which part of a model comes from which file. Checked: every tensor is there, nothing is left over, sizes agree.
+
+    base: HarmonConfig for the parts that no file decides. harmon: .pth, Hugging Face directory, or a directory of
+    ours; vae, llm, mar: pieces, which take the place of those in `harmon` (an llm only gives it sizes and tokenizer).
+    flags: what overrides sizes, as on the command line. `config`, `sources` {part: Source}, `tokenizer` (a path or
+    None), `report` (lines) result.
+    """
+
+    def __init__(self, base, harmon=None, vae=None, llm=None, mar=None, flags=()):
+        self.config, self.sources, self.tokenizer, self.report = copy.deepcopy(base), {}, None, []
+        self.meta = {"draw": {"cfg": 3.0, "iters": 64, "steps": 100}}
+        if harmon and mar:
+            raise ValueError("a MAR besides a whole Harmon, expected one of them; leave out --mar")
+        if llm:
+            self.config.llm = llm_config(read_json(Path(llm) / "config.json"), Path(llm) / "config.json")
+            self.tokenizer = Path(llm) / "tokenizer.json"
+        if harmon:
+            self.add_harmon(Path(harmon), bool(vae), bool(llm))
+        elif llm:
+            self.sources["llm"] = Source(llm)
+        for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
+            if path:
+                self.sources[part] = Source(path)
+                setattr(self.config, part, sizes(self.sources[part]))
+        override(self.config, flags)
+        self.check()
+
+    def add_harmon(self, path, has_vae, has_llm):
+        config = self.config
+        stored = read_json(path / "config.json") if path.is_dir() else {}
+        if "model" in stored:                                        # a directory of ours
+            self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
+            self.meta = stored.get("meta", {})
+        elif "llm" in stored:
+            config.llm = llm_config(stored["llm"], f"{path / 'config.json'}: llm")
+        elif not has_llm:
+            raise ValueError(f"{path}: has neither tokenizer nor the LLM's config.json; pass --llm with the "
+                             f"Qwen2.5-...-Instruct directory")
+        if path.is_dir() and (path / "tokenizer.json").exists():
+            self.tokenizer = path / "tokenizer.json"
+        names = {name.partition(".")[0] for name in read(path)}
+        if names - set(PARTS):
+            raise ValueError(f"{path}: has {', '.join(sorted(names - set(PARTS))[:4])}, expected a Harmon checkpoint, "
+                             f"with names that begin with mar., llm., proj_in., proj_out.; is it for --mar or --vae?")
+        if "vae" not in names and not has_vae:
+            raise ValueError(f"{path}: has no VAE inside; pass --vae kl16.ckpt")
+        self.sources |= {part: Source(path, part + ".") for part in PARTS if part in names or part != "vae"}
+        if "model" not in stored:
+            config.mar, config.grad_scale = mar_config(self.sources["mar"]), HarmonConfig.grad_scale
+            self.meta["size"] = 512                                  # what its last stage saw, and its scripts draw
+            if "vae" in names:
+                config.vae = vae_config(self.sources["vae"])
+        width = self.sources["proj_in"].shape("0.weight", 2)[0]
+        if config.llm.hidden_size != width:
+            raise ValueError(f"the LLM's config.json says width {config.llm.hidden_size}, but the projector of {path} "
+                             f"needs {width}; pass the --llm it was trained with (896: 0.5B, 1536: 1.5B)")
+
+    def check(self):
+        config = self.config
+        if not (config.mar.encoder_num_heads and config.mar.decoder_num_heads):
+            raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one, and shapes do not tell "
+                             f"its heads; pass --mar.encoder_num_heads N and --mar.decoder_num_heads N")
+        if config.vae.z_channels != config.mar.token_dim:
+            raise ValueError(f"the VAE has {config.vae.z_channels} channels per token, the MAR {config.mar.token_dim}; "
+                             f"pass a --vae and a --mar that belong together")
+        try:
+            with torch.device("meta"):
+                self.model = Harmon(config)                          # names and shapes, no memory
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
+            raise ValueError(f"these sizes make no model: {e}; is it the right file?") from None
+        for part, module in self.model.named_children():
+            n = f"{sum(p.numel() for p in module.parameters()) / 1e6:9.2f}M parameters"
+            if part not in self.sources:
+                self.report.append(f"{part:9s}   -  {n}   initialised: in none of the files")
+                continue
+            source = self.sources[part]
+            report = match_weights(module, source, ignore=IGNORE.get(part, ()))
+            self.report.append(f"{part:9s}{len(report.mapped):4d}  {n}   {source.path}" + (
+                f", not used: {', '.join(report.unexpected[:3])}" if report.unexpected else ""))
+            source.open()                                            # comparing tied weights has read them
+
+    def details(self):
+        """One line per tensor: our name, shape, and the dtype and name in the file."""
+        for name, target in self.model.state_dict().items():
+            part, _, rest = name.partition(".")
+            source = self.sources.get(part, {})
+            origin = f"{source[rest].dtype} {source.prefix}{rest}" if rest in source else "(initialised, or tied)"
+            yield f"{name} {tuple(target.shape)} <- {origin}".replace("torch.", "")
+
+    def fresh(self, part):
+        """A newly initialised part."""
+        c = self.config
+        D, E = c.mar.encoder_embed_dim, c.llm.hidden_size
+        make = {"vae": lambda: VAE(c.vae), "mar": lambda: MAR(c.mar), "llm": lambda: Qwen(c.llm),
+                "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}
+        return make[part]()
+
+    def load_tokenizer(self):
+        if self.tokenizer is None:
+            return None
+        tokenizer = Tokenizer.load(self.tokenizer)
+        if len(tokenizer) > self.config.llm.vocab_size:
+            raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the "
+                             f"{self.config.llm.vocab_size} of the LLM; it belongs to another one")
+        return tokenizer
+
+
+def write(plan, out, dtype=torch.bfloat16):
+    """Write the directory that Pipeline.load reads, tensor by tensor."""
+    if plan.load_tokenizer() is None:
+        raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
+                         "without an LLM: --vae, --mar)")
+    out, fresh = Path(out), {}
+    out.mkdir(parents=True, exist_ok=True)
+    tied = {"llm.lm_head.weight"} if plan.config.llm.tie_word_embeddings else ()
+    tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items() if name not in tied}     # meta
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for part in PARTS:
+            if part not in plan.sources:
+                fresh[part] = plan.fresh(part).state_dict()
+
+    def get(name):
+        part, _, rest = name.partition(".")
+        return fresh[part][rest].to(dtype) if part in fresh else plan.sources[part].copy(rest, dtype)
+    (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
+    save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
+    write_bytes(out / "tokenizer.json", Path(plan.tokenizer).read_bytes())
+    write_json({"model": to_dict(plan.config), "meta": plan.meta}, out / "config.json")
+
+
+# --- for train.py and chat.py ------------------------------------------------------------------------------------------
+
+def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu"):
+    """A model to train further: (config, model, tokenizer or None, report lines).
+
+    config: HarmonConfig of the preset, for what the files do not decide. init: a whole Harmon (.pth, Hugging Face
+    directory, or a directory of ours). Parts that no file holds are initialised.
+    """
+    plan = Plan(config, init, vae, llm, mar)
+    tokenizer, model = plan.load_tokenizer(), plan.model
+    for part in PARTS:
+        if part not in plan.sources:
+            setattr(model, part, plan.fresh(part).to(dtype))
+            continue
+        module = getattr(model, part)
+        load_weights(module, plan.sources[part], ignore=IGNORE.get(part, ()), dtype=dtype, assign=True)
+        for p in module.parameters():
+            p.data = p.data.clone()                                  # training must not write into a mapped file
+    model.llm.tie()
+    return plan.config, model.to(device), tokenizer, plan.report
+
+
+def load_llm(path, device="cpu", dtype=torch.float32):
+    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer)."""
+    path = Path(path)
+    config = llm_config(read_json(path / "config.json"), path / "config.json")
+    with torch.device("meta"):
+        llm = Qwen(config)
+    load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
+    llm.tie()
+    return llm.to(device).eval(), Tokenizer.load(path)
+
+
+class TextPipeline:
+    """A bare LLM behind what chat.py needs of a Pipeline: text only, no pictures."""
+
+    reply, chat_ids, meta = Pipeline.reply, Pipeline.chat_ids, {}
+
+    def __init__(self, llm, tokenizer):
+        self.model, self.tokenizer = SimpleNamespace(llm=llm, config=SimpleNamespace(llm=llm.config)), tokenizer
+
+    @classmethod
+    def load(cls, path, device="auto", dtype="float32"):
+        return cls(*load_llm(path, pick_device(device), DTYPES[dtype]))
+
+    @property
+    def device(self):
+        return self.model.llm.lm_head.weight.device
+
+    def count_images(self, messages, size):
+        if any(None in m["content"] for m in messages if isinstance(m["content"], list)):
+            self.plan()
+        return ([] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]) + messages
+
+    def embed(self, ids, images, size):
+        return self.model.llm.embed(ids)
+
+    def plan(self, *_, **__):
+        raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
+                         "--llm")
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.convert", description=__doc__)
+    for name, help in {"harmon": "harmon_*.pth, or Harmon's Hugging Face directory", "vae": "kl16.ckpt",
+                       "llm": "a Qwen2.5 directory (with --harmon: for its config.json and tokenizer.json)",
+                       "mar": "MAR's checkpoint-last.pth", "out": "the directory to write"}.items():
+        parser.add_argument("--" + name, metavar="DIR" if name in ("llm", "out") else "FILE", help=help)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
+    parser.add_argument("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
+    parser.add_argument("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
+    args, flags = parser.parse_known_args(argv)
+    if not (args.out or args.report):
+        raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
+    plan = Plan(PRESETS[args.preset](), args.harmon, args.vae, args.llm, args.mar, flags)
+    print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
+    if args.out:
+        write(plan, args.out, DTYPES[args.dtype])
+        size = (Path(args.out) / "model.safetensors").stat().st_size
+        print(f"wrote {args.out} ({size / 2**20:.1f} MiB, {args.dtype}). Try: python sample.py --ckpt {args.out} "
+              f"--prompt \"a cat\"")
+
+
+if __name__ == "__main__":
+    run(main)
