@@ -234,6 +234,8 @@ def train(run):
             continue
         if name not in ("vae", "llm"):
             load_latents(run, pipe, data, config.stages[name].size)
+        if config.stages[name].own_positions:
+            model.mar.resize_positions(model.vae.grid_of(config.stages[name].size, config.stages[name].size)[0])
         train_stage(run, name, model, data, pipe)
         if name == "vae":
             measure_scale(run, model, data)

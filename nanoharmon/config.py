@@ -168,6 +168,7 @@ class StageConfig:
     warmup: int = arg(50, "steps of linear warmup")
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
+    own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1)")
 
 
@@ -182,7 +183,7 @@ def nano_stages():
         "mar": StageConfig(1600, 48, 128, train_parts="mar."),
         "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
         "2": StageConfig(1700, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
-        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE),
+        "3": StageConfig(3500, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
     }
 
 
@@ -193,7 +194,7 @@ def pico_stages():
         "mar": StageConfig(20, 16, 16, train_parts="mar.", warmup=5),
         "1": StageConfig(20, 16, 8, 4, train_parts=ALIGN, warmup=5),
         "2": StageConfig(20, 16, 8, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=5),
-        "3": StageConfig(20, 32, 8, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=5),
+        "3": StageConfig(20, 32, 8, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=5, own_positions=True),
     }
 
 

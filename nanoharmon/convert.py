@@ -22,19 +22,17 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from .checkpoint import load_foreign, load_weights, match_weights, open_tensors, save_safetensors, write_json
-from .cli import DTYPES, Parser, pick_device, run
+from .cli import DTYPES, Parser, run
 from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, override, to_dict
 from .files import write_bytes
 from .harmon import Harmon, projector
 from .mar import MAR
-from .pipeline import Pipeline
 from .qwen import Qwen
 from .tokenizer import Tokenizer
 from .vae import VAE
@@ -42,11 +40,10 @@ from .vae import VAE
 PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
 HEADS = {768: 12, 1024: 16, 1280: 16}                # MAR width: heads, of base, large and huge
 IGNORE = {"vae": ("loss.*",), "llm": ("*.rotary_emb.inv_freq",)}           # in some files, of no use to anyone
-SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 MAPPED = 2**27                                       # bytes read from a mapped file before it is mapped anew
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 def read(path):
     """{name: tensor} of a safetensors file, index or directory, or of a .pth/.ckpt: mapped, not read."""
@@ -58,13 +55,13 @@ def read(path):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
-    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
-    if not tensors:
-        raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
-    return tensors
+    found = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
+    if found:
+        return found
+    raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
 
 
-class Source(Mapping):
+class Source(dict):
     """The weights of one part: those of a file whose names begin with `prefix`, without it."""
 
     def __init__(self, path, prefix=""):
@@ -72,27 +69,19 @@ class Source(Mapping):
         self.open()
 
     def open(self):
-        self.tensors, self.used = {}, 0              # lets go of the old mapping, and so of the pages read through it
-        self.tensors = {k.removeprefix(self.prefix): t for k, t in read(self.path).items() if k.startswith(self.prefix)}
-
-    def __getitem__(self, name):
-        return self.tensors[name]
-
-    def __iter__(self):
-        return iter(self.tensors)
-
-    def __len__(self):
-        return len(self.tensors)
+        self.clear()                                 # lets go of the old mapping, and so of the pages read through it
+        self.update({k.removeprefix(self.prefix): t for k, t in read(self.path).items() if k.startswith(self.prefix)})
+        self.used = 0
 
     def copy(self, name, dtype):
         """One tensor, in memory of its own."""
         if self.used > MAPPED:
             self.open()
-        self.used += self.tensors[name].nbytes
-        return self.tensors[name].to(dtype, copy=True)
+        self.used += self[name].nbytes
+        return self[name].to(dtype, copy=True)
 
     def shape(self, name, dims):
-        shape = tuple(self.tensors[name].shape) if name in self.tensors else None
+        shape = tuple(self[name].shape) if name in self else None
         if shape is None or len(shape) != dims or 0 in shape:
             raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions; "
                              f"is it the right kind of file for this flag?")
@@ -100,7 +89,7 @@ class Source(Mapping):
 
     def count(self, pattern):
         """One more than the largest number that fits the group of a pattern, 0 if nothing does."""
-        return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self.tensors) if m], default=0)
+        return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self) if m], default=0)
 
 
 def read_json(path):
@@ -116,7 +105,7 @@ def read_json(path):
     return values
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------------
+# --- sizes -----------------------------------------------------------------------------------------------------------
 
 def llm_config(values, where):
     """LLMConfig from Hugging Face's config.json of a Qwen2 model, of transformers 4 or 5."""
@@ -136,11 +125,11 @@ def llm_config(values, where):
     for name, value in made.items():
         if isinstance(value, str) or not isinstance(value, (int, float)) or value <= 0 and name[:3] != "tie":
             raise ValueError(f"{where}: {name} is {value!r}, expected a number")
-    config = LLMConfig(**made)
-    if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
-        raise ValueError(f"{where}: hidden_size {config.hidden_size}, {config.num_attention_heads} heads and "
-                         f"{config.num_key_value_heads} key/value heads do not divide one another")
-    return config
+    c = LLMConfig(**made)
+    if c.hidden_size % (2 * c.num_attention_heads) or c.num_attention_heads % c.num_key_value_heads:
+        raise ValueError(f"{where}: hidden_size {c.hidden_size}, {c.num_attention_heads} heads and "
+                         f"{c.num_key_value_heads} key/value heads do not divide one another")
+    return c
 
 
 def mar_config(source):
@@ -152,7 +141,8 @@ def mar_config(source):
         encoder_depth=source.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
         decoder_depth=source.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
         mlp_ratio=source.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
-        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S, class_num=source.shape("class_emb.weight", 2)[0],
+        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S,
+        class_num=source.shape("class_emb.weight", 2)[0],
         diffloss_d=source.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
         diffloss_w=source.shape("diffloss.net.input_proj.weight", 2)[0])
 
@@ -169,7 +159,7 @@ def vae_config(source):
         attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in source))
 
 
-# --- joining parts -----------------------------------------------------------------------------------------------------
+# --- joining parts ---------------------------------------------------------------------------------------------------
 
 class Plan:
     """Which part of a model comes from which file. Checked: every tensor is there, nothing is left over, sizes agree.
@@ -232,7 +222,7 @@ class Plan:
     def check(self):
         config = self.config
         if not (config.mar.encoder_num_heads and config.mar.decoder_num_heads):
-            raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one, and shapes do not tell "
+            raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one and shapes do not tell "
                              f"its heads; pass --mar.encoder_num_heads N and --mar.decoder_num_heads N")
         if config.vae.z_channels != config.mar.token_dim:
             raise ValueError(f"the VAE has {config.vae.z_channels} channels per token, the MAR {config.mar.token_dim}; "
@@ -263,11 +253,9 @@ class Plan:
 
     def fresh(self, part):
         """A newly initialised part."""
-        c = self.config
-        D, E = c.mar.encoder_embed_dim, c.llm.hidden_size
-        make = {"vae": lambda: VAE(c.vae), "mar": lambda: MAR(c.mar), "llm": lambda: Qwen(c.llm),
-                "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}
-        return make[part]()
+        c, D, E = self.config, self.config.mar.encoder_embed_dim, self.config.llm.hidden_size
+        return {"vae": lambda: VAE(c.vae), "mar": lambda: MAR(c.mar), "llm": lambda: Qwen(c.llm),
+                "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}[part]()
 
     def load_tokenizer(self):
         if self.tokenizer is None:
@@ -284,15 +272,13 @@ def write(plan, out, dtype=torch.bfloat16):
     if plan.load_tokenizer() is None:
         raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
                          "without an LLM: --vae, --mar)")
-    out, fresh = Path(out), {}
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     tied = {"llm.lm_head.weight"} if plan.config.llm.tie_word_embeddings else ()
     tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items() if name not in tied}     # meta
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for part in PARTS:
-            if part not in plan.sources:
-                fresh[part] = plan.fresh(part).state_dict()
+        fresh = {part: plan.fresh(part).state_dict() for part in PARTS if part not in plan.sources}
 
     def get(name):
         part, _, rest = name.partition(".")
@@ -303,7 +289,7 @@ def write(plan, out, dtype=torch.bfloat16):
     write_json({"model": to_dict(plan.config), "meta": plan.meta}, out / "config.json")
 
 
-# --- for train.py and chat.py ------------------------------------------------------------------------------------------
+# --- for train.py and chat.py ----------------------------------------------------------------------------------------
 
 def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu"):
     """A model to train further: (config, model, tokenizer or None, report lines).
@@ -326,7 +312,7 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
 
 
 def load_llm(path, device="cpu", dtype=torch.float32):
-    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer)."""
+    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for pipeline.TextPipeline."""
     path = Path(path)
     config = llm_config(read_json(path / "config.json"), path / "config.json")
     with torch.device("meta"):
@@ -334,35 +320,6 @@ def load_llm(path, device="cpu", dtype=torch.float32):
     load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
     llm.tie()
     return llm.to(device).eval(), Tokenizer.load(path)
-
-
-class TextPipeline:
-    """A bare LLM behind what chat.py needs of a Pipeline: text only, no pictures."""
-
-    reply, chat_ids, meta = Pipeline.reply, Pipeline.chat_ids, {}
-
-    def __init__(self, llm, tokenizer):
-        self.model, self.tokenizer = SimpleNamespace(llm=llm, config=SimpleNamespace(llm=llm.config)), tokenizer
-
-    @classmethod
-    def load(cls, path, device="auto", dtype="float32"):
-        return cls(*load_llm(path, pick_device(device), DTYPES[dtype]))
-
-    @property
-    def device(self):
-        return self.model.llm.lm_head.weight.device
-
-    def count_images(self, messages, size):
-        if any(None in m["content"] for m in messages if isinstance(m["content"], list)):
-            self.plan()
-        return ([] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]) + messages
-
-    def embed(self, ids, images, size):
-        return self.model.llm.embed(ids)
-
-    def plan(self, *_, **__):
-        raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
-                         "--llm")
 
 
 def main(argv=None):
@@ -374,7 +331,14 @@ def main(argv=None):
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
     parser.add_argument("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
     parser.add_argument("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
+    parser.add_argument("--parity", action="store_true", help="compare with the official numbers in tests/golden, stop")
     args, flags = parser.parse_known_args(argv)
+    if args.parity:
+        tests = Path(__file__).parents[1] / "tests" / "parity.py"
+        if not tests.exists():
+            raise ValueError(f"no {tests}; the official numbers come with the repository, run this in a clone of it")
+        runpy.run_path(str(tests), run_name="__main__")
+        return
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
     plan = Plan(PRESETS[args.preset](), args.harmon, args.vae, args.llm, args.mar, flags)

@@ -15,10 +15,8 @@ except the unseen ones. Intervals are 95 % Wilson score intervals; they treat pi
 share a prompt, and the overall score pools the tasks (they are equally large, so that is GenEval's mean of the tasks).
 Batch k of a task has its own seed: results do not depend on the number of processes.
 """
-import argparse
 import math
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,12 +25,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import report, shapes
+from . import cli, report, shapes
 from .checkpoint import write_json
+from .cli import Parser, load_pipeline, model_flags, number
 from .config import nearest
+from .diffusion import SAMPLERS
 from .judge import judge, judge_scene
 from .measure import BATCH, batches, fresh_scene, rate, spread, workers, world
-from .pipeline import DESCRIBE, Pipeline, to_pictures
+from .pipeline import DESCRIBE, to_pictures
 from .probe import probe_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe")
@@ -44,15 +44,6 @@ KEEP = 8                                                        # pictures and f
 
 
 # --- geneval -----------------------------------------------------------------------------------------------------------
-
-def draw_options(pipe, size=None, **given):
-    """What Pipeline.draw gets: the given options, else the checkpoint's own, else its defaults; iters within bounds."""
-    options = {**pipe.meta.get("draw", {}), **{k: v for k, v in given.items() if v is not None}}
-    side = (size or pipe.size) // pipe.model.config.vae.stride
-    if given.get("iters") is None:
-        options["iters"] = min(options.get("iters", 64), side * side)
-    return {**options, "size": size}
-
 
 def draw_batch(pipe, metas, seed, options):
     """Draw and judge one batch: [(verdict, meta, picture or None)], pictures only for the first ones and failures."""
@@ -69,7 +60,7 @@ def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=shapes.TASKS, un
     Returns {"seen": {task..., "overall", "color", "shape", "number", "reasons"}, "unseen": ...} and the kept pictures
     {"seen": [(verdict, meta, picture)], "unseen": ...}.
     """
-    options, jobs, groups = draw_options(pipe, **options), [], []
+    jobs, groups = [], []
     for task in tasks:
         for group in ("seen", "unseen") if unseen and task in COLORED else ("seen",):
             metas = shapes.geneval_prompts(task, n if group == "seen" else max(1, n // 4), seed, group == "unseen")
@@ -262,56 +253,44 @@ def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **opt
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m nanoharmon.evaluate", description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--ckpt", required=True, help="checkpoint directory")
-    add("--bench", default=",".join(BENCHES), help="which benchmarks, comma-separated")
-    add("--n", type=int, help="prompts per task, scenes or questions; default: " +
-        ", ".join(f"{k} {v}" for k, v in SIZES.items()))
-    add("--images-per-prompt", type=int, default=4, help="pictures drawn of every prompt")
-    add("--size", type=int, help="side of the pictures in pixels; default: the checkpoint's")
-    for name, kind, text in (("cfg", float, "guidance scale"), ("iters", int, "unmasking iterations"),
-                             ("steps", str, "diffusion steps"), ("sampler", str, "ddpm, ddim or dpm++"),
-                             ("temperature", float, "of the diffusion noise"), ("cfg-schedule", str, "constant or linear")):
-        add(f"--{name}", type=kind, help=f"{text}; default: the checkpoint's")
-    add("--seed", type=int, default=0, help="seed of scenes, prompts and drawing")
-    add("--out", default="out/eval", help="where results.json and the picture grids go")
-    add("--procs", type=int, default=2, help="worker processes (CPU)")
-    add("--threads", type=int, default=1, help="threads per process (CPU)")
-    add("--device", default="cpu", help="cpu or cuda")
+    parser = Parser(prog="python -m nanoharmon.evaluate", description=__doc__)
+    add, own = parser.add_argument, "(default: the checkpoint's own)"
+    add("--bench", default=",".join(BENCHES), help=f"some of {','.join(BENCHES)} (default: all)")
+    add("--n", type=number(int, 1), help="prompts per task, scenes or questions (default: " +
+        ", ".join(f"{k} {v}" for k, v in SIZES.items()) + "; a fourth of it for unseen pairs)")
+    add("--images-per-prompt", type=number(int, 1), default=4, help="pictures drawn of every prompt (default 4)")
+    add("--size", type=number(int, 1), help="side of the pictures in pixels " + own)
+    add("--cfg", type=number(float, 0, 100), help="guidance " + own)
+    add("--cfg-schedule", choices=("constant", "linear"), help=own)
+    add("--iters", type=number(int, 1), help="unmasking iterations " + own)
+    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
+    add("--sampler", choices=SAMPLERS, help=own)
+    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
+    add("--out", default="out/eval", metavar="DIR", help="results.json and picture grids (default out/eval)")
+    add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
+    model_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        benches = args.bench.split(",")
-        for bench in benches:
-            if bench not in BENCHES:
-                raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
-                                 f"{','.join(BENCHES)}; pass --bench geneval")
-        for flag in ("n", "images_per_prompt", "procs", "threads"):
-            if getattr(args, flag) is not None and getattr(args, flag) < 1:
-                flag_name = flag.replace("_", "-")
-                raise ValueError(f"--{flag_name} {getattr(args, flag)}, expected at least 1; pass --{flag_name} 1")
-        evaluate(args, benches)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-
-
-def evaluate(args, benches):
-    pipe, out = Pipeline.load(args.ckpt, args.device), Path(args.out)
-    torch.set_num_threads(args.threads)
+    benches = args.bench.split(",")
+    for bench in benches:
+        if bench not in BENCHES:
+            raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
+                             f"{','.join(BENCHES)}; pass --bench geneval")
+    pipe, out = load_pipeline(args.ckpt, args.device, args.dtype), Path(args.out)
+    torch.set_num_threads(1)                                    # the bytes drawn depend on it
     options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
-    with workers(pipe, args.procs, args.threads) as pool:
-        results, pictures = run(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool, tqdm, **options)
+    plan = pipe.plan(["a red circle"], args.size, **options)
+    with workers(pipe, args.procs) as pool:
+        results, pictures = run(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool, tqdm,
+                                **options)
     print(report.tables(results, REASONS))
     print("[low, high]: 95 % Wilson score intervals")
     out.mkdir(parents=True, exist_ok=True)
     report.save_grids(out, pictures)
     write_json({"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n or SIZES, "interval": "Wilson score, 95 %",
-                "images_per_prompt": args.images_per_prompt, "draw": draw_options(pipe, args.size, **options),
+                "images_per_prompt": args.images_per_prompt, "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
                 "results": results}, out / "results.json")
     print(f"wrote {out}/results.json" + " and picture grids" * bool(pictures))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -114,6 +114,19 @@ class MAR(nn.Module):
         image = F.interpolate(image.float(), size=grid, mode="bilinear").to(table.dtype)
         return torch.cat([head, image.flatten(2).transpose(1, 2)], dim=1)        # (1, [U +] h*w, D)
 
+    @torch.no_grad()
+    def resize_positions(self, grid):
+        """Make grid x grid the native size: the tables become what `pos_embed` gives there, and are trained as such.
+
+        The official code never does this; at 512 px it goes on training the 16 x 16 table through the interpolation.
+        Of the nano preset's nine positions, 36 interpolated ones would be hard to tell apart.
+        """
+        for name, buffers in (("encoder_pos_embed_learned", self.config.buffer_size),
+                              ("decoder_pos_embed_learned", self.config.buffer_size), ("diffusion_pos_embed_learned", 0)):
+            table = self.pos_embed(getattr(self, name), (grid, grid), buffers)
+            setattr(self, name, nn.Parameter(table.clone()))
+        self.config.grid = grid
+
     def encode(self, tokens, visible=None, grid=None, condition=None):
         """tokens (B, S, C), visible (B, K) or None = all -> (B, U+K, D), buffers first.
 

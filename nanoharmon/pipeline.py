@@ -10,6 +10,7 @@ resized; a drawn one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from .tokenizer import Tokenizer
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant"}
 DESCRIBE = "describe the image."            # what the captions of training answer
+SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 
 
 class Pipeline:
@@ -267,6 +269,31 @@ class Pipeline:
         """RGB PIL pictures of one size -> (N, 3, H, W) in [-1, 1]."""
         array = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
         return to_pixels(torch.from_numpy(array).to(self.device)).to(self.dtype)
+
+
+class TextPipeline:
+    """A bare LLM behind what chat.py needs of a Pipeline: text only, no pictures."""
+
+    reply, chat_ids, meta = Pipeline.reply, Pipeline.chat_ids, {}
+
+    def __init__(self, llm, tokenizer):
+        self.model, self.tokenizer = SimpleNamespace(llm=llm, config=SimpleNamespace(llm=llm.config)), tokenizer
+
+    @property
+    def device(self):
+        return self.model.llm.lm_head.weight.device
+
+    def count_images(self, messages, size):
+        if any(None in m["content"] for m in messages if isinstance(m["content"], list)):
+            self.plan()
+        return ([] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]) + messages
+
+    def embed(self, ids, images, size):
+        return self.model.llm.embed(ids)
+
+    def plan(self, *_, **__):
+        raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
+                         "--llm")
 
 
 def to_pixels(array):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import evaluate, probe, shapes
+from nanoharmon import cli, evaluate, probe, shapes
 from nanoharmon.config import Config
 from nanoharmon.data import ShapesData, training_texts
 from nanoharmon.evaluate import answer_scores, draw_scores, match, pope_questions, vae_score, yes_no_scores
@@ -234,13 +234,9 @@ def test_results_depend_on_the_seed_only(pico):
     torch.set_num_threads(threads)
 
 
-def test_options_come_from_the_checkpoint_unless_given(pico):
-    pipe = Pipeline.load(pico)
-    assert evaluate.draw_options(pipe) == {"iters": 4, "size": None}
-    pipe.meta["draw"] = {"cfg": 2.0, "iters": 3, "steps": 9}
-    assert evaluate.draw_options(pipe, cfg=5.0, steps=None) == {"cfg": 5.0, "iters": 3, "steps": 9, "size": None}
+def test_more_iterations_than_tokens_are_an_error(pico):
     with pytest.raises(ValueError, match="--iters"):
-        draw_scores(pipe, n=1, iters=9)
+        draw_scores(Pipeline.load(pico), n=1, iters=9)
 
 
 # --- probe -------------------------------------------------------------------------------------------------------------
@@ -283,7 +279,7 @@ def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys):
                                           (["--bench", "geneval", "--n", "1", "--iters", "99", "--procs", "1"], "--iters 4")])
 def test_mistakes_are_explained(pico, capsys, flags, words):
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--ckpt", str(pico), *flags])
+        cli.run(lambda: evaluate.main(["--ckpt", str(pico), *flags]))
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
