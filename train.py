@@ -1,54 +1,58 @@
 """Train Harmon from nothing: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
 
-    python train.py                             the default: preset nano, the shapes world, on a laptop's CPU
+    python train.py --dry-run                   what would be done: a table of the stages
+    python train.py                             the default: preset nano, the shapes world: two hours on 2 CPU cores
     python train.py --quick                     the same in a sixth of the time, for a first try
-    python train.py --stage 2 --out out/nano    one stage
-    torchrun --nproc_per_node=4 train.py ...    several GPUs
+    python train.py --resume                    go on after Ctrl-C, a crash or a power cut, bit for bit
+    python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed
+    torchrun --nproc_per_node=4 train.py        several GPUs
 
 The first three stages stand in for what Harmon downloads (KL-16, Qwen2.5, MAR); stages 1-3 are those of the paper
 (sec. 3.3): 1 aligns the encoder with the frozen LLM, 2 trains both tasks jointly, 3 doubles the resolution.
-A stage that is done is skipped; an interrupted one continues with --resume, bit for bit.
+
+OUT/final is the trained model, OUT/stage_NAME the model after a stage; OUT/samples and OUT/curves.png show how it goes.
+A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with --resume and the flags
+of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
 
 On CPU two single-threaded processes work side by side (--procs): on 2 cores that is a quarter faster than two
 threads, and does not stall when something else runs (LOG.md). Gradients are averaged over processes.
 """
 import json
+import math
 import os
 import random
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
-from PIL import Image
 from tqdm import tqdm
 
-from nanoharmon import evaluate, shapes
+from nanoharmon import evaluate
 from nanoharmon.checkpoint import latest_state, load_state, save_state, write_json
 from nanoharmon.cli import Parser, number, pick_device, run
-from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, to_dict
+from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override
 from nanoharmon.data import ShapesData, encode_share, new_cache, training_texts
 from nanoharmon.harmon import Harmon
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
-from nanoharmon.pipeline import Pipeline, to_pictures
+from nanoharmon.parallel import Stop, average_gradients, launch
+from nanoharmon.pipeline import Pipeline
 from nanoharmon.plot import draw_curves, read_log
+from nanoharmon.stages import check, plan, prepare, progress
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.vae import vae_loss
-
-# what is drawn and asked while it trains, always with the same seeds
-WATCH_PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
-                 "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]
-WATCH_QUESTIONS = ["describe the image.", "how many objects are there?", "is there a red object?",
-                   "what shape is the {color} object?"]
+from nanoharmon.watch import look
 
 
 class Run:
     """What all stages share: where to write, which process this is, the model and the data."""
 
-    def __init__(self, config, args, rank, world, device):
-        self.config, self.args, self.rank, self.world, self.device = config, args, rank, world, device
+    def __init__(self, config, args, rank, world, device, stop):
+        self.config, self.args, self.rank, self.world, self.device, self.stop = config, args, rank, world, device, stop
         self.out, self.main, self.start = Path(args.out), rank == 0, time.time()
         self.amp = None                      # float32 on CPU: bf16 autocast measured a quarter to a half slower there
         if device.type == "cuda":            # on CUDA bf16 where it exists, else fp16 with a GradScaler
@@ -59,9 +63,10 @@ class Run:
             dist.barrier()
 
     def log(self, **values):
+        finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
         if self.main:
             with open(self.out / "log.jsonl", "a") as f:
-                f.write(json.dumps({"time": round(time.time() - self.start, 1), **values}) + "\n")
+                f.write(json.dumps({"time": round(time.time() - self.start, 1), **finite}) + "\n")
 
 
 # --- one loss per stage ------------------------------------------------------------------------------------------------
@@ -94,8 +99,8 @@ def train_stage(run, name, model, data, pipe):
     stage, optim = run.config.stages[name], run.config.optim
     params = select(model, stage.train_parts.split(","))
     optimizers = make_optimizers(params, optim)
-    ema = EMA(params, optim.ema)
-    folder, first = run.out / f"stage_{name}", 0
+    ema, folder, first = EMA(params, optim.ema), run.out / f"stage_{name}", 0
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
     model.train()
 
     state_path = latest_state(folder) if run.args.resume else None
@@ -107,10 +112,15 @@ def train_stage(run, name, model, data, pipe):
                 p.copy_(state["params"][n])
         ema.shadow = {n: t.to(run.device) for n, t in state["ema"].items()}
         for optimizer, saved in zip(optimizers, state["optimizers"]):
+            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
-    totals, seconds, since, bad = {}, time.time(), first, 0
+            for group, options in zip(optimizer.param_groups, ours):
+                group.update(options)                            # from the command line, not from the state
+        scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
+        if run.main and state.get("world", run.world) != run.world:
+            print(f"note: {state_path} is of {state['world']} processes, not {run.world}: not bit for bit")
+    totals, seconds, since, bad, skipped = {}, time.time(), first, 0, 0
+    run.stop.polite = True                                       # from here on a signal waits for the end of a step
     bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}", disable=not run.main,
                mininterval=1.0, dynamic_ncols=True)
     for step in bar:
@@ -136,11 +146,13 @@ def train_stage(run, name, model, data, pipe):
                 scaler.step(optimizer)
             ema.update(params, step)
         else:
-            bad += 1
-            run.log(stage=name, step=step, skipped="loss or gradient is not finite")
+            bad += scaler.get_scale() <= 1                       # 1 without fp16; there, it first halves its scale
+            skipped += 1
+            run.log(stage=name, step=step + 1, skipped=skipped)
             if bad >= 5:
-                raise ValueError(f"stage {name}: the loss was not finite for 5 steps in a row at step {step}; "
-                                 f"lower --stage_{name}.lr (now {stage.lr}) or --optim.lr")
+                raise ValueError(f"stage {name}: the loss was not finite for 5 steps in a row, up to step {step + 1}; "
+                                 f"the last good state is {latest_state(folder) or 'that of the stage before'}; "
+                                 f"go on with --resume --stage_{name}.lr {stage.lr / 2:g} (now {stage.lr:g})")
         scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -153,65 +165,30 @@ def train_stage(run, name, model, data, pipe):
                     **{k: round(v, 5) for k, v in means.items()})
             bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {rate:.0f} img/s")
             totals, seconds, since = {}, time.time(), step + 1
-        if run.args.save_every and (step + 1) % run.args.save_every == 0 and not last and run.main:
+        if run.main and not last and (run.stop.code or run.args.save_every and (step + 1) % run.args.save_every == 0):
             save_state(folder, step + 1, {"step": step + 1, "params": {n: p.detach() for n, p in params.items()},
-                                          "ema": ema.shadow, "optimizers": [o.state_dict() for o in optimizers]})
+                                          "ema": ema.shadow, "optimizers": [o.state_dict() for o in optimizers],
+                                          "scaler": scaler.state_dict(), "world": run.world})
+            if run.stop.code:
+                sys.exit(run.stop.code)
         if run.main and (last or run.args.sample_every and (step + 1) % run.args.sample_every == 0):
             ema.swap(params)                                     # pictures and answers come from the averaged weights
-            look(run, name, step + 1, pipe, data)
+            show(run, name, step + 1, pipe, data)
             ema.swap(params)
     ema.copy_to(params)
     model.eval()
 
 
-@torch.no_grad()
-def look(run, name, step, pipe, data):
-    """Pictures of fixed prompts and seeds, four answers, and the curves so far."""
-    size, model = run.config.stages[name].size or run.config.stages["1"].size, pipe.model.eval()
-    rng, answers = random.Random(0), []
-    if name == "vae":
-        images = data.images(rng, 8, size)
-        pictures = to_pictures(torch.cat([images, model.vae.decode(model.vae.encode(images), model.vae.grid_of(size, size))]))
-    elif name == "llm":
-        scene = data.scene(-1)
-        for question in WATCH_QUESTIONS:
-            text = shapes.describe(scene, rng) + "\n" + question.format(color=scene.objects[0].color)
-            answers.append([text, "".join(pipe.reply([{"role": "user", "content": text}]))])
-        pictures = []
-    elif name == "mar":
-        labels = torch.tensor(rng.sample(shapes.SEEN_CLASSES, 16), device=run.device)
-        grid = model.vae.grid_of(size, size)
-        tokens = model.mar.class_sample(labels, grid[0] * grid[1], cfg=2.0, cfg_schedule="constant", grid=grid, steps=25,
-                                        generator=torch.Generator(run.device).manual_seed(0))
-        pictures = to_pictures(model.vae.decode(tokens, grid))
-    else:
-        pictures = pipe.draw(WATCH_PROMPTS * 2, size=size, steps=25, seed=0)
-        scene = data.scene(-1)
-        image = Image.fromarray(shapes.render(scene, size))
-        for question in WATCH_QUESTIONS:
-            question = question.format(color=scene.objects[0].color)
-            answers.append([question, pipe.answer(image, question, size=size)])
-    if pictures:
-        grid = Image.new("RGB", (8 * (size + 2), -(-len(pictures) // 8) * (size + 2)), "white")
-        for i, picture in enumerate(pictures):
-            grid.paste(picture, (i % 8 * (size + 2), i // 8 * (size + 2)))
+def show(run, name, step, pipe, data):
+    """Samples, answers and the curves so far, into OUT."""
+    pipe.model.eval()
+    sheet, answers = look(pipe, data, name, run.config.stages[name].size or run.config.stages["1"].size)
+    if sheet:
         (run.out / "samples").mkdir(exist_ok=True)
-        grid.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
+        sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
     run.log(stage=name, step=step, answers=answers)
     draw_curves(read_log(run.out / "log.jsonl"), run.out / "curves.png")
-    model.train()
-
-
-def average_gradients(params, world):
-    if world == 1:
-        return
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params.values()]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= world
-    for p, piece in zip(params.values(), flat.split([g.numel() for g in grads])):
-        if p.grad is not None:
-            p.grad.copy_(piece.view_as(p))
+    pipe.model.train()
 
 
 # --- the run -----------------------------------------------------------------------------------------------------------
@@ -220,7 +197,7 @@ def train(run):
     config = run.config
     torch.manual_seed(config.data.seed)
     model = Harmon(config.model).to(run.device)
-    done = [s for s in STAGES if (run.out / f"stage_{s}" / "config.json").exists()]
+    done, begun = progress(run.out)
     if done:
         pipe = Pipeline.load(run.out / f"stage_{done[-1]}", run.device)
         model, tokenizer = pipe.model, pipe.tokenizer
@@ -242,7 +219,11 @@ def train(run):
         pipe.meta["size"] = config.stages[name].size or config.stages["1"].size
         if run.main:
             pipe.save(run.out / f"stage_{name}")
+            shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
         run.wait()
+        run.stop.polite = False
+        if run.stop.code:                                        # it came during the last step
+            sys.exit(run.stop.code)
     return pipe
 
 
@@ -274,96 +255,95 @@ def load_latents(run, pipe, data, size):
 
 def finish(run, pipe):
     """The short evaluation, and the checkpoint to use: float16 weights, config and tokenizer in OUT/final."""
+    results, stages = run.out / "results.json", run.out.glob("stage_*/config.json")
+    if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
+        return print(f"all stages are finished and evaluated, see {results}; nothing to do")
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
     pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
     figures = evaluate.quick(pipe, progress=tqdm)
     run.log(stage="evaluation", **figures)
-    write_json(figures, run.out / "results.json")
+    write_json(figures, results)
     for name, value in figures.items():
         print(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}")
     print(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
           f"\"a red circle left of a blue square\"")
 
 
-def worker(rank, world, config, args, store):
+def worker(rank, world, store, stop, config, args):
     device = torch.device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // world))))
     elif device.type == "cuda":
-        torch.cuda.set_device(device := torch.device("cuda", rank))
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=store, rank=rank,
-                                world_size=world)
-    this = Run(config, args, rank, world, device)
-    pipe = train(this)
-    if this.main and not args.stage:
-        finish(this, pipe)
+        torch.cuda.set_device(device := torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0))))
+    if world > 1:                                                # torchrun says by itself where to meet
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world,
+                                store=store and dist.FileStore(store, world))
+    this = Run(config, args, rank, world, device, stop)
+    try:
+        pipe = train(this)
+        if this.main and not args.stage:
+            finish(this, pipe)
+    except SystemExit:
+        again = shlex.join([*(flag for flag in args.command if flag != "--resume"), "--resume"])
+        print(f"\nstopped and saved; go on with: python train.py {again}", file=sys.stderr)
+        raise
     if world > 1:
         dist.destroy_process_group()
 
 
 def parse_args(argv=None):
-    parser = Parser(prog="train.py", description=__doc__, epilog="--preset nano --help lists what --section.field "
-                    "VALUE can change, for instance --mar.encoder_depth 6 or --stage_2.steps 4000")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = Parser(prog="train.py", description=__doc__, add_help=False)
     add = parser.add_argument
+    add("-h", "--help", action="store_true", help="this text; with --preset NAME, the values of that preset")
     add("--preset", default="nano", help=f"one of {', '.join(PRESETS)} (default nano)")
-    add("--out", default="out/nano", metavar="DIR", help="everything is written there (default out/nano)")
+    add("--out", metavar="DIR", help="everything is written there (default out/PRESET)")
     add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
-    add("--quick", action="store_true", help="a sixth of the steps of every stage")
+    add("--quick", action="store_true", help="a sixth of the steps of every stage, a third of the pictures")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--procs", type=number(int, 1, 64), help="processes on CPU (default: one per core, at most 2)")
     add("--device", default="auto", help="auto, cpu, cuda (default auto)")
     add("--save-every", type=number(int, 0), default=500, help="steps between saved states; 0 = none (default 500)")
     add("--sample-every", type=number(int, 0), default=500, help="steps between sample pictures (default 500)")
-    add("--dry-run", action="store_true", help="print the plan: stages, sizes, parameters, and stop")
+    add("--dry-run", action="store_true", help="print the table of stages, and stop")
     args, rest = parser.parse_known_args(argv)
     config = Config.preset(args.preset)
-    for flag in rest:
-        if flag.startswith("-") and "." not in flag:
-            raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; --help lists them")
-    override(config, rest)
+    if args.help:
+        print(f"{parser.format_help()}\nwhat else can be changed, with the values of preset {args.preset}:\n\n"
+              f"{describe_flags(config)}")
+        sys.exit(0)
     if args.quick:
         for stage in config.stages.values():
             stage.steps = max(1, stage.steps // 6)
         config.data.scenes //= 3
+    for flag in rest:
+        if flag.startswith("--") and "." not in flag:
+            raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
+    override(config, rest)
+    args.out, args.command = args.out or f"out/{args.preset}", argv
+    args.given = {flag.removeprefix("--").partition("=")[0] for flag in rest}
     return args, config
 
 
 def main(argv=None):
     args, config = parse_args(argv)
-    out = Path(args.out)
-    device = pick_device(args.device)
+    out, device = Path(args.out), pick_device(args.device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))       # of torchrun
+    world = world or (args.procs or min(2, os.cpu_count() or 1) if device.type == "cpu" else 1)
+    check(config, world)
     if args.dry_run:
-        plan(config)
+        plan(config, out)
         return
-    begun = [s for s in STAGES if (out / f"stage_{s}").exists()]
-    if begun and not args.resume:
-        print(f"{out} has stages {', '.join(begun)}: they are kept; finished ones are skipped")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(to_dict(config), out / "train_config.json")
+    if rank == 0:
+        prepare(config, args, out)
     args.device = str(device)
-    world, store = args.procs or min(2, os.cpu_count() or 1), f"file://{out.resolve()}/.store-{os.getpid()}"
-    if "RANK" in os.environ:                                     # started by torchrun
-        worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config, args, "env://")
-    elif device.type == "cpu" and world > 1:
-        torch.multiprocessing.spawn(worker, (world, config, args, store), nprocs=world)
+    if "RANK" not in os.environ and world > 1:
+        launch(worker, world, config, args)
     else:
-        worker(0, 1, config, args, store)
-
-
-def plan(config):
-    """What --dry-run prints."""
-    with torch.device("meta"):
-        model = Harmon(config.model)
-    for part, child in model.named_children():
-        print(f"{part:10s} {sum(p.numel() for p in child.parameters()) / 1e6:9.2f}M parameters")
-    print(f"{'stage':6s} {'steps':>6s} {'px':>4s} {'draw':>5s} {'read':>5s} {'lr x':>5s}  trained")
-    for name, stage in config.stages.items():
-        trained = select(model, stage.train_parts.split(","))
-        print(f"{name:6s} {stage.steps:6d} {stage.size:4d} {stage.draw_batch:5d} {stage.read_batch:5d} {stage.lr:5.2f}  "
-              f"{stage.train_parts} ({sum(p.numel() for p in trained.values()) / 1e6:.2f}M)")
+        with Stop(rank) as stop:
+            worker(rank, world, None, stop, config, args)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ last: each runs the encoder, the LLM, the decoder and 100 diffusion steps, twice
 an answer of 32 tokens about a 256 px picture. The model is made on the meta device, then filled in place in `--dtype`:
 there is never a second copy, and never one in float32. On CUDA, attention picks the flash kernel by itself.
 """
-import resource
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -47,6 +48,10 @@ def peak_memory(device):
     """Most memory this process has ever held, in bytes: resident, or on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():                              # Linux's ru_maxrss would count what the parent process held, too
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    import resource                                  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -60,8 +65,9 @@ def show_plan(preset, dtype, device):
         print(f"  {part:9s} {n / 1e6:9.2f}M parameters {n * size / 2**30:7.2f} GiB")
     print(f"  {'all':9s} {total / 1e6:9.2f}M parameters {total * size / 2**30:7.2f} GiB")
     cache = 2 * c.llm.num_hidden_layers * c.llm.num_key_value_heads * (c.llm.hidden_size // c.llm.num_attention_heads)
-    print(f"  picture of {c.mar.grid * c.vae.stride} px: {S} tokens + {U} buffers, in the LLM 2 x {PROMPT + S + U} with "
-          f"guidance; the cache of that {2 * (PROMPT + S + U) * cache * size / 2**20:.1f} MiB")
+    L = PROMPT + S + U
+    print(f"  picture of {c.mar.grid * c.vae.stride} px: {S} tokens + {U} buffers; the LLM reads 2 x {L} (guidance), "
+          f"its keys and values take {2 * L * cache * size / 2**20:.1f} MiB")
     return total * size
 
 
@@ -87,7 +93,7 @@ def measure(preset, dtype, device, steps=100, new_tokens=32):
     model = random_model(preset, dtype, device)
     figures = {"fill": clock("to fill the weights")}
     c = model.config
-    side, S, n = c.mar.grid * c.vae.stride, c.mar.grid ** 2, c.mar.grid ** 2 + c.mar.buffer_size
+    S, n = c.mar.grid ** 2, c.mar.grid ** 2 + c.mar.buffer_size
     generator = torch.Generator(device).manual_seed(0)
     host = torch.Generator().manual_seed(0)
     ids = torch.randint(0, c.llm.vocab_size, (2, PROMPT), generator=host).to(device)
@@ -100,26 +106,25 @@ def measure(preset, dtype, device, steps=100, new_tokens=32):
     for i in (0, iters // 2, iters - 1):                                     # hidden before and after iteration i
         now, then = counts[i], counts[i + 1]
         # `known` places are visible, those in `orders` are drawn; the others stay hidden
-        model.draw(ids, is_real, iters=1, orders=order[:, then:now], tokens=tokens, known=order[:, now:],
-                   steps=str(steps), generator=generator)
+        drawn = model.draw(ids, is_real, iters=1, orders=order[:, then:now], tokens=tokens,
+                           known=order[:, now:], steps=str(steps), generator=generator)
         seconds.append(clock(f"iteration {i + 1} of {iters}: {S - now} tokens visible, {now - then} drawn"))
     figures["first"], figures["middle"], figures["last"] = seconds
     # simpson's rule over the three
     figures["picture"] = iters * (seconds[0] + 4 * seconds[1] + seconds[2]) / 6
-    image = model.vae.decode(tokens.to(dtype), (c.mar.grid,) * 2)
+    image = model.vae.decode(drawn.to(dtype), (c.mar.grid,) * 2)
     figures["decode"] = clock(f"to decode {image.shape[-1]} px")
 
     question = torch.cat([ids[:1, :8], torch.full((1, n), IMAGE, device=device), ids[:1, 8:]], dim=1)
-    image = torch.rand(1, 3, side, side, generator=generator, device=device).to(dtype) * 2 - 1
     embeds = model.embed_with_images(model.vae.encode(image), question)
-    figures["see"] = clock(f"to encode a {side} px picture for the LLM")
+    figures["see"] = clock(f"to encode a {image.shape[-1]} px picture for the LLM")
     said = list(model.llm.generate(embeds, {-1}, max_new_tokens=new_tokens))
     figures["answer"] = clock(f"to answer: {len(said)} tokens after {embeds.shape[1]}")
     figures["peak"] = peak_memory(device)
     weights = sum(p.nbytes for p in model.parameters())
-    finite = torch.isfinite(tokens).all() and torch.isfinite(image).all() and torch.isfinite(embeds).all()
-    print(f"  about {figures['picture']:.0f} s for a whole picture, {new_tokens / figures['answer']:.1f} tokens/s, peak "
-          f"memory {figures['peak'] / 2**30:.2f} GiB, {figures['peak'] / weights:.2f} x the weights"
+    finite = all(torch.isfinite(x).all() for x in (drawn, image, embeds))
+    print(f"  about {figures['picture']:.0f} s for a whole picture, {len(said) / figures['answer']:.1f} tokens/s, "
+          f"peak memory {figures['peak'] / 2**30:.2f} GiB, {figures['peak'] / weights:.2f} x the weights"
           f"{'' if finite else ' (not finite!)'}")
     return figures
 

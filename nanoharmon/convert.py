@@ -51,14 +51,12 @@ def read(path):
     if path.is_dir() or path.suffix in (".safetensors", ".json"):
         return open_tensors(path)
     found = load_foreign(path)
-    for key in ("model_ema", "model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    found = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
-    if found:
-        return found
-    raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
+    found = found if isinstance(found, dict) else {}
+    found = next((found[k] for k in ("model_ema", "model", "state_dict") if isinstance(found.get(k), dict)), found)
+    found = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
+    return found
 
 
 class Source(dict):
@@ -114,17 +112,18 @@ def llm_config(values, where):
     scaling = values.get("rope_scaling") or rope
     if kind != "qwen2" or act != "silu":
         raise ValueError(f"{where}: model_type {kind!r} with {act!r}, expected 'qwen2' with 'silu' (Qwen2 or Qwen2.5)")
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError(f"{where}: RoPE scaling {scaling} is not supported, expected none")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ValueError(f"{where}: rope_scaling {scaling} is not supported, expected none")
     if values.get("use_sliding_window"):
         raise ValueError(f"{where}: use_sliding_window is not supported, expected false")
     # what Hugging Face takes for entries that are not there
     values = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 32768,
               "rope_theta": rope.get("rope_theta", 1e4)} | values
     made = {name: values.get(name) for name in LLMConfig.__dataclass_fields__}
-    for name, value in made.items():
-        if isinstance(value, str) or not isinstance(value, (int, float)) or value <= 0 and name[:3] != "tie":
-            raise ValueError(f"{where}: {name} is {value!r}, expected a number")
+    for name, field in LLMConfig.__dataclass_fields__.items():
+        kinds = (int, float) if field.type is float else (field.type,)
+        if type(made[name]) not in kinds or field.type is not bool and made[name] <= 0:
+            raise ValueError(f"{where}: {name} is {made[name]!r}, expected a {field.type.__name__}")
     c = LLMConfig(**made)
     if c.hidden_size % (2 * c.num_attention_heads) or c.num_attention_heads % c.num_key_value_heads:
         raise ValueError(f"{where}: hidden_size {c.hidden_size}, {c.num_attention_heads} heads and "
@@ -258,10 +257,8 @@ class Plan:
                 "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}[part]()
 
     def load_tokenizer(self):
-        if self.tokenizer is None:
-            return None
-        tokenizer = Tokenizer.load(self.tokenizer)
-        if len(tokenizer) > self.config.llm.vocab_size:
+        tokenizer = self.tokenizer and Tokenizer.load(self.tokenizer)
+        if tokenizer and len(tokenizer) > self.config.llm.vocab_size:
             raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the "
                              f"{self.config.llm.vocab_size} of the LLM; it belongs to another one")
         return tokenizer
@@ -274,8 +271,9 @@ def write(plan, out, dtype=torch.bfloat16):
                          "without an LLM: --vae, --mar)")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    tied = {"llm.lm_head.weight"} if plan.config.llm.tie_word_embeddings else ()
-    tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items() if name not in tied}     # meta
+    tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items()}                         # meta
+    if plan.config.llm.tie_word_embeddings:
+        del tensors["llm.lm_head.weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = {part: plan.fresh(part).state_dict() for part in PARTS if part not in plan.sources}
@@ -291,21 +289,20 @@ def write(plan, out, dtype=torch.bfloat16):
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------
 
-def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu"):
+def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu", flags=()):
     """A model to train further: (config, model, tokenizer or None, report lines).
 
     config: HarmonConfig of the preset, for what the files do not decide. init: a whole Harmon (.pth, Hugging Face
-    directory, or a directory of ours). Parts that no file holds are initialised.
+    directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x.
     """
-    plan = Plan(config, init, vae, llm, mar)
+    plan = Plan(config, init, vae, llm, mar, flags)
     tokenizer, model = plan.load_tokenizer(), plan.model
     for part in PARTS:
         if part not in plan.sources:
             setattr(model, part, plan.fresh(part).to(dtype))
             continue
-        module = getattr(model, part)
-        load_weights(module, plan.sources[part], ignore=IGNORE.get(part, ()), dtype=dtype, assign=True)
-        for p in module.parameters():
+        load_weights(getattr(model, part), plan.sources[part], ignore=IGNORE.get(part, ()), dtype=dtype, assign=True)
+        for p in getattr(model, part).parameters():
             p.data = p.data.clone()                                  # training must not write into a mapped file
     model.llm.tie()
     return plan.config, model.to(device), tokenizer, plan.report
@@ -313,10 +310,9 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
 
 def load_llm(path, device="cpu", dtype=torch.float32):
     """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for pipeline.TextPipeline."""
-    path = Path(path)
-    config = llm_config(read_json(path / "config.json"), path / "config.json")
+    where = Path(path) / "config.json"
     with torch.device("meta"):
-        llm = Qwen(config)
+        llm = Qwen(llm_config(read_json(where), where))
     load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
     llm.tie()
     return llm.to(device).eval(), Tokenizer.load(path)
@@ -324,30 +320,29 @@ def load_llm(path, device="cpu", dtype=torch.float32):
 
 def main(argv=None):
     parser = Parser(prog="python -m nanoharmon.convert", description=__doc__)
-    for name, help in {"harmon": "harmon_*.pth, or Harmon's Hugging Face directory", "vae": "kl16.ckpt",
-                       "llm": "a Qwen2.5 directory (with --harmon: for its config.json and tokenizer.json)",
-                       "mar": "MAR's checkpoint-last.pth", "out": "the directory to write"}.items():
-        parser.add_argument("--" + name, metavar="DIR" if name in ("llm", "out") else "FILE", help=help)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
-    parser.add_argument("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
-    parser.add_argument("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
-    parser.add_argument("--parity", action="store_true", help="compare with the official numbers in tests/golden, stop")
+    add = parser.add_argument
+    add("--harmon", metavar="FILE", help="harmon_*.pth, or Harmon's Hugging Face directory")
+    add("--vae", metavar="FILE", help="kl16.ckpt")
+    add("--mar", metavar="FILE", help="MAR's checkpoint-last.pth")
+    add("--llm", metavar="DIR", help="a Qwen2.5 directory (with --harmon: for its config.json and tokenizer.json)")
+    add("--out", metavar="DIR", help="the directory to write")
+    add("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
+    add("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
+    add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
+    add("--parity", action="store_true", help="compare with the official numbers in tests/golden, stop")
     args, flags = parser.parse_known_args(argv)
     if args.parity:
         tests = Path(__file__).parents[1] / "tests" / "parity.py"
         if not tests.exists():
             raise ValueError(f"no {tests}; the official numbers come with the repository, run this in a clone of it")
-        runpy.run_path(str(tests), run_name="__main__")
-        return
+        return runpy.run_path(str(tests), run_name="__main__")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
     plan = Plan(PRESETS[args.preset](), args.harmon, args.vae, args.llm, args.mar, flags)
     print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
     if args.out:
         write(plan, args.out, DTYPES[args.dtype])
-        size = (Path(args.out) / "model.safetensors").stat().st_size
-        print(f"wrote {args.out} ({size / 2**20:.1f} MiB, {args.dtype}). Try: python sample.py --ckpt {args.out} "
-              f"--prompt \"a cat\"")
+        print(f"wrote {args.out}. Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ What a stage reads (README, stage table): `vae` pictures; `llm` texts only; `mar
 pictures with prompts to draw them, and pictures with a request to describe them or with up to four questions.
 """
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ class ShapesData:
             classes = [(i, scene) for i, scene in enumerate(map(self.scene, range(len(self.latents[size]))))
                        if len({o.pair for o in scene.objects}) == 1]
             self.uniform = [(i, shapes.scene_class(scene)) for i, scene in classes]
+            if not classes:
+                raise ValueError(f"none of the {len(self.latents[size])} training scenes has objects of one kind only, "
+                                 f"which stage mar needs; pass a larger --data.scenes")
         index, labels = zip(*rng.choices(self.uniform, k=n))
         return self.tokens(index, size), torch.tensor(labels, device=self.device)
 
@@ -130,6 +134,10 @@ def encode_share(vae, data, size, path, rank, world, batch=64, progress=lambda x
 def new_cache(path, n, tokens, channels):
     """An empty file for `encode_share`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    need, free = n * tokens * channels * 2, shutil.disk_usage(Path(path).parent).free
+    if need > free:                          # writing into a mapped file on a full disk would be a bus error
+        raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {Path(path).parent} has only "
+                         f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 
 

@@ -19,14 +19,16 @@ NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
 def select(model, trained, frozen=()):
     """Set requires_grad by name prefix; returns the trained {name: parameter}."""
-    chosen = {}
+    trained, chosen = [prefix.strip() for prefix in trained if prefix.strip()], {}     # "" would be a prefix of all
     for name, p in model.named_parameters():
         on = name.startswith(tuple(trained)) and not name.startswith(tuple(frozen))
         p.requires_grad_(on)
         if on:
             chosen[name] = p
-    if not chosen:
-        raise ValueError(f"no parameter name starts with {', '.join(trained)}; see --train-parts in --help")
+    lost = [prefix for prefix in trained if not any(name.startswith(prefix) for name, _ in model.named_parameters())]
+    if lost or not chosen:
+        raise ValueError(f"no parameter to train has a name that starts with {', '.join(lost or trained)!r}, expected "
+                         f"prefixes such as mar.,proj_in.; change --stage_NAME.train_parts")
     return chosen
 
 

@@ -1,0 +1,129 @@
+"""Several processes, one training: start them, average their gradients, and stop them without losing anything.
+
+Whatever ends a run reaches the user as one line: an error in any process is raised again in the one that started them;
+Ctrl-C and SIGTERM let rank 0 finish its step and save; processes whose parent was killed end by themselves.
+"""
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = signal.SIGINT, signal.SIGTERM
+GRACE = 10                                   # seconds that the others get to end after one process has failed
+
+
+def average_gradients(params, world):
+    """Replace the gradients of {name: parameter} by their mean over processes, in one all-reduce."""
+    if world == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params.values()]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world
+    for p, piece in zip(params.values(), flat.split([g.numel() for g in grads])):
+        if p.grad is not None:
+            p.grad.copy_(piece.view_as(p))
+
+
+class Stop:
+    """Catches Ctrl-C and SIGTERM: SystemExit(130 or 143) at once, but while `polite` only `code` is set, for a training
+    loop that first finishes its step and saves. A second signal ends at once. Ranks above 0 leave it all to rank 0."""
+
+    def __init__(self, rank=0):
+        self.rank, self.code, self.when, self.polite = rank, 0, 0.0, False
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, signal.SIG_IGN if self.rank else self.caught) for n in SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def caught(self, number, frame):
+        again = self.code and time.time() - self.when > 1     # within a second: the same, by way of group and parent
+        if not self.code:
+            self.code, self.when = 128 + number, time.time()
+        if again or not self.polite:
+            sys.exit(self.code)
+
+
+def launch(target, world, *args):
+    """Call target(rank, world, store, stop, *args) in `world` new processes and wait for them.
+
+    store: where they meet. Raises what the first of them to fail raised; SystemExit as rank 0 does.
+    """
+    context = multiprocessing.get_context("spawn")
+    problems, ready = context.SimpleQueue(), context.Event()
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in SIGNALS}       # inherited, until a Stop takes over
+    children = []
+
+    def forward(number, frame):
+        if not ready.is_set():
+            sys.exit(128 + number)
+        if os.name == "posix":                                # on Windows, Ctrl-C reaches all processes by itself
+            with suppress(ProcessLookupError):
+                os.kill(children[0].pid, number)
+
+    with tempfile.TemporaryDirectory(prefix="nanoharmon-") as folder:
+        try:
+            for rank in range(world):
+                children.append(context.Process(target=_child, args=(
+                    target, rank, world, str(Path(folder, "store")), problems, ready, args)))
+                children[-1].start()
+            for number in SIGNALS:
+                signal.signal(number, forward)
+            while (running := [c.sentinel for c in children if c.is_alive()]):
+                multiprocessing.connection.wait(running)
+                if any(c.exitcode for c in children):
+                    deadline = time.time() + GRACE
+                    for child in children:
+                        child.join(max(0, deadline - time.time()))
+                    break
+            codes = [c.exitcode for c in children]
+        finally:
+            for child in children:
+                if child.is_alive():
+                    child.kill()
+                    child.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if codes[0] in (130, 143):
+        sys.exit(codes[0])
+    for rank, code in enumerate(codes):
+        if code and code < 0:                                 # first, because the others then fail for lack of a peer
+            raise ValueError(f"process {rank} of {world} was killed by signal {-code}, perhaps for lack of memory; "
+                             f"go on with --resume, and with --procs 1 or smaller batches")
+    if not problems.empty():
+        error, where = problems.get()
+        raise error from RuntimeError("in a worker process:\n" + where)
+    if any(codes):
+        raise RuntimeError(f"the worker processes ended with exit codes {codes}")
+
+
+def _child(target, rank, world, store, problems, ready, args):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with Stop(rank) as stop:
+        if rank == 0:
+            ready.set()
+        try:
+            target(rank, world, store, stop, *args)
+        except Exception as e:
+            known = isinstance(e, (ValueError, OSError, MemoryError, RuntimeError))
+            problems.put((e if known else RuntimeError(f"{type(e).__name__}: {e}"), traceback.format_exc()))
+            sys.exit(2)
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()                   # returns when the parent is gone, however it ended
+    os._exit(1)

@@ -1,0 +1,130 @@
+"""What train.py is going to do: the table of stages, what an earlier run has left, and what may go on from there."""
+import json
+import shlex
+
+import torch
+
+from .checkpoint import latest_state, write_json
+from .config import STAGES, to_dict
+from .harmon import Harmon
+from .optim import select
+
+# what each stage reads (nanoharmon/data.py)
+READS = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers", "mar": "pictures with class labels",
+         "1": "prompts; captions, questions", "2": "prompts; captions, questions", "3": "prompts; captions, questions"}
+
+
+def plan(config, out):
+    """What --dry-run prints: the stages as a Markdown table."""
+    with torch.device("meta"):
+        model = Harmon(config.model)
+    print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
+                    for part, child in model.named_children()) + " parameters\n")
+    done, begun = progress(out)
+    rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", out)]
+    for name, s in config.stages.items():
+        size = sum(p.numel() for p in select(model, s.train_parts.split(",")).values()) / 1e6
+        rate = f"{config.optim.lr * s.lr:g}" + f" / {config.optim.muon_lr * s.lr:g}" * config.optim.muon
+        state = "finished" if name in done else f"at step {begun[name]}" if name in begun else "to do"
+        trained = f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)"
+        rows.append((name, READS[name], s.size or "-", trained, f"{s.draw_batch} : {s.read_batch}" if s.read_batch
+                     else s.draw_batch, rate, s.steps, state))
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * w for w in widths])
+    for row in rows:
+        print("| " + " | ".join(str(cell).ljust(w) for cell, w in zip(row, widths)) + " |")
+
+
+def progress(out):
+    """The finished stages, and {stage: step of its last state} of the interrupted ones."""
+    done = [s for s in STAGES if (out / f"stage_{s}" / "config.json").exists()]
+    states = {s: latest_state(out / f"stage_{s}") for s in STAGES if s not in done}
+    return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
+
+
+def check(config, world):
+    """Complain now, not after an hour of other stages."""
+    stages, stride = config.stages, config.model.vae.stride
+    if config.optim.schedule not in ("linear", "cosine"):
+        raise ValueError(f"--optim.schedule {config.optim.schedule}, expected linear or cosine")
+    for name, stage in stages.items():
+        for field in ("draw_batch", "read_batch"):
+            if (n := getattr(stage, field)) % world:
+                raise ValueError(f"--stage_{name}.{field} {n} cannot be shared by {world} processes, expected a "
+                                 f"multiple of {world}; change it, or pass --procs 1")
+        if stage.draw_batch + stage.read_batch * (name in "123") < 1 or stage.steps < 0:
+            raise ValueError(f"stage {name} has {stage.steps} steps and an empty batch or less, expected at least 1 "
+                             f"each; pass --stage_{name}.draw_batch 16")
+        if name != "llm" and (stage.size < stride or stage.size % stride):
+            raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
+    if stages["vae"].size < stages["1"].size:
+        raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
+                         f"expected the larger of the two: the vae is trained on both")
+
+
+SHAPING = "size", "train_parts", "muon", "own_positions"         # settings that decide what a state consists of
+
+
+def flat(values):
+    """{"stage_2.lr": 1.0, ...} from the dict of a Config."""
+    parts = {"model": values["model"], **values["model"], "optim": values["optim"], "data": values["data"],
+             **{f"stage_{name}": stage for name, stage in values["stages"].items()}}
+    return {f"{part}.{field}": value for part, fields in parts.items() if isinstance(fields, dict)
+            for field, value in fields.items() if not isinstance(value, dict)}
+
+
+def check_same(config, args, out, begun):
+    """Compare with the run that OUT holds. What would mix two recipes silently is an error, the rest is printed."""
+    path = out / "train_config.json"
+    if not path.exists():
+        return
+    try:
+        stored = json.loads(path.read_text())
+        old, new = flat(stored), flat(json.loads(json.dumps(to_dict(config))))
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
+    changed, wrong = {k: f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]}, []
+    if stored.get("preset", args.preset) != args.preset:
+        wrong = [f"preset {stored['preset']} -> {args.preset}"]
+    for key in changed:
+        part, _, field = key.partition(".")
+        if part == "data":                                       # the cached latents are of these pictures
+            fixed = True
+        elif part in ("model", "vae", "mar", "llm"):             # finished stages decide: a flag would be ignored
+            fixed = begun or key in args.given
+        else:                                                    # an interrupted stage: only what is asked for by name
+            mine = part == "optim" or part.removeprefix("stage_") in begun
+            fixed = begun and mine and (key not in args.given or field in SHAPING)
+        if fixed:
+            wrong.append(changed[key])
+    if wrong:
+        flags = "the flags of its start" + (f" ({shlex.join(stored['command'])})" if stored.get("command") else "")
+        raise ValueError(f"{out} holds a run with other settings: {', '.join(wrong[:8])}{', ...' * (len(wrong) > 8)}; "
+                         f"repeat {flags}, or pass another --out")
+    if changed:
+        print(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
+
+
+def prepare(config, args, out):
+    """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
+    done, begun = progress(out)
+    begun = {s: step for s, step in begun.items() if not args.stage or s in args.stage}
+    todo = [s for s in STAGES if s not in done and s in (args.stage or STAGES)]
+    for name, step in begun.items():
+        if not args.resume:
+            raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
+                             f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
+        raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
+    if done or begun:
+        check_same(config, args, out, begun)
+        print(f"{out}: finished {', '.join(done) or 'nothing'}" +
+              "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
+    if args.resume and not begun:
+        print(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        command = [flag for flag in args.command if flag != "--resume"]
+        write_json({"preset": args.preset, "command": command, **to_dict(config)}, out / "train_config.json")
+    except OSError as e:
+        raise ValueError(f"cannot write in {out}: {e.strerror or e}; pass another --out") from None

@@ -1,0 +1,136 @@
+"""Batches of every stage, and the cache of latents.     python -m pytest -q tests/test_data.py"""
+import random
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from nanoharmon import data as data_module
+from nanoharmon import shapes
+from nanoharmon.config import DataConfig, pico
+from nanoharmon.data import ShapesData, encode_share, halves, new_cache, training_texts
+from nanoharmon.harmon import IMAGE
+from nanoharmon.pipeline import to_pixels
+from nanoharmon.tokenizer import IGNORE, Tokenizer
+from nanoharmon.vae import VAE
+
+CONFIG = DataConfig(scenes=60, board=2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = ShapesData(CONFIG, Tokenizer.train(training_texts(CONFIG, 60), 384), buffers=2)
+    made.latents[16] = np.random.default_rng(0).normal(size=(60, 4, 4)).astype(np.float16)
+    made.latents[16][:, 0, 0] = np.arange(60)                         # a picture's number can be read from its latents
+    return made
+
+
+BATCHES = {"images": lambda d, rng: [d.images(rng, 4, 16)], "texts": lambda d, rng: list(d.texts(rng, 6)),
+           "class_pictures": lambda d, rng: [d.class_pictures(rng, 6, 16)],
+           "drawings": lambda d, rng: list(d.drawings(rng, 6, 16, 0.5)),
+           "readings": lambda d, rng: list(d.readings(rng, 6, 16))}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_batch_is_a_function_of_its_seed(data, kind):
+    def batch(seed):
+        return [t for part in BATCHES[kind](data, random.Random(seed)) for t in (part if isinstance(part, tuple) else [part])]
+    a, again, other = batch("0/1"), batch("0/1"), batch("0/2")
+    assert all(torch.equal(x, y) for x, y in zip(a, again, strict=True))
+    assert not all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, other))
+
+
+def test_scenes_never_show_unseen_pairs_and_come_back_the_same(data):
+    scenes = [data.scene(i) for i in range(300)]
+    assert scenes == [data.scene(i) for i in range(300)] and len(set(scenes)) == 300
+    assert not {o.pair for s in scenes for o in s.objects} & shapes.UNSEEN
+
+
+def test_pictures_are_renders_in_minus_one_to_one(data):
+    x = data.images(random.Random(0), 3, 16)
+    assert x.shape == (3, 3, 16, 16) and x.dtype == torch.float32 and -1 <= x.min() < -0.5 and 0 < x.max() <= 1
+
+
+def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
+    monkeypatch.setattr(shapes, "draw_prompt", lambda scene, rng: shapes.caption(scene, random.Random(1)))
+    tokens, ids, is_real = (torch.cat([p.flatten(1) if p.ndim == 3 else torch.nn.functional.pad(p, (0, 99 - p.shape[1]))
+                                       for p in parts]) for parts in zip(*data.drawings(random.Random(0), 12, 16, 0.0)))
+    assert tokens.shape == (12, 16) and is_real.sum(1).min() > 5
+    for latent, row, real in zip(tokens, ids, is_real):
+        assert shapes.caption(data.scene(int(latent[0])), random.Random(1)) in data.tokenizer.decode(row[real].tolist())
+
+
+@pytest.mark.parametrize("drop, found", [(0.0, 0), (1.0, 20)])
+def test_dropped_captions_become_the_unconditional_prompt(data, drop, found):
+    nothing = data.tokenizer.drawing(None)
+    rows = [ids[i][real[i]].tolist() for _, ids, real in data.drawings(random.Random(0), 20, 16, drop) for i in range(10)]
+    assert rows.count(nothing) == found
+
+
+def test_readings_supervise_answers_only_and_hold_places_for_the_picture(data):
+    for tokens, ids, labels, is_real, index in data.readings(random.Random(3), 8, 16):
+        assert tokens.shape == (4, 4, 4) and ids.shape == labels.shape == is_real.shape
+        assert ((ids == IMAGE).sum(1) == 4 + 2).all()                 # S + U
+        assert (labels[ids == IMAGE] == IGNORE).all() and (labels[~is_real] == IGNORE).all()
+        assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
+        assert torch.equal(index, (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)) and len(index)
+        for row, latent in zip(labels, tokens):
+            said = data.tokenizer.decode(row[row != IGNORE].tolist())
+            scene = data.scene(int(latent[0, 0]))
+            right = said.strip() and (shapes.parse_caption(said) is None or shapes.caption_is_right(said, scene))
+            assert right, said
+
+
+def test_texts_have_no_pictures(data):
+    parts = list(data.texts(random.Random(0), 10))
+    assert sum(len(ids) for ids, *_ in parts) == 10 and not any((ids == IMAGE).any() for ids, *_ in parts)
+    assert parts[0][0].shape[1] <= parts[1][0].shape[1]
+
+
+def test_class_pictures_have_their_scenes_class(data):
+    tokens, labels = data.class_pictures(random.Random(0), 30, 16)
+    assert all(shapes.scene_class(data.scene(int(t[0, 0]))) == label for t, label in zip(tokens, labels))
+    assert set(labels.tolist()) <= set(shapes.SEEN_CLASSES)
+
+
+def test_no_picture_with_a_class_is_an_error_that_names_the_flag(data, monkeypatch):
+    mixed = next(s for s in map(data.scene, range(60)) if len({o.pair for o in s.objects}) > 1)
+    other = ShapesData(CONFIG)
+    other.latents[16] = data.latents[16][:5]
+    monkeypatch.setattr(other, "scene", lambda i: mixed)
+    with pytest.raises(ValueError, match="--data.scenes"):
+        other.class_pictures(random.Random(0), 2, 16)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_halves_are_sorted_and_lose_nothing(n):
+    lengths = [3, 1, 2, 5, 4][:n]
+    parts = list(halves(range(n), ["x" * k for k in lengths], key=len))
+    assert sorted(len(row) for _, rows in parts for row in rows) == sorted(lengths)
+    assert all(len(row) == lengths[i] for index, rows in parts for i, row in zip(index, rows))
+    assert not n or max(map(len, parts[0][1])) <= min(map(len, parts[-1][1]))
+
+
+# --- latents -----------------------------------------------------------------------------------------------------------
+
+def test_the_cache_is_the_same_for_any_number_of_processes(data, tmp_path):
+    torch.manual_seed(0)
+    vae, files = VAE(pico().vae).eval(), []
+    for world in (1, 2):
+        files.append(tmp_path / "sub" / f"{world}.npy")
+        new_cache(files[-1], 20, 4, 4)
+        for rank in range(world):
+            encode_share(vae, data, 16, files[-1], rank, world, batch=8)
+    one, two = map(np.load, files)
+    assert one.shape == (20, 4, 4) and one.dtype == np.float16 and np.array_equal(one, two)
+    image = to_pixels(torch.from_numpy(shapes.render(data.scene(13), 16))[None])
+    with torch.no_grad():
+        np.testing.assert_allclose(one[13], vae.encode(image)[0].numpy(), atol=2e-3)
+
+
+def test_a_cache_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
+    with pytest.raises(ValueError, match="--data.scenes"):
+        new_cache(tmp_path / "x.npy", 20, 4, 16)
+    assert not (tmp_path / "x.npy").exists()

@@ -1,0 +1,92 @@
+"""The README does what it says: its commands run, its tables are those of the code and of the stored results.
+
+    python -m pytest -q tests/test_readme.py
+"""
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoharmon.config import Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands():
+    """Every python command of the bash blocks, without comments; `a && b` is two."""
+    for block in blocks("bash"):
+        for line in block.splitlines():
+            for command in line.split("#")[0].split("&&"):
+                if command.strip().startswith("python "):
+                    yield command.strip()
+
+
+def run(arguments, cwd, text=""):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, input=text, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("command", list(dict.fromkeys(commands())))
+def test_command_runs(command, tmp_path):
+    arguments = shlex.split(command)[1:]
+    if arguments[:2] == ["-m", "pytest"]:
+        pytest.skip("this is that command")
+    if arguments[0] == "train.py":
+        arguments.append("--dry-run")                # what it trains takes hours; that it trains is test_train.py's
+    if "nanoharmon.evaluate" in arguments:
+        arguments += ["--n", "1", "--images-per-prompt", "1", "--steps", "3", "--procs", "1"]
+    if arguments[0].endswith(".py"):
+        arguments[0] = str(ROOT / arguments[0])
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    done = run(arguments, tmp_path, "/quit\n")
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_example_runs(tmp_path):
+    for block in blocks("python"):
+        (tmp_path / "example.py").write_text(block)
+        (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+        done = run(["example.py"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        printed = re.findall(r"print\(.*?#\s*(\w+)\n", block)
+        assert done.stdout.split() == printed        # the README says what it prints
+
+
+def test_stage_table_is_the_preset():
+    rows = {cells[0].strip("`"): cells for line in README.splitlines() if line.startswith("| `")
+            if len(cells := [c.strip() for c in line.strip("|").split("|")]) >= 7}
+    for name, stage in Config.preset("nano").stages.items():
+        cells = rows[name]
+        assert f"{stage.steps:,}" in cells
+        assert f"{stage.draw_batch} : {stage.read_batch}" in cells or f"{stage.draw_batch}" in cells
+
+
+def test_results_are_those_of_the_shipped_checkpoint():
+    """Every figure of the results table is in docs/results.json, as evaluate.py wrote it."""
+    results = json.loads((ROOT / "docs" / "results.json").read_text())["results"]
+    for task, entry in results["geneval"]["seen"].items():
+        if isinstance(entry, dict) and "rate" in entry and task not in ("color", "shape", "number"):
+            row = next(line for line in README.splitlines() if line.startswith(f"| {task} "))
+            assert f"{100 * entry['rate']:.1f}" in row, row
+
+
+def test_checkpoint_is_small():
+    assert (ROOT / "checkpoints" / "nano" / "model.safetensors").stat().st_size <= 16e6
+    assert {p.name for p in (ROOT / "checkpoints" / "nano").iterdir()} == {"model.safetensors", "config.json",
+                                                                          "tokenizer.json"}
+
+
+def test_files_in_the_reading_order_exist():
+    for name in re.findall(r"\]\(((?:nanoharmon/)?\w+\.py)\)", README):
+        assert (ROOT / name).is_file(), name
