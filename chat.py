@@ -3,6 +3,7 @@
     python chat.py                                                  type to ask, /help for the commands
     python chat.py --image photo.png                                start with a picture
     python chat.py --image photo.png --prompt "is there a circle?"  one answer, nothing else
+    python chat.py --llm Qwen2.5-0.5B-Instruct                      a language model alone, text only
 
     > /draw a red circle left of a blue square
     (drawing-001.png; ask about it)
@@ -18,9 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain, load_pipeline, model_flags, number, run, text
+from nanoharmon.cli import DTYPES, Parser, explain, load_pipeline, model_flags, number, pick_device, run, text
 from nanoharmon.config import nearest
+from nanoharmon.convert import load_llm
 from nanoharmon.files import check_output, encode, open_image, write_bytes
+from nanoharmon.pipeline import TextPipeline
 
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
@@ -40,8 +43,12 @@ def parse_args(argv=None):
     add("--temperature", type=number(float, 0, 100), default=0.0, help="0: the likeliest words; 1: random (default 0)")
     add("--top-p", type=number(float, 0.01, 1), default=1.0, help="choose among the likeliest of this mass (default 1)")
     add("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="longest answer, in tokens (default 64)")
+    add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
     model_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.llm and (args.ckpt or args.image):
+        parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
+    return args
 
 
 class Chat:
@@ -161,7 +168,11 @@ def main(argv=None):
     if args.prompt is not None:
         text(args.prompt, "--prompt")
     pictures = [open_image(name) for name in args.image]
-    chat = Chat(load_pipeline(args.ckpt, args.device, args.dtype), args)
+    if args.llm:
+        pipe = TextPipeline(*load_llm(args.llm, pick_device(args.device), DTYPES[args.dtype]))
+    else:
+        pipe = load_pipeline(args.ckpt, args.device, args.dtype)
+    chat = Chat(pipe, args)
     for picture, name in zip(pictures, args.image):
         chat.show(picture, name)
     if args.prompt is None:

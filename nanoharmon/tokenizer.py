@@ -82,10 +82,13 @@ class Tokenizer:
 
         for message in messages:
             role, content = message["role"], message["content"]
-            add([self.im_start] + self.encode(role + "\n"))
-            for part in [content] if isinstance(content, str) else content:
-                new = [IMAGE] * part if isinstance(part, int) else self.encode(part)
-                add(new, supervised=role == "assistant")
+            if role != "assistant" and isinstance(content, str):
+                add([self.im_start] + self.encode(role + "\n" + content))        # in one piece, as official
+            else:
+                add([self.im_start] + self.encode(role + "\n"))
+                for part in [content] if isinstance(content, str) else content:
+                    new = [IMAGE] * part if isinstance(part, int) else self.encode(part)
+                    add(new, supervised=role == "assistant")
             add([self.im_end], supervised=role == "assistant")
             add(self.newline)
         if reply and messages[-1]["role"] == "user":
