@@ -54,6 +54,7 @@ class Run:
     def __init__(self, config, args, rank, world, device, stop):
         self.config, self.args, self.rank, self.world, self.device, self.stop = config, args, rank, world, device, stop
         self.out, self.main, self.start = Path(args.out), rank == 0, time.time()
+        self.bar = tqdm(disable=True)
         self.amp = None                      # float32 on CPU: bf16 autocast measured a quarter to a half slower there
         if device.type == "cuda":            # on CUDA bf16 where it exists, else fp16 with a GradScaler
             self.amp = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -121,8 +122,8 @@ def train_stage(run, name, model, data, pipe):
             print(f"note: {state_path} is of {state['world']} processes, not {run.world}: not bit for bit")
     totals, seconds, since, bad, skipped = {}, time.time(), first, 0, 0
     run.stop.polite = True                                       # from here on a signal waits for the end of a step
-    bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}", disable=not run.main,
-               mininterval=1.0, dynamic_ncols=True)
+    bar = run.bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}",
+                         disable=not run.main, mininterval=1.0, dynamic_ncols=True)
     for step in bar:
         factor = lr_factor(step, stage.steps, stage.warmup, optim.schedule, optim.floor) * stage.lr
         set_lr(optimizers, factor)
@@ -221,9 +222,7 @@ def train(run):
             pipe.save(run.out / f"stage_{name}")
             shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
         run.wait()
-        run.stop.polite = False
-        if run.stop.code:                                        # it came during the last step
-            sys.exit(run.stop.code)
+        run.stop.safe()
     return pipe
 
 
@@ -287,8 +286,11 @@ def worker(rank, world, store, stop, config, args):
             finish(this, pipe)
     except SystemExit:
         again = shlex.join([*(flag for flag in args.command if flag != "--resume"), "--resume"])
-        print(f"\nstopped and saved; go on with: python train.py {again}", file=sys.stderr)
+        this.bar.close()
+        print(f"stopped and saved; go on with: python train.py {again}", file=sys.stderr)
         raise
+    finally:
+        this.bar.close()                                         # so that an error has a line of its own
     if world > 1:
         dist.destroy_process_group()
 
@@ -329,16 +331,14 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args, config = parse_args(argv)
-    out, device = Path(args.out), pick_device(args.device)
+    args.device, out = str(pick_device(args.device)), Path(args.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))       # of torchrun
-    world = world or (args.procs or min(2, os.cpu_count() or 1) if device.type == "cpu" else 1)
+    world = world or (args.procs or min(2, os.cpu_count() or 1) if args.device == "cpu" else 1)
     check(config, world)
     if args.dry_run:
-        plan(config, out)
-        return
+        return plan(config, out)
     if rank == 0:
         prepare(config, args, out)
-    args.device = str(device)
     if "RANK" not in os.environ and world > 1:
         launch(worker, world, config, args)
     else:

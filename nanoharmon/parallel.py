@@ -50,6 +50,12 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def safe(self):
+        """All is saved: from now on a signal ends at once, also one that came before."""
+        self.polite = False
+        if self.code:
+            sys.exit(self.code)
+
     def caught(self, number, frame):
         again = self.code and time.time() - self.when > 1     # within a second: the same, by way of group and parent
         if not self.code:

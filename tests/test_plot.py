@@ -27,7 +27,8 @@ def test_every_curve_gets_a_panel(tmp_path, n):
     rows = max(1, -(-n // COLUMNS))
     assert image.shape == (rows * HEIGHT, COLUMNS * WIDTH, 3)
     blue = (image[..., 2] - image[..., 0]) > 100
-    drawn = [blue[r * HEIGHT:(r + 1) * HEIGHT, c * WIDTH:(c + 1) * WIDTH].any() for r in range(rows) for c in range(COLUMNS)]
+    drawn = [blue[r * HEIGHT:(r + 1) * HEIGHT, c * WIDTH:(c + 1) * WIDTH].any()
+             for r in range(rows) for c in range(COLUMNS)]
     assert drawn == [True] * n + [False] * (rows * COLUMNS - n)
 
 
