@@ -37,12 +37,11 @@ from nanoharmon.checkpoint import latest_state, load_state, save_state, write_js
 from nanoharmon.cli import Parser, number, pick_device, run
 from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override
 from nanoharmon.data import ShapesData, encode_share, new_cache, training_texts
-from nanoharmon.harmon import Harmon
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
 from nanoharmon.parallel import Stop, average_gradients, launch
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.plot import draw_curves, read_log
-from nanoharmon.stages import check, plan, prepare, progress
+from nanoharmon.stages import begin, check, given, plan, prepare, progress
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.vae import vae_loss
 from nanoharmon.watch import look
@@ -133,7 +132,7 @@ def train_stage(run, name, model, data, pipe):
         torch.manual_seed(rng.getrandbits(48))
         with torch.autocast(run.device.type, run.amp or torch.bfloat16, enabled=run.amp is not None):
             for label, loss, weight in stage_losses(run, name, stage, model, data, rng, generator):
-                if weight:
+                if weight and loss.requires_grad:    # with --train-parts mar.decoder, reading trains nothing
                     scaler.scale(loss * weight).backward()
                 totals.setdefault(label, []).append(loss.detach())
         # --- average over processes, clip, update
@@ -197,18 +196,19 @@ def show(run, name, step, pipe, data):
 def train(run):
     config = run.config
     torch.manual_seed(config.data.seed)
-    model = Harmon(config.model).to(run.device)
     done, begun = progress(run.out)
     if done:
         pipe = Pipeline.load(run.out / f"stage_{done[-1]}", run.device)
         model, tokenizer = pipe.model, pipe.tokenizer
         config.model = model.config
     else:
-        tokenizer = Tokenizer.train(training_texts(config.data), config.model.llm.vocab_size)
+        config.model, model, tokenizer = begin(config, run.args, run.device)
+        tokenizer = tokenizer or Tokenizer.train(training_texts(config.data), config.model.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
+    model.mar.checkpointing = model.llm.model.checkpointing = config.optim.checkpointing
     data = ShapesData(config.data, tokenizer, config.model.mar.buffer_size, run.device)
     for name in STAGES:
-        if name in done or (run.args.stage and name not in run.args.stage):
+        if name in done or name in given(run.args) or (run.args.stage and name not in run.args.stage):
             continue
         if name not in ("vae", "llm"):
             load_latents(run, pipe, data, config.stages[name].size)
@@ -261,7 +261,7 @@ def finish(run, pipe):
     pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
-    figures = evaluate.quick(pipe, progress=tqdm)
+    figures = evaluate.quick(pipe, procs=run.world if run.device.type == "cpu" else 1, progress=tqdm)
     run.log(stage="evaluation", **figures)
     write_json(figures, results)
     for name, value in figures.items():
@@ -305,6 +305,12 @@ def parse_args(argv=None):
     add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
     add("--quick", action="store_true", help="a sixth of the steps of every stage, a third of the pictures")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
+    add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
+    add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
+    add("--mar", metavar="FILE", help="start from MAR (checkpoint-last.pth) and leave out the stage mar")
+    add("--train-parts", metavar="NAMES", help="train only parameters whose names begin so, in stages 1 to 3: "
+        "mar.decoder,proj_out")
     add("--procs", type=number(int, 1, 64), help="processes on CPU (default: one per core, at most 2)")
     add("--device", default="auto", help="auto, cpu, cuda (default auto)")
     add("--save-every", type=number(int, 0), default=500, help="steps between saved states; 0 = none (default 500)")
@@ -324,7 +330,10 @@ def parse_args(argv=None):
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
     override(config, rest)
-    args.out, args.command = args.out or f"out/{args.preset}", argv
+    if args.train_parts:
+        for name in "123":
+            config.stages[name].train_parts = args.train_parts
+    args.out, args.rest, args.command = args.out or f"out/{args.preset}", rest, argv
     args.given = {flag.removeprefix("--").partition("=")[0] for flag in rest}
     return args, config
 

@@ -148,6 +148,7 @@ class OptimConfig:
     ema: float = arg(0.998, "decay of the weights' moving average, after its ramp")
     schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine")
     floor: float = arg(0.02, "last learning rate, as a share of the peak")
+    checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, a third more time")
 
 
 @dataclass
@@ -187,6 +188,33 @@ def nano_stages():
     }
 
 
+def micro_stages():
+    """For a consumer GPU; not run here, where there is none."""
+    return {
+        "vae": StageConfig(20000, 128, 32, lr=0.5, train_parts="vae."),
+        "llm": StageConfig(5000, 0, 128, lr=0.5, train_parts="llm."),
+        "mar": StageConfig(20000, 64, 256, lr=0.5, train_parts="mar."),
+        "1": StageConfig(5000, 64, 128, 64, lr=0.5, train_parts=ALIGN),
+        "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE),
+        "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
+    }
+
+
+def harmon_stages():
+    """Sizes of the official models; learning rate, schedule and 50,000 steps of the released fine-tuning example.
+
+    The first three stages are meant to be given (--init, or --vae --llm --mar).
+    """
+    return {
+        "vae": StageConfig(50000, 256, 16, train_parts="vae.", warmup=500),
+        "llm": StageConfig(50000, 0, 16, train_parts="llm.", warmup=500),
+        "mar": StageConfig(50000, 256, 16, train_parts="mar.", warmup=500),
+        "1": StageConfig(50000, 256, 16, 4, train_parts=ALIGN, warmup=500),
+        "2": StageConfig(50000, 256, 16, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=500),
+        "3": StageConfig(50000, 512, 16, 4, caption_drop=0.1, train_parts=NOT_VAE, warmup=500),
+    }
+
+
 def pico_stages():
     return {
         "vae": StageConfig(20, 32, 8, train_parts="vae.", warmup=5),
@@ -214,9 +242,15 @@ class Config:
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}, expected one of {', '.join(PRESETS)}; "
                              f"pass --preset nano")
-        stages = pico_stages() if name == "pico" else nano_stages()
-        data = DataConfig(scenes=200, board=2) if name == "pico" else DataConfig()
-        return cls(PRESETS[name](), OptimConfig(), data, stages)
+        stages, optim, data = nano_stages(), OptimConfig(), DataConfig()
+        if name == "pico":
+            stages, data = pico_stages(), DataConfig(scenes=200, board=2)
+        elif name == "micro":
+            stages, data = micro_stages(), DataConfig(layout="free")
+        elif name.startswith("harmon"):
+            stages, data = harmon_stages(), DataConfig(layout="free")
+            optim = OptimConfig(lr=1e-5, muon=False, ema=0.999, schedule="cosine", floor=0.0, checkpointing=True)
+        return cls(PRESETS[name](), optim, data, stages)
 
 
 # --- dataclass <-> dict, command line ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from .attention import attention
@@ -90,6 +91,7 @@ class MAR(nn.Module):
         self.decoder_norm = nn.LayerNorm(D_dec, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, S, D_dec))
 
+        self.checkpointing = False                   # recompute each block in backward: less memory
         self.init_weights()
         self.diffloss = DiffLoss(config.token_dim, D_dec, config.diffloss_w, config.diffloss_d, config.clip_x0)
 
@@ -127,6 +129,14 @@ class MAR(nn.Module):
             setattr(self, name, nn.Parameter(table.clone()))
         self.config.grid = grid
 
+    def run_blocks(self, blocks, x):
+        for block in blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
     def encode(self, tokens, visible=None, grid=None, condition=None):
         """tokens (B, S, C), visible (B, K) or None = all -> (B, U+K, D), buffers first.
 
@@ -143,9 +153,7 @@ class MAR(nn.Module):
             tokens, pos_x = take(tokens, visible), take(pos_x.expand(B, -1, -1), visible)   # (B, K, C), (B, K, D)
         x = self.z_proj(tokens.to(self.z_proj.weight.dtype)) + pos_x             # (B, K, D)
         x = self.z_proj_ln(torch.cat([condition + pos[:, :U], x], dim=1))        # (B, U+K, D)
-        for block in self.encoder_blocks:
-            x = block(x)
-        return self.encoder_norm(x)
+        return self.encoder_norm(self.run_blocks(self.encoder_blocks, x))
 
     def decode(self, x, visible=None, grid=None, canvas=None):
         """Encoder output x (B, U+K, D) -> z (B, S, D), what the diffusion loss is conditioned on, at every place.
@@ -164,9 +172,7 @@ class MAR(nn.Module):
             index = visible.unsqueeze(-1).expand(-1, -1, D)
             x = torch.cat([x[:, :U], hidden.scatter(1, index, x[:, U:])], dim=1)  # (B, U+S, D)
         x = x + pos
-        for block in self.decoder_blocks:
-            x = block(x)
-        x = self.decoder_norm(x)[:, U:]                                          # (B, S, D)
+        x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x))[:, U:]    # (B, S, D)
         return x + self.pos_embed(self.diffusion_pos_embed_learned, grid, 0)
 
     # --- training --------------------------------------------------------------------------------------------------

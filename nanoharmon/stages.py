@@ -6,12 +6,40 @@ import torch
 
 from .checkpoint import latest_state, write_json
 from .config import STAGES, to_dict
+from .convert import start_from
 from .harmon import Harmon
 from .optim import select
 
 # what each stage reads (nanoharmon/data.py)
 READS = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers", "mar": "pictures with class labels",
          "1": "prompts; captions, questions", "2": "prompts; captions, questions", "3": "prompts; captions, questions"}
+
+
+def given(args):
+    """The stages whose result is given by a file: --vae, --llm, --mar, or all three by --init."""
+    return [name for name in ("vae", "llm", "mar") if getattr(args, name) or args.init]
+
+
+def begin(config, args, device):
+    """The model of a new run: (its config, model, tokenizer or None), from the given files or random."""
+    if not given(args):
+        return config.model, Harmon(config.model).to(device), None
+    flags, rest = [], list(args.rest)
+    while rest:                                                  # "--mar.x 1" and "--mar.x=1" alike
+        flag = rest.pop(0)
+        flag = flag if "=" in flag else f"{flag}={rest.pop(0)}"
+        if flag.startswith(("--vae.", "--mar.", "--llm.")):
+            flags.append(flag)
+    model_config, model, tokenizer, report = start_from(config.model, args.vae, args.llm, args.mar, args.init,
+                                                        device=device, flags=flags)
+    print(*report, sep="\n")
+    return model_config, model, tokenizer
+
+
+def memory(total, trained, optim):
+    """GB of weights, gradients, optimizer and average, all float32; activations come on top of it."""
+    states = 1 if optim.muon else 2                              # Muon keeps a momentum, AdamW two
+    return 4e-9 * (total + trained * (1 + states + 1))
 
 
 def plan(config, out):
@@ -21,14 +49,16 @@ def plan(config, out):
     print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
                     for part, child in model.named_children()) + " parameters\n")
     done, begun = progress(out)
-    rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", out)]
+    rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", "GB", out)]
+    total = sum(p.numel() for p in model.parameters()) / 1e6
     for name, s in config.stages.items():
         size = sum(p.numel() for p in select(model, s.train_parts.split(",")).values()) / 1e6
         rate = f"{config.optim.lr * s.lr:g}" + f" / {config.optim.muon_lr * s.lr:g}" * config.optim.muon
         state = "finished" if name in done else f"at step {begun[name]}" if name in begun else "to do"
         trained = f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)"
         rows.append((name, READS[name], s.size or "-", trained, f"{s.draw_batch} : {s.read_batch}" if s.read_batch
-                     else s.draw_batch, rate, s.steps, state))
+                     else s.draw_batch, rate, s.steps,
+                     f"{memory(total * 1e6, size * 1e6, config.optim):.2f}", state))
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * w for w in widths])
     for row in rows:
@@ -108,6 +138,7 @@ def check_same(config, args, out, begun):
 def prepare(config, args, out):
     """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
     done, begun = progress(out)
+    done += [s for s in given(args) if s not in done]
     begun = {s: step for s, step in begun.items() if not args.stage or s in args.stage}
     todo = [s for s in STAGES if s not in done and s in (args.stage or STAGES)]
     for name, step in begun.items():
@@ -118,7 +149,7 @@ def prepare(config, args, out):
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
     if done or begun:
         check_same(config, args, out, begun)
-        print(f"{out}: finished {', '.join(done) or 'nothing'}" +
+        print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
               "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if args.resume and not begun:
         print(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
