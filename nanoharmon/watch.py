@@ -17,13 +17,13 @@ QUESTIONS = ["describe the image.", "how many objects are there?", "is there a r
 def look(pipe, data, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     model, device = pipe.model, pipe.device
+    scene = next(s for s in map(data.scene, range(-1, -1000, -1)) if len(s.objects) > 2)     # training's count from 0
     rng, answers, pictures = random.Random(0), [], []
     if name == "vae":
         images = data.images(rng, 8, size)
         decoded = model.vae.decode(model.vae.encode(images), model.vae.grid_of(size, size))
         pictures = to_pictures(torch.cat([images, decoded]))
     elif name == "llm":
-        scene = data.scene(-1)
         for question in QUESTIONS:
             text = shapes.describe(scene, rng) + "\n" + question.format(color=scene.objects[0].color)
             answers.append([text, "".join(pipe.reply([{"role": "user", "content": text}]))])
@@ -35,7 +35,6 @@ def look(pipe, data, name, size):
         pictures = to_pictures(model.vae.decode(tokens, grid))
     else:
         pictures = pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0)
-        scene = data.scene(-1)
         image = Image.fromarray(shapes.render(scene, size))
         for question in QUESTIONS:
             question = question.format(color=scene.objects[0].color)
