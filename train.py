@@ -301,9 +301,10 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="this text; with --preset NAME, the values of that preset")
     add("--preset", default="nano", help=f"one of {', '.join(PRESETS)} (default nano)")
-    add("--out", metavar="DIR", help="everything is written there (default out/PRESET)")
+    add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
     add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
-    add("--quick", action="store_true", help="a sixth of the steps of every stage, a third of the pictures")
+    add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
+        "scenes of one or two objects")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
     add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
@@ -322,10 +323,10 @@ def parse_args(argv=None):
         print(f"{parser.format_help()}\nwhat else can be changed, with the values of preset {args.preset}:\n\n"
               f"{describe_flags(config)}")
         sys.exit(0)
-    if args.quick:
-        for stage in config.stages.values():
-            stage.steps = max(1, stage.steps // 6)
-        config.data.scenes //= 3
+    if args.quick:                           # the VAE decides how good anything can look: it keeps a third
+        for name, stage in config.stages.items():
+            stage.steps = max(1, stage.steps // (3 if name == "vae" else 7))
+        config.data.scenes, config.data.max_objects = config.data.scenes // 3, 2
     for flag in rest:
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
@@ -333,7 +334,7 @@ def parse_args(argv=None):
     if args.train_parts:
         for name in "123":
             config.stages[name].train_parts = args.train_parts
-    args.out, args.rest, args.command = args.out or f"out/{args.preset}", rest, argv
+    args.out, args.rest, args.command = args.out or f"out/{args.preset}" + "-quick" * args.quick, rest, argv
     args.given = {flag.removeprefix("--").partition("=")[0] for flag in rest}
     return args, config
 

@@ -157,6 +157,7 @@ class DataConfig:
     scenes: int = arg(60000, "different pictures per resolution; their latents are encoded once and kept")
     board: int = arg(3, "cells along a side of the shapes world's board")
     layout: str = arg("board", "placement of objects: board or free")
+    max_objects: int = arg(4, "most objects in a scene, 1 to 4")
 
 
 @dataclass

@@ -29,7 +29,8 @@ class ShapesData:
 
     def scene(self, i):
         """The i-th training scene; without unseen pairs."""
-        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), layout=self.config.layout,
+        rng, most = random.Random(f"{self.config.seed}/scene/{i}"), self.config.max_objects
+        return shapes.random_scene(rng, n=rng.randint(1, most) if most < 4 else None, layout=self.config.layout,
                                    board=self.config.board)
 
     def images(self, rng, n, size):
