@@ -275,7 +275,7 @@ def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys):
                                                          for b in ("", "_failures")}
 
 
-@pytest.mark.parametrize("flags, words", [(["--bench", "genevel"], "did you mean 'geneval'"), (["--n", "0"], "--n 1"),
+@pytest.mark.parametrize("flags, words", [(["--bench", "genevel"], "did you mean 'geneval'"), (["--n", "0"], "1 or more"),
                                           (["--bench", "geneval", "--n", "1", "--iters", "99", "--procs", "1"], "--iters 4")])
 def test_mistakes_are_explained(pico, capsys, flags, words):
     with pytest.raises(SystemExit) as stop:
