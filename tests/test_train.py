@@ -373,3 +373,12 @@ def test_quick_shortens_what_is_not_given():
     full = train.parse_args([])[1]
     assert config.stages["2"].steps == 7 and config.stages["3"].steps == full.stages["3"].steps // 7
     assert args.out == "out/nano-quick" and train.parse_args([])[0].out == "out/nano" and train.parse_args(["--preset", "pico"])[0].out == "out/pico"
+
+
+def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path):
+    train.main([*BASE, "--procs", "1", "--init", str(done / "stage_2"), "--stage", "2", "--stage_2.steps=2",
+                "--train-parts", "mar.decoder,proj_out", "--optim.checkpointing", "true", "--out", str(tmp_path)])
+    before, after = weights(done / "stage_2"), weights(tmp_path / "stage_2")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("mar.decoder", "proj_out")) for name in moved)
+    assert not (tmp_path / "stage_vae").exists()                     # given stages are not trained
