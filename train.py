@@ -202,7 +202,9 @@ def train(run):
         model, tokenizer = pipe.model, pipe.tokenizer
         config.model = model.config
     else:
-        config.model, model, tokenizer = begin(config, run.args, run.device)
+        config.model, model, tokenizer, report = begin(config, run.args, run.device)
+        if run.main:
+            print(*report, sep="\n", end="\n" * bool(report))
         tokenizer = tokenizer or Tokenizer.train(training_texts(config.data), config.model.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
     model.mar.checkpointing = model.llm.model.checkpointing = config.optim.checkpointing

@@ -35,7 +35,10 @@ class ShapesData:
 
     def images(self, rng, n, size):
         """n pictures (n, 3, size, size) in [-1, 1]."""
-        scenes = [self.scene(rng.randrange(10 ** 9)) for _ in range(n)]
+        return self.render([self.scene(rng.randrange(10 ** 9)) for _ in range(n)], size)
+
+    def render(self, scenes, size):
+        """Pictures (n, 3, size, size) of the scenes, in [-1, 1]."""
         return to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes]))).to(self.device)
 
     def texts(self, rng, n):
@@ -126,9 +129,8 @@ def encode_share(vae, data, size, path, rank, world, batch=64, progress=lambda x
     out = np.load(path, mmap_mode="r+")
     for start in progress(range(rank * batch, len(out), world * batch)):
         scenes = [data.scene(i) for i in range(start, min(start + batch, len(out)))]
-        images = to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes])))
         with torch.no_grad():
-            out[start:start + len(scenes)] = vae.encode(images.to(data.device)).half().cpu().numpy()
+            out[start:start + len(scenes)] = vae.encode(data.render(scenes, size)).half().cpu().numpy()
     out.flush()
 
 

@@ -21,19 +21,16 @@ def given(args):
 
 
 def begin(config, args, device):
-    """The model of a new run: (its config, model, tokenizer or None), from the given files or random."""
+    """The model of a new run: (its config, model, tokenizer or None, report lines), given by files or random."""
     if not given(args):
-        return config.model, Harmon(config.model).to(device), None
+        return config.model, Harmon(config.model).to(device), None, []
     flags, rest = [], list(args.rest)
     while rest:                                                  # "--mar.x 1" and "--mar.x=1" alike
         flag = rest.pop(0)
         flag = flag if "=" in flag else f"{flag}={rest.pop(0)}"
         if flag.startswith(("--vae.", "--mar.", "--llm.")):
             flags.append(flag)
-    model_config, model, tokenizer, report = start_from(config.model, args.vae, args.llm, args.mar, args.init,
-                                                        device=device, flags=flags)
-    print(*report, sep="\n")
-    return model_config, model, tokenizer
+    return start_from(config.model, args.vae, args.llm, args.mar, args.init, device=device, flags=flags)
 
 
 def memory(total, trained, optim):
