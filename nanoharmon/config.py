@@ -137,9 +137,9 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b
 
 @dataclass
 class OptimConfig:
-    lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
+    lr: float = arg(4e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
     muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
-    muon_lr: float = arg(0.01, "peak learning rate of Muon")
+    muon_lr: float = arg(0.02, "peak learning rate of Muon")
     muon_momentum: float = arg(0.95, "momentum of Muon")
     beta1: float = arg(0.9, "AdamW beta1")
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)")
@@ -180,10 +180,10 @@ ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
 
 def nano_stages():
     return {
-        "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
-        "llm": StageConfig(600, 0, 64, train_parts="llm."),
-        "mar": StageConfig(1600, 48, 128, train_parts="mar."),
-        "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
+        "vae": StageConfig(2000, 96, 16, lr=0.9, train_parts="vae."),
+        "llm": StageConfig(2400, 0, 32, train_parts="llm."),
+        "mar": StageConfig(1400, 48, 128, train_parts="mar."),
+        "1": StageConfig(500, 48, 64, 24, train_parts=ALIGN),
         "2": StageConfig(1700, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
         "3": StageConfig(3500, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
     }
@@ -192,12 +192,12 @@ def nano_stages():
 def micro_stages():
     """For a consumer GPU; not run here, where there is none."""
     return {
-        "vae": StageConfig(20000, 128, 32, lr=0.5, train_parts="vae."),
-        "llm": StageConfig(5000, 0, 128, lr=0.5, train_parts="llm."),
-        "mar": StageConfig(20000, 64, 256, lr=0.5, train_parts="mar."),
-        "1": StageConfig(5000, 64, 128, 64, lr=0.5, train_parts=ALIGN),
-        "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE),
-        "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
+        "vae": StageConfig(20000, 128, 32, lr=0.25, train_parts="vae."),
+        "llm": StageConfig(5000, 0, 128, lr=0.25, train_parts="llm."),
+        "mar": StageConfig(20000, 64, 256, lr=0.25, train_parts="mar."),
+        "1": StageConfig(5000, 64, 128, 64, lr=0.25, train_parts=ALIGN),
+        "2": StageConfig(20000, 64, 128, 64, lr=0.25, caption_drop=0.1, train_parts=NOT_VAE),
+        "3": StageConfig(10000, 128, 64, 32, lr=0.25, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
     }
 
 

@@ -29,9 +29,8 @@ class ShapesData:
 
     def scene(self, i):
         """The i-th training scene; without unseen pairs."""
-        rng, most = random.Random(f"{self.config.seed}/scene/{i}"), self.config.max_objects
-        return shapes.random_scene(rng, n=rng.randint(1, most) if most < 4 else None, layout=self.config.layout,
-                                   board=self.config.board)
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), most=self.config.max_objects,
+                                   layout=self.config.layout, board=self.config.board)
 
     def images(self, rng, n, size):
         """n pictures (n, 3, size, size) in [-1, 1]."""
@@ -47,18 +46,16 @@ class ShapesData:
         for _ in range(n):
             scene = self.scene(rng.randrange(10 ** 9))
             kind = rng.random()
-            if kind < 0.4:                           # a request to draw, answered by where things could be
+            if kind < 0.5:                           # a request to draw, answered by where things could be
                 chat = [("user", GENERATE.format(shapes.draw_prompt(scene, rng))),
-                        ("assistant", shapes.describe(scene, rng))]
+                        ("assistant", shapes.describe(scene))]
             elif kind < 0.9:                         # questions about a described scene
                 chat = self.questions(scene, rng)
-                chat[0] = ("user", shapes.describe(scene, rng) + "\n" + chat[0][1])
+                chat[0] = ("user", shapes.describe(scene) + "\n" + chat[0][1])
             else:
-                chat = [("user", shapes.describe(scene, rng) + "\n" + DESCRIBE),
+                chat = [("user", shapes.describe(scene) + "\n" + DESCRIBE),
                         ("assistant", shapes.caption(scene, rng))]
             ids, labels = self.tokenizer.chat([{"role": r, "content": c} for r, c in chat])
-            if kind < 0.4:
-                labels = ids                         # prompts are language too: learn their wording
             rows.append((ids, labels))
         for _, rows in halves(range(n), rows, key=lambda row: len(row[0])):
             yield self.supervised(rows)
@@ -101,8 +98,9 @@ class ShapesData:
 
     def questions(self, scene, rng):
         """Up to four turns about a scene, as (role, text) pairs."""
-        asked = shapes.questions(scene, rng)
-        asked = rng.sample(asked, min(len(asked), 4))
+        asked = shapes.questions(scene, rng)             # relations first, mostly: they are the hardest
+        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1), reverse=True)
+        asked = asked[:4]
         return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.answer))]
 
     def tokens(self, index, size):
@@ -150,6 +148,6 @@ def training_texts(config, n=4000):
     for _ in range(n):
         scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
         yield from (GENERATE.format(shapes.draw_prompt(scene, rng)), shapes.caption(scene, rng),
-                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
+                    shapes.describe(scene), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
         for qa in shapes.questions(scene, rng):
             yield from (qa.question, qa.answer)

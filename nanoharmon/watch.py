@@ -17,7 +17,7 @@ QUESTIONS = ["describe the image.", "how many objects are there?", "is there a r
 def look(pipe, data, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     model, device = pipe.model, pipe.device
-    scene = next(s for s in map(data.scene, range(-1, -1000, -1)) if len(s.objects) > 2)     # training's count from 0
+    scene = max(map(data.scene, range(-20, 0)), key=lambda s: len(s.objects))                # training's count from 0
     rng, answers, pictures = random.Random(0), [], []
     if name == "vae":
         images = data.images(rng, 8, size)
@@ -25,7 +25,7 @@ def look(pipe, data, name, size):
         pictures = to_pictures(torch.cat([images, decoded]))
     elif name == "llm":
         for question in QUESTIONS:
-            text = shapes.describe(scene, rng) + "\n" + question.format(color=scene.objects[0].color)
+            text = shapes.describe(scene) + "\n" + question.format(color=scene.objects[0].color)
             answers.append([text, "".join(pipe.reply([{"role": "user", "content": text}]))])
     elif name == "mar":
         labels = torch.tensor(rng.sample(shapes.SEEN_CLASSES, 16), device=device)
