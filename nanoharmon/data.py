@@ -1,110 +1,209 @@
-"""Batches of the shapes world for every stage, and the cache of VAE latents.
+"""Batches for every stage, from one source of data or a weighted mix of several, and the cache of VAE latents.
 
-Every batch is a pure function of (seed, stage, step, process): nothing about the data needs saving, and a resumed run
-sees exactly what the unbroken one would have seen. Scene i is likewise a function of (seed, i). Scenes for
-evaluation come from other seeds (evaluate.py).
+    python -m nanoharmon.data DIR                        what is in a folder: counts, sizes, texts, all that is broken,
+    python -m nanoharmon.data FILE.json --images DIR     and five pictures with their texts as data.png
+
+Every batch is a pure function of (seed, stage, step, shard): nothing about the data needs saving, and a resumed run
+sees exactly what the unbroken one would have seen. Scene i of the shapes world is likewise a function of (seed, i).
+Scenes for evaluation come from other seeds (evaluate.py).
 
 What a stage reads (README, stage table): `vae` pictures; `llm` texts only; `mar` pictures with a class; `1`, `2`, `3`
-pictures with prompts to draw them, and pictures with a request to describe them or with up to four questions.
+pictures with prompts to draw them, and pictures with a request to describe them or with questions.
+
+A source, ShapesData here or FolderData (folder.py: your own pictures), gives single items; `row` is a place in its
+array of latents, and `item` whatever the source needs to find the text that belongs to it:
+
+    picture(rng, size)   class_picture(rng) -> row, class or None   text(rng) -> turns, whole
+    to_draw(rng) -> row, item   prompt(item, rng) -> text           to_read(rng) -> row, item   conversation(item, rng)
 """
+import hashlib
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import shapes
-from .pipeline import DESCRIBE, pad, to_pixels
+from tqdm import tqdm
+
+from . import cli, shapes
+from .entries import read_entries
+from .files import check_output, encode, read_image, write_bytes
+from .folder import MOST_BROKEN, FolderData, decode, folder_name
+from .pipeline import DESCRIBE, pad, pad_square, to_pixels
 from .tokenizer import GENERATE, GENERATE_ANYTHING, IGNORE
+from .watch import captioned
 
 
 class ShapesData:
-    """Batches for one process. `latents` {size: array (N, S, C)} must be there for the stages after `vae`."""
+    """The shapes world, scene by scene."""
+    name = cache_name = "shapes"
+    classes = shapes.NUM_CLASSES
 
-    def __init__(self, config, tokenizer=None, buffers=0, device="cpu"):
-        self.config, self.tokenizer, self.buffers, self.device = config, tokenizer, buffers, device
-        self.latents = {}
-        self.uniform = None
+    def __init__(self, config):
+        self.config, self.rows, self.latents, self.uniform = config, config.scenes, {}, None
+        self.seen = self.captioned = self.told = True
+
+    @property
+    def content(self):
+        """Tells two sets of pictures apart: the settings, and what the first pictures look like in this version."""
+        first = hashlib.sha256(self.pictures(range(min(8, self.rows)), 32))
+        return f"{self.config.seed} {self.config.scenes} {self.config.layout} {self.config.board} " \
+               f"{self.config.max_objects} {first.hexdigest()}"
+
+    def leave_out(self, fits):
+        return 0                             # the texts of scenes are short
 
     def scene(self, i):
         """The i-th training scene; without unseen pairs."""
-        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), most=self.config.max_objects,
-                                   layout=self.config.layout, board=self.config.board)
+        rng, most = random.Random(f"{self.config.seed}/scene/{i}"), self.config.max_objects
+        return shapes.random_scene(rng, n=rng.randint(1, most) if most < 4 else None, layout=self.config.layout,
+                                   board=self.config.board)
+
+    def pictures(self, rows, size):
+        """uint8 (n, size, size, 3) of the given training scenes."""
+        return np.stack([shapes.render(self.scene(i), size) for i in rows])
+
+    def picture(self, rng, size):
+        return shapes.render(self.scene(rng.randrange(10 ** 9)), size)
+
+    def text(self, rng):
+        scene = self.scene(rng.randrange(10 ** 9))
+        kind = rng.random()
+        if kind < 0.4:                               # a request to draw, answered by where things could be
+            prompt = GENERATE.format(shapes.draw_prompt(scene, rng))
+            return [("user", prompt), ("assistant", shapes.describe(scene, rng))], True
+        if kind < 0.9:                               # questions about a described scene
+            (_, first), *rest = self.questions(scene, rng)
+            return [("user", shapes.describe(scene, rng) + "\n" + first), *rest], False
+        return [("user", shapes.describe(scene, rng) + "\n" + DESCRIBE),
+                ("assistant", shapes.caption(scene, rng))], False
+
+    def class_picture(self, rng):
+        """A scene with one kind of object."""
+        if self.uniform is None:
+            self.uniform = [(i, shapes.scene_class(scene)) for i, scene in enumerate(map(self.scene, range(self.rows)))
+                            if len({o.pair for o in scene.objects}) == 1]
+            if not self.uniform:
+                raise ValueError(f"none of the {self.rows} training scenes has objects of one kind only, which stage "
+                                 f"mar needs; pass a larger --data.scenes")
+        return rng.choices(self.uniform)[0]
+
+    def to_draw(self, rng):
+        i = rng.randrange(self.rows)
+        return i, i
+
+    to_read = to_draw
+
+    def prompt(self, i, rng):
+        return shapes.draw_prompt(self.scene(i), rng)
+
+    def conversation(self, i, rng):
+        scene = self.scene(i)
+        chat = [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
+        return self.questions(scene, rng) if rng.random() < 0.6 else chat
+
+    def questions(self, scene, rng):
+        """Up to four turns about a scene, as (role, text) pairs."""
+        asked = shapes.questions(scene, rng)
+        asked = rng.sample(asked, min(len(asked), 4))
+        return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.answer))]
+
+
+class Batches:
+    """Batches for one process. Each source's `latents` {size: array (N, S, C)} must be there after stage `vae`.
+
+    weights: how often each source is picked; buffers: U; room: how many tokens the text of a conversation may have.
+    """
+
+    def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
+        self.sources, self.tokenizer, self.buffers, self.room, self.device = sources, tokenizer, buffers, room, device
+        self.left_out = {source.name: source.leave_out(self.fits) for source in sources} if tokenizer else {}
+        self.first_class, n = {}, 0                                  # of each source: classes are numbered on and on
+        for source in sources:
+            self.first_class[source.name] = n
+            n += source.classes
+        self.weights = {task: [weight * bool(getattr(source, task)) for source, weight in zip(sources, weights)]
+                        for task in ("seen", "captioned", "told")}
+        if not any(self.weights["captioned"]):                    # nothing but conversations: drawn without a prompt
+            self.weights["captioned"] = self.weights["seen"]
+
+    def notes(self):
+        """What the user should know about what is left out."""
+        return [f"note: {name}: {n} texts are not used, they do not fit in the context beside a picture; a larger "
+                f"--llm.max_position_embeddings makes room" for name, n in self.left_out.items() if n]
+
+    def pick(self, rng, n, task):
+        """n sources by their weights, among those with pictures (seen), captions (captioned) or texts (told)."""
+        return self.sources * n if len(self.sources) == 1 else rng.choices(self.sources, self.weights[task], k=n)
 
     def images(self, rng, n, size):
         """n pictures (n, 3, size, size) in [-1, 1]."""
-        return self.render([self.scene(rng.randrange(10 ** 9)) for _ in range(n)], size)
-
-    def render(self, scenes, size):
-        """Pictures (n, 3, size, size) of the scenes, in [-1, 1]."""
-        return to_pixels(torch.from_numpy(np.stack([shapes.render(s, size) for s in scenes]))).to(self.device)
+        array = np.stack([source.picture(rng, size) for source in self.pick(rng, n, "seen")])
+        return to_pixels(torch.from_numpy(array)).to(self.device)
 
     def texts(self, rng, n):
-        """n texts without pictures, for the LLM's pretraining: ids, labels, is_real (n, L), label_index; as two halves."""
+        """n texts without pictures, for the LLM: ids, labels, is_real (n, L), label_index; as two halves."""
         rows = []
-        for _ in range(n):
-            scene = self.scene(rng.randrange(10 ** 9))
-            kind = rng.random()
-            if kind < 0.5:                           # a request to draw, answered by where things could be
-                chat = [("user", GENERATE.format(shapes.draw_prompt(scene, rng))),
-                        ("assistant", shapes.describe(scene))]
-            elif kind < 0.9:                         # questions about a described scene
-                chat = self.questions(scene, rng)
-                chat[0] = ("user", shapes.describe(scene) + "\n" + chat[0][1])
-            else:
-                chat = [("user", shapes.describe(scene) + "\n" + DESCRIBE),
-                        ("assistant", shapes.caption(scene, rng))]
-            ids, labels = self.tokenizer.chat([{"role": r, "content": c} for r, c in chat])
-            rows.append((ids, labels))
+        for source in self.pick(rng, n, "told"):
+            turns, whole = source.text(rng)
+            ids, labels = self.encode(turns)
+            rows.append((ids, ids if whole else labels))
         for _, rows in halves(range(n), rows, key=lambda row: len(row[0])):
             yield self.supervised(rows)
 
     def class_pictures(self, rng, n, size):
-        """Latents (n, S, C) of scenes with one kind of object, and their class labels (n,)."""
-        if self.uniform is None:
-            classes = [(i, scene) for i, scene in enumerate(map(self.scene, range(len(self.latents[size]))))
-                       if len({o.pair for o in scene.objects}) == 1]
-            self.uniform = [(i, shapes.scene_class(scene)) for i, scene in classes]
-            if not classes:
-                raise ValueError(f"none of the {len(self.latents[size])} training scenes has objects of one kind only, "
-                                 f"which stage mar needs; pass a larger --data.scenes")
-        index, labels = zip(*rng.choices(self.uniform, k=n))
-        return self.tokens(index, size), torch.tensor(labels, device=self.device)
+        """Latents (n, S, C) and class labels (n,), -1 for pictures without a class."""
+        picked, labels = [], []
+        for source in self.pick(rng, n, "seen"):
+            row, label = source.class_picture(rng)
+            picked.append((source, row, None))
+            labels.append(-1 if label is None else self.first_class[source.name] + label)
+        return self.tokens(picked, size), torch.tensor(labels, device=self.device)
 
     def drawings(self, rng, n, size, caption_drop):
         """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded; as two halves."""
-        index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
-        rows = [self.tokenizer.drawing(None if rng.random() < caption_drop
-                                       else shapes.draw_prompt(self.scene(i), rng)) for i in index]
-        for index, rows in halves(index, rows, key=len):
-            yield self.tokens(index, size), *pad(rows, self.tokenizer.pad, self.device)
+        picked = [(source, *source.to_draw(rng)) for source in self.pick(rng, n, "captioned")]
+        rows = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
+                for source, _, item in picked]
+        for picked, rows in halves(picked, rows, key=len):
+            yield self.tokens(picked, size), *pad(rows, self.tokenizer.pad, self.device)
 
     def readings(self, rng, n, size):
-        """Latents (n, S, C) and conversations about them: ids, labels, is_real (n, L), label_index; as two halves."""
-        index = [rng.randrange(len(self.latents[size])) for _ in range(n)]
-        places = self.latents[size].shape[1] + self.buffers
-        rows = []
-        for i in index:
-            scene = self.scene(i)
-            chat = [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
-            if rng.random() < 0.6:
-                chat = self.questions(scene, rng)
-            messages = [{"role": r, "content": c} for r, c in chat]
-            messages[0]["content"] = [places, "\n" + messages[0]["content"]]
-            rows.append(self.tokenizer.chat(messages))
-        for index, rows in halves(index, rows, key=lambda row: len(row[0])):
-            yield self.tokens(index, size), *self.supervised(rows)
+        """Latents (m, S, C) and conversations: ids, labels, is_real (n, L), label_index; as two halves. m <= n: a
+        conversation without a picture has no latents."""
+        picked = [(source, *source.to_read(rng)) for source in self.pick(rng, n, "told")]
+        places = self.sources[0].latents[size].shape[1] + self.buffers
+        rows = [self.encode(source.conversation(item, rng), 0 if row is None else places)
+                for source, row, item in picked]
+        for picked, rows in halves(picked, rows, key=lambda row: len(row[0])):
+            yield self.tokens(picked, size), *self.supervised(rows)
 
-    def questions(self, scene, rng):
-        """Up to four turns about a scene, as (role, text) pairs."""
-        asked = shapes.questions(scene, rng)             # relations first, mostly: they are the hardest
-        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1), reverse=True)
-        asked = asked[:4]
-        return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.answer))]
+    def tokens(self, picked, size):
+        """The latents of [(source, row, ...), ...]; of nothing for row None."""
+        shape = self.sources[0].latents[size].shape[1:]
+        found = [source.latents[size][row] for source, row, _ in picked if row is not None]
+        return torch.from_numpy(np.stack(found) if found else np.zeros((0, *shape))).float().to(self.device)
 
-    def tokens(self, index, size):
-        return torch.from_numpy(self.latents[size][list(index)]).float().to(self.device)
+    def encode(self, turns, places=0):
+        """Ids and labels of a conversation, a picture of so many places in front. Only the assistant's words are
+        supervised. What does not fit in the context is left out: later questions, each with its answer."""
+        ids, labels = [], []
+        for i in range(0, len(turns), 2):
+            pair = [{"role": role, "content": text} for role, text in turns[i:i + 2]]
+            if places and not i:
+                pair[0]["content"] = [places, "\n" + pair[0]["content"]]
+            more, marks = self.tokenizer.chat(pair)
+            if i and len(ids) + len(more) > self.room + places:
+                break
+            ids, labels = ids + more, labels + marks
+        return ids, labels
+
+    def fits(self, turns):
+        """Whether a question with its answer fits in the context beside a picture."""
+        most = sum(len(text.encode()) + 32 for _, text in turns)     # no token is shorter than a byte
+        return most <= self.room or len(self.encode(turns)[0]) <= self.room
 
     def supervised(self, rows):
         """(ids, labels) lists -> ids, labels, is_real (B, L), and the flat index of supervised positions."""
@@ -114,21 +213,66 @@ class ShapesData:
         return tuple(x.to(self.device) for x in (ids, labels, is_real, index))
 
 
-def halves(index, rows, key):
+def halves(picked, rows, key):
     """The shorter and the longer half of a batch: padding to the longest text would waste half of the LLM's work."""
     order = sorted(range(len(rows)), key=lambda i: key(rows[i]))
     for part in (order[:len(order) // 2], order[len(order) // 2:]):
         if part:
-            yield [index[i] for i in part], [rows[i] for i in part]
+            yield [picked[i] for i in part], [rows[i] for i in part]
 
 
-def encode_share(vae, data, size, path, rank, world, batch=64, progress=lambda x: x):
-    """Encode this process's share of the training scenes into `path`, a float16 array (N, S, C) made by rank 0."""
-    out = np.load(path, mmap_mode="r+")
+# --- sources and their weights ----------------------------------------------------------------------------------------
+
+def parse_mix(entries):
+    """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
+    that comes twice the last one counts."""
+    found = {}
+    for entry in filter(None, entries):
+        name, _, weight = entry.rpartition(":")
+        try:
+            weight = float(weight) if name else 1.0
+        except ValueError:                               # a name with a colon
+            name, weight = "", 1.0
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"{entry!r}: the weight is {weight:g}, expected a number above 0; change --mix")
+        found[(name or entry).rstrip("/") or "/"] = weight
+    return list(found.items())
+
+
+def open_sources(config, cache):
+    """The sources of a DataConfig; those of files as stages.prepare has put them into the cache."""
+    return [ShapesData(config) if name == "shapes" else FolderData(Path(cache) / folder_name(name))
+            for name, _ in parse_mix(config.mix)]
+
+
+def make_batches(config, sources, tokenizer, device):
+    """The batches of a Config."""
+    S = max(config.stages[name].size // config.model.vae.stride for name in "123") ** 2
+    buffers = config.model.mar.buffer_size
+    return Batches(sources, [weight for _, weight in parse_mix(config.data.mix)], tokenizer, buffers,
+                   config.model.llm.max_position_embeddings - S - buffers, device)
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+def latents_path(cache, source, size, vae):
+    """Where the latents of a source's pictures are kept. The name depends on the pictures, their size and the VAE: of
+    anything else than these, the file is not there."""
+    parts = hashlib.sha256(f"{source.content} {vae.config.scale}".encode())
+    for name, tensor in vae.state_dict().items():
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            parts.update(tensor.float().cpu().contiguous().numpy())
+    return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
+
+
+def encode_share(vae, source, size, path, rank, world, batch=64, progress=lambda x: x):
+    """Encode this process's share of a source's pictures into `path`, a float16 array (N, S, C) made by rank 0."""
+    out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
     for start in progress(range(rank * batch, len(out), world * batch)):
-        scenes = [data.scene(i) for i in range(start, min(start + batch, len(out)))]
+        array = source.pictures(range(start, min(start + batch, len(out))), size)
         with torch.no_grad():
-            out[start:start + len(scenes)] = vae.encode(data.render(scenes, size)).half().cpu().numpy()
+            latents = vae.encode(to_pixels(torch.from_numpy(array)).to(device))
+        out[start:start + len(array)] = latents.half().cpu().numpy()
     out.flush()
 
 
@@ -143,11 +287,66 @@ def new_cache(path, n, tokens, channels):
 
 
 def training_texts(config, n=4000):
-    """Texts to train the tokenizer on."""
+    """Texts of the shapes world to train the tokenizer on."""
     rng = random.Random(f"{config.seed}/tokenizer")
     for _ in range(n):
         scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
         yield from (GENERATE.format(shapes.draw_prompt(scene, rng)), shapes.caption(scene, rng),
-                    shapes.describe(scene), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
+                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
         for qa in shapes.questions(scene, rng):
             yield from (qa.question, qa.answer)
+
+
+# --- what is in a folder ----------------------------------------------------------------------------------------------
+
+def report(name, images=""):
+    """What a source of files holds: lines of text, and five pictures with their texts as one picture (or None)."""
+    entries, problems = read_entries(name, images)
+    total, users, sizes = len(entries) + len(problems), Counter(e.path for e in entries if e.path), {}
+    found = decode(list(users), lambda path: read_image(path).size)
+    for path, size in tqdm(found, total=len(users), desc="decode", disable=None):
+        if isinstance(size, ValueError):
+            problems += [str(size)] * users[path]
+        else:
+            sizes[path] = size
+    entries = [e for e in entries if e.path is None or e.path in sizes]
+    lines = [f"{name}: {total} entries, {len(sizes)} pictures; {len(problems)} entries broken, "
+             f"{len(problems) / total:.1%} (training stops above {MOST_BROKEN:.0%})"]
+    if sizes:
+        by_area = sorted(sizes.values(), key=lambda size: size[0] * size[1])
+        small, middle, large = ("{}x{}".format(*by_area[i]) for i in (0, len(by_area) // 2, -1))
+        lines.append(f"sizes: {small} to {large} pixels, median {middle}; {sum(w == h for w, h in by_area)} square")
+    if captions := sorted(len(e.caption) for e in entries if e.caption):
+        lines.append(f"texts: {len(captions)}, of {captions[0]} to {captions[-1]} characters, "
+                     f"median {captions[len(captions) // 2]}")
+    if without := sum(not (e.caption or e.turns) for e in entries):
+        lines.append(f"without text: {without}, of use to the stages vae and mar")
+    if turns := sorted(len(e.turns) // 2 for e in entries if e.turns):
+        lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
+                     f"{sum(e.path is None for e in entries)} without a picture")
+    if labels := Counter(e.label for e in entries if e.label is not None):
+        lines.append(f"labels: {len(labels)}; " + ", ".join(f"{label} {n}" for label, n in labels.most_common(10)) +
+                     ", ..." * (len(labels) > 10))
+    lines += ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)]
+    shown = [e for e in entries if e.path]
+    shown = [shown[i * len(shown) // 5] for i in range(5)] if shown else []
+    texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
+    return lines, captioned([pad_square(read_image(e.path)) for e in shown], texts, 192) if shown else None
+
+
+def main(argv=None):
+    parser = cli.Parser(prog="python -m nanoharmon.data", description=__doc__)
+    parser.add_argument("source", metavar="DIR|FILE.json", help="a folder of pictures with texts, or a LLaVA file")
+    parser.add_argument("--images", metavar="DIR", help="the folder of the pictures that FILE.json names")
+    parser.add_argument("--out", default="data.png", metavar="FILE", help="five pictures as a PNG (default data.png)")
+    args = parser.parse_args(argv)
+    out = check_output(args.out, "--out", (".png",))
+    lines, sheet = report(args.source, args.images)
+    print(*lines, sep="\n")
+    if sheet:
+        write_bytes(out, encode(sheet))
+        print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

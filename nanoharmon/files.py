@@ -1,8 +1,11 @@
 """Files of users. Pictures as they come: upright, without transparency, 8 bits, of a bearable size. Errors are
 ValueErrors that name the flag to change.
 """
+import json
 import os
+import threading
 import warnings
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -13,24 +16,50 @@ from .checkpoint import _write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
+MAX_JSON = 10**7                                                   # bytes; a config.json has a few thousand
+MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
+ONE_THREAD = threading.Lock()
 
 
 def open_image(path, flag="--image"):
-    """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8."""
-    wanted = f"expected a picture ({', '.join(FORMATS)}); change {flag}"
+    """`read_image` for a file that a flag names."""
+    try:
+        return read_image(path)
+    except ValueError as e:
+        raise ValueError(f"{e}, expected a picture ({', '.join(FORMATS)}); change {flag}") from None
+
+
+def read_image(path):
+    """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
+    frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file, {wanted}")
+        raise ValueError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
             image = Image.open(path, formats=FORMATS)  # lazy: reads the header only
-        if image.width * image.height <= MAX_PIXELS:
-            return to_rgb(ImageOps.exif_transpose(image))
-        problem = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million"
+            if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
+                with silence() if image.format == "TIFF" else nullcontext():
+                    return to_rgb(ImageOps.exif_transpose(image))
+        problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
+                   f"{MAX_SIDE:,} along a side")
     except Exception as e:                             # damaged files raise a dozen types, not only OSError
         problem = "not a picture" if isinstance(e, Image.UnidentifiedImageError) else f"damaged or truncated ({e})"
         problem = "too many pixels" if isinstance(e, Image.DecompressionBombError) else problem
-    raise ValueError(f"{path}: {problem}, {wanted}")
+    raise ValueError(f"{path}: {problem}")
+
+
+@contextmanager
+def silence():
+    """For one thread at a time: nothing reaches stderr, where libtiff describes all damage unasked."""
+    with ONE_THREAD, open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def to_rgb(image):
@@ -59,6 +88,18 @@ def check_output(path, flag, suffixes=()):
     return path
 
 
+def check_folder(path, flag):
+    """Complain now about a folder that cannot be made or written in. -> Path"""
+    try:
+        nearest = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+        problem = "" if nearest.is_dir() and os.access(nearest, os.W_OK) else f"{nearest} is no folder to write in"
+    except OSError as e:                               # a name that is too long, for instance
+        problem = e.strerror
+    if problem:
+        raise ValueError(f"cannot write in the folder {path}: {problem}; change {flag}")
+    return Path(path)
+
+
 def encode(picture, format="PNG", **options):
     """A PIL picture as the bytes of a file."""
     buffer = BytesIO()
@@ -69,3 +110,16 @@ def encode(picture, format="PNG", **options):
 def write_bytes(path, data):
     """Write a file whole or not at all. Raises OSError that says why not."""
     _write(path, [data])
+
+
+def read_json(path, fix):
+    """The object in a small JSON file. Raises ValueError that ends with `fix` for anything else."""
+    try:
+        if Path(path).stat().st_size > MAX_JSON:
+            raise ValueError(f"larger than {MAX_JSON // 10**6} MB")
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e}); {fix}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a {type(values).__name__}, expected a JSON object; {fix}")
+    return values

@@ -1,11 +1,17 @@
-"""What train.py shows of a model that is being trained: pictures and answers, always of the same prompts and seeds."""
-import random
+"""What train.py shows of a model that is being trained: pictures and answers, always of the same prompts and seeds.
 
+Of the shapes world, scenes that training does not count; of pictures of one's own, the held-out ones.
+"""
+import random
+import textwrap
+
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from . import shapes
-from .pipeline import to_pictures
+from .mar import random_orders
+from .pipeline import DESCRIBE, to_pictures, to_pixels
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
            "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]
@@ -16,34 +22,121 @@ QUESTIONS = ["describe the image.", "how many objects are there?", "is there a r
 @torch.no_grad()
 def look(pipe, data, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
-    model, device = pipe.model, pipe.device
-    scene = max(map(data.scene, range(-20, 0)), key=lambda s: len(s.objects))                # training's count from 0
-    rng, answers, pictures = random.Random(0), [], []
-    if name == "vae":
-        images = data.images(rng, 8, size)
-        decoded = model.vae.decode(model.vae.encode(images), model.vae.grid_of(size, size))
-        pictures = to_pictures(torch.cat([images, decoded]))
-    elif name == "llm":
-        for question in QUESTIONS:
-            text = shapes.describe(scene) + "\n" + question.format(color=scene.objects[0].color)
-            answers.append([text, "".join(pipe.reply([{"role": "user", "content": text}]))])
-    elif name == "mar":
-        labels = torch.tensor(rng.sample(shapes.SEEN_CLASSES, 16), device=device)
-        grid = model.vae.grid_of(size, size)
-        tokens = model.mar.class_sample(labels, grid[0] * grid[1], cfg=2.0, cfg_schedule="constant", grid=grid,
-                                        steps=25, generator=torch.Generator(device).manual_seed(0))
-        pictures = to_pictures(model.vae.decode(tokens, grid))
-    else:
-        pictures = pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0)
-        image = Image.fromarray(shapes.render(scene, size))
-        for question in QUESTIONS:
-            question = question.format(color=scene.objects[0].color)
-            answers.append([question, pipe.answer(image, question, size=size)])
+    pictures, answers = [], []
+    for source in data.sources:
+        drawn, said = (look_at_shapes(pipe, source, name, size) if source.name == "shapes" else
+                       look_at_held_out(pipe, source, name, size, data.first_class[source.name]))
+        pictures, answers = pictures + drawn, answers + said
     return contact_sheet(pictures, size) if pictures else None, answers
 
+
+def look_at_shapes(pipe, source, name, size):
+    scene = max(map(source.scene, range(-20, 0)), key=lambda s: len(s.objects))              # training's count from 0
+    questions = [question.format(color=scene.objects[0].color) for question in QUESTIONS]
+    if name == "vae":
+        return through_vae(pipe, source.pictures(range(-8, 0), size)), []
+    if name == "llm":
+        texts = [shapes.describe(scene, random.Random(0)) + "\n" + question for question in questions]
+        return [], [[text, "".join(pipe.reply([{"role": "user", "content": text}]))] for text in texts]
+    if name == "mar":
+        return from_classes(pipe, random.Random(0).sample(shapes.SEEN_CLASSES, 16), size), []
+    image = Image.fromarray(shapes.render(scene, size))
+    return (pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0),
+            [[question, pipe.answer(image, question, size=size)] for question in questions])
+
+
+def look_at_held_out(pipe, source, name, size, first_class):
+    if name == "vae":
+        return through_vae(pipe, source.pictures([item["row"] for item in source.held[:8]], size)), []
+    if name == "llm":
+        return [], [[DESCRIBE, "".join(pipe.reply([{"role": "user", "content": DESCRIBE}]))]]
+    if name == "mar":
+        classes = [first_class + item["class"] for item in source.held if item["class"] is not None]
+        return from_classes(pipe, classes[:16], size), []
+    prompts, answers = [caption for _, caption in captions(pipe, source, size)[:8]], []
+    for item in source.held[:4]:
+        question = item["turns"][0][1] if item["turns"] else DESCRIBE
+        if has_room(pipe, question, size):
+            image = Image.fromarray(source.pictures([item["row"]], size)[0])
+            answers.append([question, pipe.answer(image, question, size=size)])
+    return pipe.draw(prompts, size=size, steps=25, seed=0) if prompts else [], answers
+
+
+def captions(pipe, source, size):
+    """[(row, caption), ...] of the held-out pictures whose caption fits in the context."""
+    return [(item["row"] + (item["views"] > 1), item["caption"]) for item in source.held
+            if item["caption"] and has_room(pipe, item["caption"], size)]
+
+
+def has_room(pipe, text, size):
+    """Whether a text fits in the context beside a picture, with a reply of 64 tokens and what goes around it."""
+    used = len(pipe.tokenizer.encode(text)) + pipe.placeholders(size) + 100
+    return used <= pipe.model.config.llm.max_position_embeddings
+
+
+def through_vae(pipe, array):
+    """uint8 pictures (n, size, size, 3) -> a list of PIL pictures: all of them, then what the VAE makes of each."""
+    images, vae = to_pixels(torch.from_numpy(array)).to(pipe.device), pipe.model.vae
+    decoded = vae.decode(vae.encode(images), vae.grid_of(*array.shape[1:3]))
+    return to_pictures(torch.cat([images, decoded]))
+
+
+def from_classes(pipe, classes, size):
+    """Pictures drawn by class-conditional MAR; eight without a class if there are none."""
+    model, grid = pipe.model, pipe.model.vae.grid_of(size, size)
+    orders = random_orders(len(classes) or 8, grid[0] * grid[1], "cpu", torch.Generator().manual_seed(0))
+    tokens = model.mar.class_sample(torch.tensor(classes, device=pipe.device) if classes else None,
+                                    cfg=2.0 if classes else 1.0, cfg_schedule="constant", grid=grid, steps=25,
+                                    orders=orders.to(pipe.device),
+                                    generator=torch.Generator(pipe.device).manual_seed(0))
+    return to_pictures(model.vae.decode(tokens, grid))
+
+
+@torch.no_grad()
+def final_look(pipe, sources, size):
+    """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet;
+    {name: figure}, the mean PSNR of the VAE on up to 64 held-out pictures of each source; and the captions.
+    Without captions (LLaVA), the sheet shows what the VAE makes of the pictures."""
+    pairs, decoded, figures = [], [], {}
+    for source in sources:
+        if rows := [item["row"] for item in source.held[:64]]:
+            pictures = through_vae(pipe, source.pictures(rows, size))
+            before, after = np.split(np.stack([np.asarray(p, dtype=np.float64) for p in pictures]), 2)
+            errors = np.square(before - after).mean(axis=(1, 2, 3))
+            figures[f"{source.name}/vae_psnr"] = float(np.mean(10 * np.log10(255 ** 2 / np.maximum(errors, 1e-9))))
+            figures[f"{source.name}/held_out_pictures"] = len(rows)
+            decoded += pictures
+        pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)
+                  for row, caption in captions(pipe, source, size)[:16 // len(sources)]]
+    if not pairs:
+        return contact_sheet(decoded, size) if decoded else None, figures, []
+    texts = [caption for _, caption in pairs]
+    both = [contact_sheet([picture, drawing], size, 2) for (picture, _), drawing in
+            zip(pairs, pipe.draw(texts, size=size, seed=0))]
+    return captioned(both, texts, 192, columns=4), figures, texts
+
+
+# --- sheets -----------------------------------------------------------------------------------------------------------
 
 def contact_sheet(pictures, size, columns=8):
     sheet = Image.new("RGB", (columns * (size + 2), -(-len(pictures) // columns) * (size + 2)), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * (size + 2), i // columns * (size + 2)))
+    return sheet
+
+
+def captioned(pictures, texts, width, columns=5):
+    """Pictures of one shape, `width` wide, each above the first lines of its text."""
+    height, font = round(width * pictures[0].height / pictures[0].width), ImageFont.load_default(11)
+    tiles = []
+    for picture, text in zip(pictures, texts):
+        tile = Image.new("RGB", (width + 4, height + 48), "white")
+        tile.paste(picture.resize((width, height), Image.Resampling.BICUBIC))
+        lines = textwrap.wrap(text, width // 6, max_lines=3, placeholder=" ...")
+        ImageDraw.Draw(tile).multiline_text((2, height + 2), "\n".join(lines), "black", font)
+        tiles.append(tile)
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (min(columns, len(tiles)) * (width + 4), rows * (height + 48)), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * tile.width, i // columns * tile.height))
     return sheet

@@ -9,21 +9,23 @@ import torch
 from nanoharmon import data as data_module
 from nanoharmon import shapes
 from nanoharmon.config import DataConfig, pico
-from nanoharmon.data import ShapesData, encode_share, halves, new_cache, training_texts
+from nanoharmon.data import (Batches, ShapesData, encode_share, halves, latents_path, new_cache, parse_mix,
+                             training_texts)
 from nanoharmon.harmon import IMAGE
 from nanoharmon.pipeline import to_pixels
 from nanoharmon.tokenizer import IGNORE, Tokenizer
 from nanoharmon.vae import VAE
 
 CONFIG = DataConfig(scenes=60, board=2)
+SCENES = ShapesData(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def data():
-    made = ShapesData(CONFIG, Tokenizer.train(training_texts(CONFIG, 60), 384), buffers=2)
-    made.latents[16] = np.random.default_rng(0).normal(size=(60, 4, 4)).astype(np.float16)
-    made.latents[16][:, 0, 0] = np.arange(60)                         # a picture's number can be read from its latents
-    return made
+    source = ShapesData(CONFIG)
+    source.latents[16] = np.random.default_rng(0).normal(size=(60, 4, 4)).astype(np.float16)
+    source.latents[16][:, 0, 0] = np.arange(60)                       # a picture's number can be read from its latents
+    return Batches([source], [1], Tokenizer.train(training_texts(CONFIG, 60), 384), buffers=2)
 
 
 BATCHES = {"images": lambda d, rng: [d.images(rng, 4, 16)], "texts": lambda d, rng: list(d.texts(rng, 6)),
@@ -42,9 +44,9 @@ def test_a_batch_is_a_function_of_its_seed(data, kind):
     assert not all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, other))
 
 
-def test_scenes_never_show_unseen_pairs_and_come_back_the_same(data):
-    scenes = [data.scene(i) for i in range(300)]
-    assert scenes == [data.scene(i) for i in range(300)] and len(set(scenes)) == 300
+def test_scenes_never_show_unseen_pairs_and_come_back_the_same():
+    scenes = [SCENES.scene(i) for i in range(300)]
+    assert scenes == [SCENES.scene(i) for i in range(300)] and len(set(scenes)) == 300
     assert not {o.pair for s in scenes for o in s.objects} & shapes.UNSEEN
 
 
@@ -59,7 +61,8 @@ def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
                                        for p in parts]) for parts in zip(*data.drawings(random.Random(0), 12, 16, 0.0)))
     assert tokens.shape == (12, 16) and is_real.sum(1).min() > 5
     for latent, row, real in zip(tokens, ids, is_real):
-        assert shapes.caption(data.scene(int(latent[0])), random.Random(1)) in data.tokenizer.decode(row[real].tolist())
+        text = data.tokenizer.decode(row[real].tolist())
+        assert shapes.caption(SCENES.scene(int(latent[0])), random.Random(1)) in text
 
 
 @pytest.mark.parametrize("drop, found", [(0.0, 0), (1.0, 20)])
@@ -79,7 +82,7 @@ def test_readings_supervise_answers_only_and_hold_places_for_the_picture(data):
         assert torch.equal(index, (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)) and len(index)
         for row, latent in zip(labels, tokens):
             said = data.tokenizer.decode(row[row != IGNORE].tolist())
-            scene = data.scene(int(latent[0, 0]))
+            scene = SCENES.scene(int(latent[0, 0]))
             right = said.strip() and (shapes.parse_caption(said) is None or shapes.caption_is_right(said, scene))
             assert right, said
 
@@ -92,17 +95,16 @@ def test_texts_have_no_pictures(data):
 
 def test_class_pictures_have_their_scenes_class(data):
     tokens, labels = data.class_pictures(random.Random(0), 30, 16)
-    assert all(shapes.scene_class(data.scene(int(t[0, 0]))) == label for t, label in zip(tokens, labels))
+    assert all(shapes.scene_class(SCENES.scene(int(t[0, 0]))) == label for t, label in zip(tokens, labels))
     assert set(labels.tolist()) <= set(shapes.SEEN_CLASSES)
 
 
-def test_no_picture_with_a_class_is_an_error_that_names_the_flag(data, monkeypatch):
-    mixed = next(s for s in map(data.scene, range(60)) if len({o.pair for o in s.objects}) > 1)
-    other = ShapesData(CONFIG)
-    other.latents[16] = data.latents[16][:5]
+def test_no_picture_with_a_class_is_an_error_that_names_the_flag(monkeypatch):
+    mixed = next(s for s in map(SCENES.scene, range(60)) if len({o.pair for o in s.objects}) > 1)
+    other = ShapesData(DataConfig(scenes=5))
     monkeypatch.setattr(other, "scene", lambda i: mixed)
     with pytest.raises(ValueError, match="--data.scenes"):
-        other.class_pictures(random.Random(0), 2, 16)
+        other.class_picture(random.Random(0))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
@@ -116,19 +118,52 @@ def test_halves_are_sorted_and_lose_nothing(n):
 
 # --- latents -----------------------------------------------------------------------------------------------------------
 
-def test_the_cache_is_the_same_for_any_number_of_processes(data, tmp_path):
+def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path):
     torch.manual_seed(0)
     vae, files = VAE(pico().vae).eval(), []
     for world in (1, 2):
         files.append(tmp_path / "sub" / f"{world}.npy")
         new_cache(files[-1], 20, 4, 4)
         for rank in range(world):
-            encode_share(vae, data, 16, files[-1], rank, world, batch=8)
+            encode_share(vae, SCENES, 16, files[-1], rank, world, batch=8)
     one, two = map(np.load, files)
     assert one.shape == (20, 4, 4) and one.dtype == np.float16 and np.array_equal(one, two)
-    image = to_pixels(torch.from_numpy(shapes.render(data.scene(13), 16))[None])
+    image = to_pixels(torch.from_numpy(shapes.render(SCENES.scene(13), 16))[None])
     with torch.no_grad():
         np.testing.assert_allclose(one[13], vae.encode(image)[0].numpy(), atol=2e-3)
+
+
+def test_latents_of_other_scenes_another_size_or_another_encoder_are_not_found(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    vae = VAE(pico().vae)
+    names = [latents_path(tmp_path, SCENES, 16, vae)]
+    assert latents_path(tmp_path, ShapesData(CONFIG), 16, vae) == names[0]
+    with torch.no_grad():
+        vae.decoder.conv_in.weight += 1                                # latents do not depend on it
+        assert latents_path(tmp_path, SCENES, 16, vae) == names[0]
+        vae.encoder.conv_in.weight += 1
+    names.append(latents_path(tmp_path, SCENES, 16, vae))
+    names.append(latents_path(tmp_path, SCENES, 32, vae))
+    names += [latents_path(tmp_path, ShapesData(DataConfig(**{"scenes": 60, "board": 2} | other)), 16, vae)
+              for other in ({"seed": 1}, {"scenes": 61}, {"board": 3}, {"layout": "free"}, {"max_objects": 2})]
+    vae.config.scale = 0.5
+    names.append(latents_path(tmp_path, SCENES, 16, vae))
+    monkeypatch.setattr(shapes, "JITTER", 11)                          # another version of the shapes world
+    names.append(latents_path(tmp_path, SCENES, 16, vae))
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("entries, found", [
+    (["shapes:1"], [("shapes", 1)]), (["shapes:1", "my photos/:3"], [("shapes", 1), ("my photos", 3)]),
+    (["a.json", "b:.5", "a.json:2"], [("a.json", 2), ("b", 0.5)]), (["odd:name"], [("odd:name", 1)]), ([""], [])])
+def test_a_mix_is_names_and_weights(entries, found):
+    assert parse_mix(entries) == found
+
+
+@pytest.mark.parametrize("entry", ["shapes:0", "shapes:-1", "shapes:nan", "shapes:inf"])
+def test_a_weight_that_is_none_names_the_flag(entry):
+    with pytest.raises(ValueError, match=f"{entry}.*--mix"):
+        parse_mix([entry])
 
 
 def test_a_cache_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
