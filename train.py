@@ -5,6 +5,7 @@
     python train.py --quick                     the same in a sixth of the time, for a first try
     python train.py --resume                    go on after Ctrl-C, a crash or a power cut, bit for bit
     python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed
+    python train.py --data DIR                  your own pictures and texts, laid out as nanoharmon/folder.py says
     torchrun --nproc_per_node=4 train.py        several GPUs
 
 The first three stages stand in for what Harmon downloads (KL-16, Qwen2.5, MAR); stages 1-3 are those of the paper
@@ -15,7 +16,11 @@ A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted
 of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
 
 On CPU two single-threaded processes work side by side (--procs): on 2 cores that is a quarter faster than two
-threads, and does not stall when something else runs (LOG.md). Gradients are averaged over processes.
+threads, and does not stall when something else runs (LOG.md).
+
+A batch is cut into shards (--optim.shards), one per process unless told otherwise, and shard s is a function of (seed,
+stage, step, s) only. So one process with two shards trains the same model as two processes, up to rounding, a run may go
+on with fewer or more processes, and more shards than processes is gradient accumulation, for GPUs with little memory.
 """
 import json
 import math
@@ -25,6 +30,7 @@ import shlex
 import shutil
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +39,18 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nanoharmon import evaluate
-from nanoharmon.checkpoint import latest_state, load_state, save_state, write_json
+from nanoharmon.checkpoint import explained, latest_state, load_state, save_state, versions, write_json
 from nanoharmon.cli import Parser, number, pick_device, run
-from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override
-from nanoharmon.data import ShapesData, encode_share, new_cache, training_texts
+from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, to_dict
+from nanoharmon.data import encode_share, latents_path, make_batches, new_cache, open_sources, parse_mix, training_texts
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
-from nanoharmon.parallel import Stop, average_gradients, launch
+from nanoharmon.parallel import Stop, average_gradients, average_values, is_lost, launch
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.plot import draw_curves, read_log
-from nanoharmon.stages import begin, check, given, plan, prepare, progress
+from nanoharmon.stages import begin, check, count_shards, given, plan, prepare, progress
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.vae import vae_loss
-from nanoharmon.watch import look
+from nanoharmon.watch import final_look, look
 
 
 class Run:
@@ -53,6 +59,7 @@ class Run:
     def __init__(self, config, args, rank, world, device, stop):
         self.config, self.args, self.rank, self.world, self.device, self.stop = config, args, rank, world, device, stop
         self.out, self.main, self.start = Path(args.out), rank == 0, time.time()
+        self.shards = config.optim.shards or world
         self.bar = tqdm(disable=True)
         self.amp = None                      # float32 on CPU: bf16 autocast measured a quarter to a half slower there
         if device.type == "cuda":            # on CUDA bf16 where it exists, else fp16 with a GradScaler
@@ -65,15 +72,15 @@ class Run:
     def log(self, **values):
         finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
         if self.main:
-            with open(self.out / "log.jsonl", "a") as f:
+            with explained(self.out / "log.jsonl"), open(self.out / "log.jsonl", "a") as f:
                 f.write(json.dumps({"time": round(time.time() - self.start, 1), **finite}) + "\n")
 
 
 # --- one loss per stage ------------------------------------------------------------------------------------------------
 
 def stage_losses(run, name, stage, model, data, rng, generator):
-    """Yields (label, loss, weight) of one step: this process's share of the batch."""
-    draw_n, read_n = stage.draw_batch // run.world, stage.read_batch // run.world
+    """Yields (label, loss, weight) of one shard of a step's batch."""
+    draw_n, read_n = stage.draw_batch // run.shards, stage.read_batch // run.shards
     host = torch.Generator().manual_seed(rng.getrandbits(48))
     if name == "vae":
         size = stage.size if rng.random() < 0.5 else run.config.stages["1"].size     # both resolutions are used later
@@ -82,7 +89,7 @@ def stage_losses(run, name, stage, model, data, rng, generator):
         yield from ((k, v, 0.0) for k, v in parts.items())
     elif name == "llm":
         for ids, labels, is_real, index in data.texts(rng, draw_n):
-            yield "text", model.understanding_loss(None, ids, labels, is_real, index), 0.5
+            yield "text", model.understanding_loss(None, ids, labels, is_real, index), len(ids) / draw_n
     elif name == "mar":
         tokens, labels = data.class_pictures(rng, draw_n, stage.size)
         yield "draw", model.mar.class_loss(tokens, labels, generator, host), 1.0
@@ -90,9 +97,10 @@ def stage_losses(run, name, stage, model, data, rng, generator):
         grid = model.vae.grid_of(stage.size, stage.size)
         for tokens, ids, is_real in data.drawings(rng, draw_n, stage.size, stage.caption_drop):
             yield "draw", model.generation_loss(tokens, ids, is_real, grid, generator=generator,
-                                                order_generator=host), 0.5
+                                                order_generator=host), len(ids) / draw_n
         for tokens, ids, labels, is_real, index in data.readings(rng, read_n, stage.size):
-            yield "read", model.understanding_loss(tokens, ids, labels, is_real, index, grid), 0.5 * stage.read_weight
+            loss = model.understanding_loss(tokens, ids, labels, is_real, index, grid)
+            yield "read", loss, len(ids) / read_n * stage.read_weight
 
 
 def train_stage(run, name, model, data, pipe):
@@ -103,22 +111,9 @@ def train_stage(run, name, model, data, pipe):
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
     model.train()
 
-    state_path = latest_state(folder) if run.args.resume else None
-    if state_path:
-        state = load_state(state_path)
-        first = state["step"]
-        with torch.no_grad():
-            for n, p in params.items():
-                p.copy_(state["params"][n])
-        ema.shadow = {n: t.to(run.device) for n, t in state["ema"].items()}
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, options in zip(optimizer.param_groups, ours):
-                group.update(options)                            # from the command line, not from the state
-        scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
-        if run.main and state.get("world", run.world) != run.world:
-            print(f"note: {state_path} is of {state['world']} processes, not {run.world}: not bit for bit")
+    made_by = {"processes": run.world, **(versions() if run.main else {})}
+    if run.args.resume and (path := latest_state(folder)):
+        first = restore(run, path, params, ema, optimizers, scaler, made_by)
     totals, seconds, since, bad, skipped = {}, time.time(), first, 0, 0
     run.stop.polite = True                                       # from here on a signal waits for the end of a step
     bar = run.bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}",
@@ -126,17 +121,18 @@ def train_stage(run, name, model, data, pipe):
     for step in bar:
         factor = lr_factor(step, stage.steps, stage.warmup, optim.schedule, optim.floor) * stage.lr
         set_lr(optimizers, factor)
-        # --- forward and backward: all randomness comes from (seed, stage, step, process)
-        rng = random.Random(f"{run.config.data.seed}/{name}/{step}/{run.rank}")
-        generator = torch.Generator(run.device).manual_seed(rng.getrandbits(48))
-        torch.manual_seed(rng.getrandbits(48))
-        with torch.autocast(run.device.type, run.amp or torch.bfloat16, enabled=run.amp is not None):
-            for label, loss, weight in stage_losses(run, name, stage, model, data, rng, generator):
-                if weight and loss.requires_grad:    # with --train-parts mar.decoder, reading trains nothing
-                    scaler.scale(loss * weight).backward()
-                totals.setdefault(label, []).append(loss.detach())
-        # --- average over processes, clip, update
-        average_gradients(params, run.world)
+        # --- forward and backward: all randomness comes from (seed, stage, step, shard), whoever computes the shard
+        for shard in range(run.rank, run.shards, run.world):
+            rng = random.Random(f"{run.config.data.seed}/{name}/{step}/{shard}")
+            generator = torch.Generator(run.device).manual_seed(rng.getrandbits(48))
+            torch.manual_seed(rng.getrandbits(48))
+            with torch.autocast(run.device.type, run.amp or torch.bfloat16, enabled=run.amp is not None):
+                for label, loss, weight in stage_losses(run, name, stage, model, data, rng, generator):
+                    if weight and loss.requires_grad:    # with --train-parts mar.decoder, reading trains nothing
+                        scaler.scale(loss * weight).backward()
+                    totals.setdefault(label, []).append(loss.detach())
+        # --- average over shards, clip, update
+        average_gradients(params, run.world, run.shards)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(params.values(), optim.clip)
@@ -159,16 +155,21 @@ def train_stage(run, name, model, data, pipe):
         # --- log, save, show
         last = step + 1 == stage.steps
         if step % 50 == 49 or last:
-            means = {k: torch.stack(v).mean().item() for k, v in totals.items()}
+            means = average_values(totals, run.world)
             rate = (step + 1 - since) * (stage.draw_batch + stage.read_batch) / (time.time() - seconds)
             run.log(stage=name, step=step + 1, lr=factor, grad=norm.item(), images_per_s=round(rate, 1),
                     **{k: round(v, 5) for k, v in means.items()})
             bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {rate:.0f} img/s")
             totals, seconds, since = {}, time.time(), step + 1
         if run.main and not last and (run.stop.code or run.args.save_every and (step + 1) % run.args.save_every == 0):
-            save_state(folder, step + 1, {"step": step + 1, "params": {n: p.detach() for n, p in params.items()},
-                                          "ema": ema.shadow, "optimizers": [o.state_dict() for o in optimizers],
-                                          "scaler": scaler.state_dict(), "world": run.world})
+            state = {"step": step + 1, "params": {n: p.detach() for n, p in params.items()}, "ema": ema.shadow,
+                     "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(),
+                     "config": to_dict(run.config), "made_by": made_by}
+            try:
+                save_state(folder, step + 1, state, keep=run.args.keep)
+            except OSError as e:
+                raise OSError(f"{e}; the last good state is {latest_state(folder) or 'that of the stage before'}, "
+                              f"go on from there with --resume") from e
             if run.stop.code:
                 sys.exit(run.stop.code)
         if run.main and (last or run.args.sample_every and (step + 1) % run.args.sample_every == 0):
@@ -177,6 +178,26 @@ def train_stage(run, name, model, data, pipe):
             ema.swap(params)
     ema.copy_to(params)
     model.eval()
+
+
+def restore(run, path, params, ema, optimizers, scaler, made_by):
+    """Put everything back as it was when the state was saved. Returns the number of steps done."""
+    state = load_state(path)
+    with torch.no_grad():
+        for n, p in params.items():
+            p.copy_(state["params"][n])
+    ema.shadow = {n: t.to(run.device) for n, t in state["ema"].items()}
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, options in zip(optimizer.param_groups, ours):
+            group.update(options)                                # from the command line, not from the state
+    scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
+    changed = [f"{k} {v} -> {made_by[k]}" for k, v in state.get("made_by", {}).items() if made_by.get(k, v) != v]
+    if run.main and changed:
+        print(f"note: since {path} was written: {', '.join(changed)}; the batches are the same, but results may differ "
+              f"in their last bits")
+    return state["step"]
 
 
 def show(run, name, step, pipe, data):
@@ -197,6 +218,9 @@ def train(run):
     config = run.config
     torch.manual_seed(config.data.seed)
     done, begun = progress(run.out)
+    for name in done if run.main else ():                        # left by a kill between a stage's end and its tidying
+        shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
+    sources = open_sources(config.data, run.out / "cache")
     if done:
         pipe = Pipeline.load(run.out / f"stage_{done[-1]}", run.device)
         model, tokenizer = pipe.model, pipe.tokenizer
@@ -205,10 +229,13 @@ def train(run):
         config.model, model, tokenizer, report = begin(config, run.args, run.device)
         if run.main:
             print(*report, sep="\n", end="\n" * bool(report))
-        tokenizer = tokenizer or Tokenizer.train(training_texts(config.data), config.model.llm.vocab_size)
+        texts = (training_texts(config.data) if s.name == "shapes" else s.corpus() for s in sources)
+        tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), config.model.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
     model.mar.checkpointing = model.llm.model.checkpointing = config.optim.checkpointing
-    data = ShapesData(config.data, tokenizer, config.model.mar.buffer_size, run.device)
+    data = run.data = make_batches(config, sources, tokenizer, run.device)
+    if run.main:
+        print(*data.notes(), sep="\n", end="\n" * bool(data.notes()))
     for name in STAGES:
         if name in done or name in given(run.args) or (run.args.stage and name not in run.args.stage):
             continue
@@ -238,20 +265,23 @@ def measure_scale(run, model, data):
 
 
 def load_latents(run, pipe, data, size):
-    path = run.out / "cache" / f"latents_{size}.npy"
-    h, w = pipe.model.vae.grid_of(size, size)
-    if not path.exists():
-        part = path.with_suffix(".part.npy")
-        if run.main:
-            new_cache(part, run.config.data.scenes, h * w, run.config.model.vae.z_channels)
-        run.wait()
-        show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.main else (lambda x: x)
-        encode_share(pipe.model.vae, data, size, part, run.rank, run.world, progress=show)
-        run.wait()
-        if run.main:
-            part.rename(path)
-        run.wait()
-    data.latents[size] = np.load(path, mmap_mode="r")
+    (h, w), vae, cache = pipe.model.vae.grid_of(size, size), pipe.model.vae, run.out / "cache"
+    for source in data.sources:
+        path = latents_path(cache, source, size, vae)
+        if not path.exists():
+            part = path.with_suffix(".part.npy")
+            if run.main:
+                for stale in cache.glob(f"latents_{source.cache_name}_{size}_*"):    # of other pictures or another VAE
+                    stale.unlink()
+                new_cache(part, source.rows, h * w, vae.config.z_channels)
+            run.wait()
+            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.main else (lambda x: x)
+            encode_share(vae, source, size, part, run.rank, run.world, progress=show)
+            run.wait()
+            if run.main:
+                part.rename(path)
+            run.wait()
+        source.latents[size] = np.load(path, mmap_mode="r")
 
 
 def finish(run, pipe):
@@ -260,16 +290,26 @@ def finish(run, pipe):
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return print(f"all stages are finished and evaluated, see {results}; nothing to do")
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
-    pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
+    own, texts, figures = [s for s in run.data.sources if s.name != "shapes"], [], {}
+    shapes = len(own) < len(run.data.sources)
+    if shapes:
+        pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
-    figures = evaluate.quick(pipe, procs=run.world if run.device.type == "cpu" else 1, progress=tqdm)
+    if shapes:
+        figures |= evaluate.quick(pipe, procs=run.world if run.device.type == "cpu" else 1, progress=tqdm)
+    if own:
+        sheet, more, texts = final_look(pipe, own, pipe.size)
+        figures |= more
+        if sheet:
+            (run.out / "samples").mkdir(exist_ok=True)
+            sheet.save(run.out / "samples" / "final.png")
     run.log(stage="evaluation", **figures)
     write_json(figures, results)
     for name, value in figures.items():
         print(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}")
     print(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
-          f"\"a red circle left of a blue square\"")
+          + shlex.quote((["a red circle left of a blue square"] * shapes + texts + ["..."])[0]))
 
 
 def worker(rank, world, store, stop, config, args):
@@ -282,6 +322,7 @@ def worker(rank, world, store, stop, config, args):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world,
                                 store=store and dist.FileStore(store, world))
     this = Run(config, args, rank, world, device, stop)
+    this.wait()                                                  # until rank 0 has prepared OUT
     try:
         pipe = train(this)
         if this.main and not args.stage:
@@ -291,6 +332,11 @@ def worker(rank, world, store, stop, config, args):
         this.bar.close()
         print(f"stopped and saved; go on with: python train.py {again}", file=sys.stderr)
         raise
+    except RuntimeError as e:
+        if not is_lost(e):
+            raise
+        raise ValueError(f"process {rank} of {world} has lost another one, which stopped or died; go on with --resume "
+                         f"and the flags of the start") from e
     finally:
         this.bar.close()                                         # so that an error has a line of its own
     if world > 1:
@@ -308,6 +354,12 @@ def parse_args(argv=None):
     add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
         "scenes of one or two objects")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add("--data", action="append", default=[], metavar="DIR", help="train on your own pictures: a folder with "
+        "metadata.jsonl, or with a.png beside a.txt; python -m nanoharmon.data DIR tells what is in it")
+    add("--llava", action="append", default=[], metavar="FILE", help="train on conversations in LLaVA's format (.json)")
+    add("--images", metavar="DIR", help="the folder of the pictures that --llava names")
+    add("--mix", metavar="NAME:N,...", help="how often each source is picked: shapes:1,DIR:3; NAME is shapes, a folder "
+        "or a .json file (sources of --data and --llava that are not named: 1)")
     add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
     add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
     add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
@@ -317,6 +369,7 @@ def parse_args(argv=None):
     add("--procs", type=number(int, 1, 64), help="processes on CPU (default: one per core, at most 2)")
     add("--device", default="auto", help="auto, cpu, cuda (default auto)")
     add("--save-every", type=number(int, 0), default=500, help="steps between saved states; 0 = none (default 500)")
+    add("--keep", type=number(int, 1), default=2, help="how many of the last saved states are kept (default 2)")
     add("--sample-every", type=number(int, 0), default=500, help="steps between sample pictures (default 500)")
     add("--dry-run", action="store_true", help="print the table of stages, and stop")
     args, rest = parser.parse_known_args(argv)
@@ -329,6 +382,9 @@ def parse_args(argv=None):
         for name, stage in config.stages.items():
             stage.steps = max(1, stage.steps // (3 if name == "vae" else 7))
         config.data.scenes, config.data.max_objects = config.data.scenes // 3, 2
+    mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
+    config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix) or config.data.mix
+    config.data.images = args.images or ""
     for flag in rest:
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
@@ -345,7 +401,10 @@ def main(argv=None):
     args, config = parse_args(argv)
     args.device, out = str(pick_device(args.device)), Path(args.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))       # of torchrun
-    world = world or (args.procs or min(2, os.cpu_count() or 1) if args.device == "cpu" else 1)
+    asked = world or (args.procs if args.device == "cpu" else 1)
+    usual = asked or min(2, os.cpu_count() or 1)
+    config.optim.shards = count_shards(config, out, usual)
+    world = asked or math.gcd(usual, config.optim.shards)        # a run of one process goes on with one
     check(config, world)
     if args.dry_run:
         return plan(config, out)

@@ -6,6 +6,13 @@ read-only (a write stays private to the process). Files are written beside their
 fsynced and renamed, so a reader sees the old one or the new one, never half. A training state
 is any nest of dicts, lists, tuples, tensors and numbers, split into safetensors and JSON.
 
+What train.py puts into a state: trained weights, their average (EMA), optimizers, GradScaler, step (the schedule is a
+function of it), config, number of processes, versions of the libraries, git commit. No state of a random generator:
+every batch, mask, timestep and noise is drawn anew from (seed, stage, step, shard).
+
+The newest K states are kept, not "the best" one: the learning rate falls to the end of a stage, so its last weights are
+its best, and the drawing loss is mostly noise: its minimum is a lucky batch.
+
 Simplified: little-endian machines, ten dtypes (no float8, no complex), one writer per path, and no
 checksums (the header fixes the exact file size, so a cut file is noticed, a flipped bit is not).
 """
@@ -16,14 +23,17 @@ import json
 import math
 import mmap
 import os
+import platform
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -188,20 +198,30 @@ def _sync_folder(folder):
         os.close(fd)
 
 
-def _write(path, chunks):
-    tmp = Path(f"{path}.tmp-write")  # a fixed name, so the next write replaces a killed one
+@contextmanager
+def explained(path):
+    """An OSError inside becomes one that says what could not be written, why, and what helps."""
     try:
-        with open(tmp, "wb") as f:
-            f.writelines(chunks)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-        _sync_folder(tmp.parent)
+        yield
     except OSError as e:
+        if not e.strerror:  # explained already, by an inner one
+            raise
         hint = "check the folder or pass --out elsewhere"
         if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             hint = "disk or quota is full; free space or pass --out on another disk"
         raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
+
+
+def _write(path, chunks):
+    tmp = Path(f"{path}.tmp-write")  # a fixed name, so the next write replaces a killed one
+    try:
+        with explained(path):
+            with open(tmp, "wb") as f:
+                f.writelines(chunks)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
+            _sync_folder(tmp.parent)
     finally:
         with suppress(OSError):
             tmp.unlink()
@@ -301,28 +321,42 @@ def _states(run_dir, last=math.inf):
 
 
 def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step."""
+    """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step.
+
+    At every moment in between, the newest complete state is there and found by latest_state (tests/kill.py).
+    """
     final = Path(run_dir, "state", f"step_{step:07d}")
     tmp, old = Path(f"{final}.tmp-write"), Path(f"{final}.old")
     tensors, tree = pack(state)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob("*.tmp-*"):  # of killed writes
-        shutil.rmtree(leftover)
-    try:
-        tmp.mkdir()
-        save_safetensors(tensors, tmp / "state.safetensors")
-        write_json({"step": step, "tree": tree}, tmp / "state.json")
-        if final.exists():  # no rename replaces a folder, so the old one steps aside
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(final, old)
-        os.rename(tmp, final)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    _sync_folder(final.parent)
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in final.parent.glob("*.tmp-*"):  # of killed writes
+            shutil.rmtree(leftover)
+        try:
+            tmp.mkdir()
+            save_safetensors(tensors, tmp / "state.safetensors")
+            write_json({"step": step, "tree": tree}, tmp / "state.json")
+            if final.exists():  # no rename replaces a folder, so the old one steps aside
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(final, old)
+            os.rename(tmp, final)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+        _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
     for path in _states(run_dir, step)[max(keep, 1):]:
         shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def versions() -> dict:
+    """Of what decides the bits of a result: python, torch, numpy, and this code's git commit ("" outside of git)."""
+    root, git = Path(__file__).parents[1], ""
+    if (root / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
+            git = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__, "git": git}
 
 
 def _read_state(path):

@@ -22,17 +22,34 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
 
-def average_gradients(params, world):
-    """Replace the gradients of {name: parameter} by their mean over processes, in one all-reduce."""
-    if world == 1:
+def average_gradients(params, world, shards=None):
+    """Make the gradients of {name: parameter}, each the sum over this process's shards of the batch, the mean over all
+    `shards` (default: one per process). One all-reduce, however many shards a process has gone through."""
+    shards = shards or world
+    if shards == 1:
         return
+    if world == 1:
+        return torch._foreach_div_([p.grad for p in params.values() if p.grad is not None], shards)
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params.values()]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
-    flat /= world
+    flat /= shards
     for p, piece in zip(params.values(), flat.split([g.numel() for g in grads])):
         if p.grad is not None:
             p.grad.copy_(piece.view_as(p))
+
+
+def average_values(values, world):
+    """{name: list of scalar tensors}, the same names in every process -> {name: mean over the lists and processes}."""
+    means = torch.stack([torch.stack(v).mean() for v in values.values()])
+    if world > 1:
+        dist.all_reduce(means)
+    return dict(zip(values, (means / world).tolist()))
+
+
+def is_lost(error):
+    """Is this what a collective raises when another process is gone? gloo has no class of its own for it."""
+    return isinstance(error, dist.DistError) or "by peer" in str(error) or "Broken pipe" in str(error)
 
 
 class Stop:
@@ -108,6 +125,7 @@ def launch(target, world, *args):
         sys.exit(codes[0])
     for rank, code in enumerate(codes):
         if code and code < 0:                                 # first, because the others then fail for lack of a peer
+            print(file=sys.stderr)                            # its progress bar may have left a line open
             raise ValueError(f"process {rank} of {world} was killed by signal {-code}, perhaps for lack of memory; "
                              f"go on with --resume, and with --procs 1 or smaller batches")
     if not problems.empty():

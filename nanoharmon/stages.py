@@ -1,13 +1,19 @@
 """What train.py is going to do: the table of stages, what an earlier run has left, and what may go on from there."""
 import json
 import shlex
+import shutil
+from contextlib import suppress
 
 import torch
+from tqdm import tqdm
 
 from .checkpoint import latest_state, write_json
 from .config import STAGES, to_dict
-from .convert import start_from
+from .convert import Plan, start_from
+from .data import open_sources, parse_mix
+from .folder import import_source
 from .harmon import Harmon
+from .limits import check_training
 from .optim import select
 
 # what each stage reads (nanoharmon/data.py)
@@ -24,13 +30,18 @@ def begin(config, args, device):
     """The model of a new run: (its config, model, tokenizer or None, report lines), given by files or random."""
     if not given(args):
         return config.model, Harmon(config.model).to(device), None, []
+    return start_from(config.model, args.vae, args.llm, args.mar, args.init, device=device, flags=size_flags(args))
+
+
+def size_flags(args):
+    """Those of the flags that change sizes."""
     flags, rest = [], list(args.rest)
     while rest:                                                  # "--mar.x 1" and "--mar.x=1" alike
         flag = rest.pop(0)
         flag = flag if "=" in flag else f"{flag}={rest.pop(0)}"
         if flag.startswith(("--vae.", "--mar.", "--llm.")):
             flags.append(flag)
-    return start_from(config.model, args.vae, args.llm, args.mar, args.init, device=device, flags=flags)
+    return flags
 
 
 def memory(total, trained, optim):
@@ -45,6 +56,9 @@ def plan(config, out):
         model = Harmon(config.model)
     print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
                     for part, child in model.named_children()) + " parameters\n")
+    mix = parse_mix(config.data.mix)
+    if mix != [("shapes", 1.0)]:
+        print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
     done, begun = progress(out)
     rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", "GB", out)]
     total = sum(p.numel() for p in model.parameters()) / 1e6
@@ -69,21 +83,34 @@ def progress(out):
     return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
 
 
+def count_shards(config, out, world):
+    """Into how many parts batches are cut: as told, as in the run that OUT holds, or one per process."""
+    begun_with = 0
+    # no run, or one that check_same will complain about
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        begun_with = int(json.loads((out / "train_config.json").read_text())["optim"]["shards"])
+    return config.optim.shards or begun_with or world
+
+
 def check(config, world):
     """Complain now, not after an hour of other stages."""
-    stages, stride = config.stages, config.model.vae.stride
-    if config.optim.schedule not in ("linear", "cosine"):
-        raise ValueError(f"--optim.schedule {config.optim.schedule}, expected linear or cosine")
+    check_training(config)
+    stages, stride, shards = config.stages, config.model.vae.stride, config.optim.shards
+    if shards % world:
+        raise ValueError(f"--optim.shards {shards} cannot be shared by {world} processes, expected a multiple of "
+                         f"{world}; pass another --procs (a run keeps the shards it began with) or "
+                         f"--optim.shards {world}")
     for name, stage in stages.items():
         for field in ("draw_batch", "read_batch"):
-            if (n := getattr(stage, field)) % world:
-                raise ValueError(f"--stage_{name}.{field} {n} cannot be shared by {world} processes, expected a "
-                                 f"multiple of {world}; change it, or pass --procs 1")
+            if (n := getattr(stage, field)) % shards:
+                raise ValueError(f"--stage_{name}.{field} {n} cannot be cut into {shards} shards, expected a multiple "
+                                 f"of {shards}; change it, or pass --procs 1 --optim.shards 1")
         if stage.draw_batch + stage.read_batch * (name in "123") < 1 or stage.steps < 0:
             raise ValueError(f"stage {name} has {stage.steps} steps and an empty batch or less, expected at least 1 "
                              f"each; pass --stage_{name}.draw_batch 16")
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
+    parse_mix(config.data.mix)
     if stages["vae"].size < stages["1"].size:
         raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
                          f"expected the larger of the two: the vae is trained on both")
@@ -108,7 +135,8 @@ def check_same(config, args, out, begun):
     try:
         stored = json.loads(path.read_text())
         old, new = flat(stored), flat(json.loads(json.dumps(to_dict(config))))
-    except (ValueError, KeyError, TypeError) as e:
+        command = shlex.join(stored.get("command") or [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
     changed, wrong = {k: f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]}, []
     if stored.get("preset", args.preset) != args.preset:
@@ -125,16 +153,32 @@ def check_same(config, args, out, begun):
         if fixed:
             wrong.append(changed[key])
     if wrong:
-        flags = "the flags of its start" + (f" ({shlex.join(stored['command'])})" if stored.get("command") else "")
+        flags = "the flags of its start" + (f" ({command})" if command else "")
         raise ValueError(f"{out} holds a run with other settings: {', '.join(wrong[:8])}{', ...' * (len(wrong) > 8)}; "
                          f"repeat {flags}, or pass another --out")
     if changed:
         print(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
 
 
+def check_parts(config, args):
+    """Complain about given files that do not fit, and train_parts that name nothing, before anything is written."""
+    if given(args):
+        model = Plan(config.model, args.init, args.vae, args.llm, args.mar, size_flags(args)).model
+    else:
+        with torch.device("meta"):
+            model = Harmon(config.model)
+    for name in args.stage or [s for s in STAGES if s not in given(args)]:
+        try:
+            select(model, config.stages[name].train_parts.split(","))
+        except ValueError as e:
+            raise ValueError(str(e).replace("NAME", name)) from None
+
+
 def prepare(config, args, out):
     """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
     done, begun = progress(out)
+    if not done:                                                 # else they say what the model is
+        check_parts(config, args)
     done += [s for s in given(args) if s not in done]
     begun = {s: step for s, step in begun.items() if not args.stage or s in args.stage}
     todo = [s for s in STAGES if s not in done and s in (args.stage or STAGES)]
@@ -148,6 +192,7 @@ def prepare(config, args, out):
         check_same(config, args, out, begun)
         print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
               "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
+    import_sources(config, out, todo, frozen=bool(set(done) - set(given(args)) or begun))
     if args.resume and not begun:
         print(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
     try:
@@ -156,3 +201,30 @@ def prepare(config, args, out):
         write_json({"preset": args.preset, "command": command, **to_dict(config)}, out / "train_config.json")
     except OSError as e:
         raise ValueError(f"cannot write in {out}: {e.strerror or e}; pass another --out") from None
+
+
+def import_sources(config, out, todo, frozen):
+    """Decode the user's own pictures into OUT/cache (folder.py), and check that the stages can use them."""
+    size, cache = max(stage.size for stage in config.stages.values()), out / "cache"
+    new = not cache.exists()
+    try:
+        for name, _ in parse_mix(config.data.mix):
+            if name != "shapes" and (found := import_source(name, config.data.images, cache, size, config.data.crops,
+                                                            frozen, tqdm)):
+                print(found)
+        sources = open_sources(config.data, cache)
+        classes, names = sum(source.classes for source in sources), ", ".join(source.name for source in sources)
+        if "mar" in todo and classes > config.model.mar.class_num:
+            raise ValueError(f"the labels of {names} need {classes} classes, the model has "
+                             f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
+        if not any(source.seen for source in sources):
+            raise ValueError(f"{names}: no pictures, expected some; pass --data DIR, or --mix shapes:1 besides")
+        if needs := [name for name in todo if name not in ("vae", "mar") and not any(s.told for s in sources)]:
+            raise ValueError(f"{names}: no texts, which stage {needs[0]} needs; add \"text\" to metadata.jsonl, or "
+                             f"pass --stage vae --stage mar")
+    except (ValueError, OSError):
+        if new:                                                  # nothing is left behind
+            shutil.rmtree(cache, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise

@@ -149,8 +149,8 @@ def test_the_plan_is_a_table_that_knows_what_is_done(done, capsys):
 KILLS_ITSELF = """
 import os, signal, sys, train
 save = train.save_state
-def save_and_die(folder, step, state):
-    save(folder, step, state)
+def save_and_die(folder, step, state, **options):
+    save(folder, step, state, **options)
     if step == 4:
         os.killpg(0, signal.SIGKILL)
 train.save_state = save_and_die
@@ -264,7 +264,7 @@ def wait_for(condition, seconds=120):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_two_processes_end_with_their_parent_and_resume_bit_for_bit(start, unbroken):
     killed, whole = start(), start()
-    flags = [*LONG, "--stage_1.steps=30", "--procs", "2"]
+    flags = [*LONG, "--stage_1.steps=30", "--procs", "2", "--optim.shards", "2"]
     parent = subprocess.Popen([sys.executable, "train.py", *flags, "--out", str(killed)], cwd=ROOT,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -331,26 +331,6 @@ def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("flags, words", [
-    (["--stage_2.lrr", "1"], ["--stage_2.lrr", "'--stage_2.lr'"]), (["--resum"], ["--resume"]),
-    (["--stage_2.steps", "many"], ["--stage_2.steps", "'many'", "whole number"]), (["--preset", "picco"], ["'pico'"]),
-    (["--stage", "4"], ["'4'"]), (["--stage", "2"], ["VAE", "--stage vae"]), (["--save-every", "-1"], ["--save-every"]),
-    (["--stage_1.read_batch", "5", "--procs", "2"], ["--stage_1.read_batch 5", "multiple of 2", "--procs 1"]),
-    (["--stage_3.size", "36"], ["--stage_3.size 36", "multiple of 8"]), (["--stage_vae.size", "8"], ["--stage_1.size"]),
-    (["--stage_2.draw_batch", "0", "--stage_2.read_batch", "0"], ["stage 2", "at least 1"]),
-    (["--optim.schedule", "linaer"], ["--optim.schedule", "cosine"]), (["--device", "tpu"], ["'tpu'"])])
-def test_mistakes_are_named_before_anything_is_done(tmp_path, capsys, flags, words):
-    err = failing(["--preset", "pico", "--out", tmp_path / "out", *flags], capsys)
-    assert all(word in err for word in words), err
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_out_that_cannot_be_written(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert "--out" in failing([*ONE, "--out", tmp_path / "file"], capsys)
-    assert "--out" in failing([*ONE, "--out", tmp_path / "file" / "sub"], capsys)
-
 
 @pytest.mark.parametrize("flags, words", [
     (["--data.scenes=100"], ["data.scenes 200 -> 100", "--out"]), (["--vae.ch=64"], ["vae.ch 32 -> 64"]),
