@@ -1,12 +1,15 @@
 """Measure a checkpoint on the shapes world, where every answer can be checked exactly.
 
-    python -m nanoharmon.evaluate --ckpt checkpoints/nano                 all benchmarks: tables, results.json, PNG grids
-    python -m nanoharmon.evaluate --ckpt DIR --bench geneval --n 20       one of them, smaller
+    python -m nanoharmon.evaluate --ckpt checkpoints/nano                all benchmarks: tables, results.json, PNG grids
+    python -m nanoharmon.evaluate --ckpt DIR --bench geneval --n 20      one of them, smaller
+    python -m nanoharmon.evaluate --ckpt DIR --prompts FILE              GenEval's own prompts, for its official scorer
+    python -m nanoharmon.evaluate --ckpt DIR --pope FILE --images DIR    questions in POPE's format: see external.py
+    python -m nanoharmon.evaluate --study NAME                           train variants and compare them: see study.py
 
-    geneval   pictures drawn for GenEval's six tasks, judged (arXiv 2310.11513), for seen and unseen (color, shape) pairs
+    geneval   pictures drawn for GenEval's six tasks, judged (arXiv 2310.11513), for seen and unseen color-shape pairs
     vae       reconstructions of fresh scenes, judged; PSNR
     pope      "is there a red circle?": random, popular and adversarial questions (POPE, arXiv 2305.10355)
-    vqa       free-text answers to questions about existence, color, shape, count and relation
+    vqa       questions about existence, color, shape, count and relation; pope and vqa: see reading.py
     caption   descriptions: every object, count and stated relation must be right
     probe     what a linear layer reads from frozen features (probe.py)
 
@@ -17,33 +20,33 @@ Batch k of a task has its own seed: results do not depend on the number of proce
 """
 import math
 import random
+import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from . import cli, report, shapes
+from . import cli, external, report, shapes
 from .checkpoint import write_json
 from .cli import Parser, load_pipeline, model_flags, number
 from .config import nearest
 from .diffusion import SAMPLERS
 from .judge import judge, judge_scene
-from .measure import BATCH, batches, fresh_scene, rate, spread, workers, world
-from .pipeline import DESCRIBE, to_pictures
+from .measure import batches, fresh_scene, out_folder, rate, spread, workers, world
+from .pipeline import to_pictures
 from .probe import probe_scores
+from .reading import answer_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe")
 COLORED = ("counting", "colors", "position", "color_attr")      # the tasks that can name an unseen pair
-SAMPLINGS = ("random", "popular", "adversarial")
-REASONS = ("unclear object", "wrong count", "missing object", "extra object", "wrong shape", "wrong color", "wrong place")
-SIZES = {"geneval": 100, "vae": 200, "pope": 400, "vqa": 400, "caption": 400, "probe": 2000}   # default --n
+REASONS = ("missing object", "extra object", "wrong count", "wrong shape", "wrong color", "wrong place",
+           "unclear object")
+SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "probe": 1000}   # default --n
 KEEP = 8                                                        # pictures and failures of each batch kept for the grids
 
 
-# --- geneval -----------------------------------------------------------------------------------------------------------
+# --- geneval ----------------------------------------------------------------------------------------------------------
 
 def draw_batch(pipe, metas, seed, options):
     """Draw and judge one batch: [(verdict, meta, picture or None)], pictures only for the first ones and failures."""
@@ -55,7 +58,7 @@ def draw_batch(pipe, metas, seed, options):
 
 def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=shapes.TASKS, unseen=True, pool=None, progress=None,
                 **options):
-    """shapes-GenEval: n prompts per task, n / 4 of unseen pairs. options: cfg, iters, steps, sampler... of Pipeline.draw.
+    """shapes-GenEval: n prompts per task, n / 4 of unseen pairs. options: cfg, iters, steps... of Pipeline.draw.
 
     Returns {"seen": {task..., "overall", "color", "shape", "number", "reasons"}, "unseen": ...} and the kept pictures
     {"seen": [(verdict, meta, picture)], "unseen": ...}.
@@ -78,7 +81,7 @@ def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=shapes.TASKS, un
 
 
 def summary(drawn):
-    """Rates per task and overall, what is right about single objects, and what goes wrong, from [(verdict, meta, _)]."""
+    """Rates per task and overall, of single objects, and what goes wrong, from [(verdict, meta, _)]."""
     tasks = dict.fromkeys(meta["tag"] for _, meta, _ in drawn)
     by_task = {task: [d for d in drawn if d[1]["tag"] == task] for task in tasks}
     out = {task: rate([v["correct"] for v, _, _ in rows]) for task, rows in by_task.items()}
@@ -111,7 +114,7 @@ def match(meta, objects):
     return pairs
 
 
-# --- vae ---------------------------------------------------------------------------------------------------------------
+# --- vae --------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def reconstruct_batch(pipe, seed, start, stop, size):
@@ -137,87 +140,7 @@ def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None):
     return {"right": rate(right), "original": rate(original), "psnr": float(np.mean(psnr))}
 
 
-# --- pope, vqa, caption ------------------------------------------------------------------------------------------------
-
-def answer_batch(pipe, scenes, asked, size, max_new_tokens):
-    images = [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
-    return pipe.answers(images, asked, size=size, max_new_tokens=max_new_tokens)
-
-
-def ask(pipe, rows, size=None, pool=None, progress=None, title="", max_new_tokens=12, batch=BATCH):
-    """The answers to rows of (scene, question, ...)."""
-    jobs = [([r[0] for r in part], [r[1] for r in part], size or pipe.size, max_new_tokens)
-            for part in batches(rows, batch)]
-    return [a for part in spread(answer_batch, pipe, jobs, pool, progress, title) for a in part]
-
-
-def pope_questions(pipe, sampling, n, seed, unseen=False):
-    """About n (scene, question, "yes" or "no"), half of them "no", both of the same kind of words.
-
-    random: pairs like "red circle". popular: the words true of most training scenes (bare shapes, and colors).
-    adversarial: as random, but what is absent shares its color or shape with something present.
-    """
-    pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
-    common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
-    rows, i = [], 0
-    while len(rows) < n:
-        scene, rng = fresh_scene(pipe, f"{seed}/pope", i, unseen), random.Random(f"eval/{seed}/pope/{sampling}/{i}")
-        present = {o.pair for o in scene.objects}
-        words = {w: any(set(w.split()) <= {*pair, "object"} for pair in present)
-                 for w in (common if sampling == "popular" else pairs)}
-        yes, no = ([w for w in words if words[w] == is_there] for is_there in (True, False))
-        if unseen and sampling != "popular":
-            yes = [w for w in yes if tuple(w.split()) in shapes.UNSEEN]
-        if sampling == "adversarial":
-            no = [w for w in no if any(set(w.split()) & set(pair) for pair in present)]
-        rows += [(scene, shapes.exist_question(rng.choice(yes)), "yes"), (scene, shapes.exist_question(rng.choice(no)), "no")]
-        i += 1
-    return rows
-
-
-def says(answer, word):
-    return shapes.is_right(answer, shapes.QA("", word, "exist"))
-
-
-def yes_no_scores(said, truth):
-    """POPE's figures. An answer that is neither yes nor no is wrong, and counts as no in precision and recall."""
-    is_yes, truly = [says(a, "yes") for a in said], [t == "yes" for t in truth]
-    precision = rate([t for y, t in zip(is_yes, truly) if y])
-    recall = rate([y for y, t in zip(is_yes, truly) if t])
-    f1 = 2 * precision["right"] / max(1, precision["n"] + recall["n"])
-    return {"accuracy": rate([says(a, t) for a, t in zip(said, truth)]), "precision": precision, "recall": recall,
-            "f1": f1, "yes_ratio": sum(is_yes) / max(1, len(is_yes))}
-
-
-def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope", "vqa", "caption"), pool=None,
-                  progress=None, batch=BATCH):
-    """{"pope": {sampling: figures}, "vqa": {kind: rate, "overall"}, "caption": rate}.
-
-    pope: n questions per sampling; vqa: one question of each kind per scene, n scenes; caption: n scenes.
-    """
-    common, out, name = dict(size=size, pool=pool, progress=progress, batch=batch), {}, "unseen" if unseen else "seen"
-    if "pope" in benches:
-        rows = [(*row, s) for s in SAMPLINGS for row in pope_questions(pipe, s, n, seed, unseen)]
-        said = ask(pipe, rows, title="pope", **common)
-        both = {s: [(a, row[2]) for a, row in zip(said, rows) if row[3] == s] for s in SAMPLINGS}
-        out["pope"] = {s: yes_no_scores(*map(list, zip(*both[s]))) for s in SAMPLINGS}
-    scenes = [fresh_scene(pipe, f"{seed}/vqa", i, unseen) for i in range(n)]
-    if "vqa" in benches:
-        rows = []
-        for i, scene in enumerate(scenes):
-            asked = shapes.questions(scene, random.Random(f"eval/{seed}/vqa/{name}/{i}"), allow_unseen=unseen)
-            rows += [(scene, qa.question, qa) for qa in {qa.kind: qa for qa in asked}.values()]
-        said = ask(pipe, rows, title="vqa", **common)
-        right = [(row[2].kind, shapes.is_right(a, row[2])) for a, row in zip(said, rows)]
-        out["vqa"] = {k: rate([r for kind, r in right if kind == k]) for k in sorted({kind for kind, _ in right})}
-        out["vqa"]["overall"] = rate([r for _, r in right])
-    if "caption" in benches:
-        said = ask(pipe, [(scene, DESCRIBE) for scene in scenes], title="caption", max_new_tokens=64, **common)
-        out["caption"] = rate([shapes.caption_is_right(a, scene) for a, scene in zip(said, scenes)])
-    return out
-
-
-# --- all of it ---------------------------------------------------------------------------------------------------------
+# --- all of it --------------------------------------------------------------------------------------------------------
 
 def run(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, size=None, pool=None, progress=None, **options):
     """The named benchmarks, n samples each (default SIZES; a fourth of it for unseen pairs): (results, pictures)."""
@@ -253,12 +176,19 @@ def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **opt
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if any(flag.partition("=")[0] == "--study" for flag in argv):
+        from . import study                                     # only here: it trains, and train.py imports this file
+        return study.main(argv)
     parser = Parser(prog="python -m nanoharmon.evaluate", description=__doc__)
     add, own = parser.add_argument, "(default: the checkpoint's own)"
-    add("--bench", default=",".join(BENCHES), help=f"some of {','.join(BENCHES)} (default: all)")
-    add("--n", type=number(int, 1), help="prompts per task, scenes or questions (default: " +
-        ", ".join(f"{k} {v}" for k, v in SIZES.items()) + "; a fourth of it for unseen pairs)")
-    add("--images-per-prompt", type=number(int, 1), default=4, help="pictures drawn of every prompt (default 4)")
+    add("--bench", help=f"some of {','.join(BENCHES)} (default: all)")
+    add("--prompts", metavar="FILE", help="instead: draw GenEval's evaluation_metadata.jsonl for its official scorer")
+    add("--pope", metavar="FILE", help="instead: answer questions in POPE's format")
+    add("--images", metavar="DIR", help="the pictures of --pope")
+    add("--n", type=number(int, 1, 10**6), help="prompts per task, scenes or questions (default: " +
+        ", ".join(f"{k} {v}" for k, v in SIZES.items()) + "; a fourth of it for unseen pairs), or lines of the file")
+    add("--images-per-prompt", type=number(int, 1, 1000), default=4, help="pictures drawn of every prompt (default 4)")
     add("--size", type=number(int, 1), help="side of the pictures in pixels " + own)
     add("--cfg", type=number(float, 0, 100), help="guidance " + own)
     add("--cfg-schedule", choices=("constant", "linear"), help=own)
@@ -266,29 +196,32 @@ def main(argv=None):
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
     add("--sampler", choices=SAMPLERS, help=own)
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
-    add("--out", default="out/eval", metavar="DIR", help="results.json and picture grids (default out/eval)")
+    add("--out", default="out/eval", metavar="DIR", help="where results and pictures go (default out/eval)")
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    benches = args.bench.split(",")
+    options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
+    if args.prompts or args.pope or args.images:
+        return external.run(args, options)
+    benches = args.bench.split(",") if args.bench else BENCHES
     for bench in benches:
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
                              f"{','.join(BENCHES)}; pass --bench geneval")
-    pipe, out = load_pipeline(args.ckpt, args.device, args.dtype), Path(args.out)
+    pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
-    options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
     plan = pipe.plan(["a red circle"], args.size, **options)
+    out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool, tqdm,
                                 **options)
     print(report.tables(results, REASONS))
     print("[low, high]: 95 % Wilson score intervals")
-    out.mkdir(parents=True, exist_ok=True)
     report.save_grids(out, pictures)
-    write_json({"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n or SIZES, "interval": "Wilson score, 95 %",
-                "images_per_prompt": args.images_per_prompt, "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
-                "results": results}, out / "results.json")
+    write_json({"checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
+                "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
+                "draw": {k: plan[k] for k in options} | {"size": plan["size"]}, "results": results},
+               out / "results.json")
     print(f"wrote {out}/results.json" + " and picture grids" * bool(pictures))
 
 

@@ -1,7 +1,9 @@
-"""What evaluate.py and probe.py share: rates with intervals, work over processes, and scenes that training never saw."""
+"""What the benchmarks share: rates with intervals, work over processes, and scenes that training never saw."""
 import contextlib
 import math
 import random
+import signal
+from pathlib import Path
 
 import torch
 import torch.multiprocessing
@@ -11,7 +13,7 @@ from . import shapes
 BATCH = 64                                                      # pictures drawn, or questions answered, at once
 
 
-# --- rates and their intervals -----------------------------------------------------------------------------------------
+# --- rates and their intervals ----------------------------------------------------------------------------------------
 
 def wilson(right, n, z=1.959964):
     """The Wilson score interval of a proportion: (low, high), 95 % by default."""
@@ -29,11 +31,21 @@ def rate(hits):
     return {"rate": right / max(1, n), "low": low, "high": high, "right": right, "n": n}
 
 
-# --- work over processes -----------------------------------------------------------------------------------------------
+def out_folder(path):
+    """Make the folder of --out, before the work and not after it. -> Path"""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"cannot make the folder {path}: {e.strerror}; change --out") from None
+    return Path(path)
+
+
+# --- work over processes ----------------------------------------------------------------------------------------------
 
 def start_worker(pipe, threads):
     global worker_pipe
     worker_pipe = pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's, which ends its workers
     pipe.tokenizer.inner.encode_special_tokens = True           # lost when a tokenizer goes to another process
     torch.set_num_threads(threads)
 

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 RIGHT, WRONG, PAPER, INK, GREY = (60, 200, 90), (230, 60, 60), (24, 24, 26), (235, 235, 235), (160, 160, 165)
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 def cell(value):
     """"87.5 [84.1, 90.3]" for a rate in percent and its interval, other numbers as they are."""
@@ -36,18 +36,23 @@ def tables(results, reasons):
             parts.append(table("shapes-GenEval: pictures right, %", rows))
             for group in found:
                 wrong = found[group]["reasons"]
-                rows = {r: {task: wrong[task].get(r, 0) for task in wrong} for r in reasons}
+                rows = {"(right)": {task: found[group][task]["right"] for task in wrong}}
+                rows |= {r: {task: wrong[task].get(r, 0) for task in wrong} for r in reasons}
                 parts.append(table(f"what goes wrong, {group} pairs: number of pictures", rows))
         elif bench == "vae":
             parts.append(table("VAE reconstructions", {"all objects right, %": {"": found["right"]},
                                                        "before the VAE, %": {"": found["original"]},
                                                        "PSNR, dB": {"": found["psnr"]}}))
         elif bench == "pope":
-            parts.append(table("shapes-POPE", {f"{sampling}, {group}": figures for group, by in found.items()
-                                               for sampling, figures in by.items()}))
+            parts.append(table("shapes-POPE: free text; likelihood: how often the likelier of yes and no is right",
+                               {f"{sampling}, {group}": figures for group, by in found.items()
+                                for sampling, figures in by.items()}))
         elif bench == "vqa":
-            parts.append(table("shapes-VQA: answers right, %", {kind: {group: found[group].get(kind) for group in found}
-                                                                for kind in found["seen"]}))
+            columns = {name: by for group in found for name, by in (
+                (group, found[group]), (f"{group}, likelihood", found[group]["likelihood"]))}
+            parts.append(table("shapes-VQA: free text, and likeliest candidate, right, %",
+                               {kind: {name: by.get(kind) for name, by in columns.items()}
+                                for kind in found["seen"]["likelihood"]}))
         elif bench == "caption":
             parts.append(table("captions right, %", {"caption": found}))
         else:
@@ -55,7 +60,7 @@ def tables(results, reasons):
     return "\n".join(parts)
 
 
-# --- picture grids -----------------------------------------------------------------------------------------------------
+# --- picture grids ----------------------------------------------------------------------------------------------------
 
 def saw(objects):
     """What the judge found, in words, left to right; ? is what it could not name."""

@@ -1,0 +1,125 @@
+"""The reading benchmarks of evaluate.py: yes/no existence (POPE), questions by kind (VQA), captions.
+
+A question with a short answer is scored twice:
+
+    free text     the greedy answer must be right, word for word (case, dots and digits do not matter)
+    likelihood    of all answers that a question of this form can have, the model must find the right one likeliest: the
+                  log-probability of the whole answer and its end, summed over tokens, not divided by their number
+
+The second asks what a model knows even if it would say it differently. It cannot be compared between kinds: guessing
+gets 1 of 2 yes/no questions right, 1 of 7 colors. Captions have no list of answers, so they are free text only.
+"""
+import random
+
+from PIL import Image
+
+from . import shapes
+from .measure import BATCH, batches, fresh_scene, rate, spread
+from .pipeline import DESCRIBE
+
+SAMPLINGS = ("random", "popular", "adversarial")
+CANDIDATES = {"is ": ("yes", "no"), "how many ": shapes.NUMBERS, "what color ": tuple(shapes.COLORS),
+              "what shape ": shapes.SHAPES, "where is ": tuple(f"{relation} it" for relation in shapes.RELATIONS)}
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+def candidates(question):
+    """The answers that a question of this form can have: known without the picture."""
+    return next(answers for form, answers in CANDIDATES.items() if question.startswith(form))
+
+
+def likeliest(pipe, images, asked, choices, size):
+    """The likeliest of its choices for every question."""
+    scores = pipe.likelihoods(images, asked, choices, size=size)
+    return [max(zip(row, answers))[1] for row, answers in zip(scores, choices)]
+
+
+def answer_batch(pipe, scenes, asked, size, max_new_tokens, choose):
+    images = [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
+    said = pipe.answers(images, asked, size=size, max_new_tokens=max_new_tokens)
+    chosen = likeliest(pipe, images, asked, list(map(candidates, asked)), size) if choose else [None] * len(said)
+    return list(zip(said, chosen))
+
+
+def ask(pipe, rows, size=None, pool=None, progress=None, title="", max_new_tokens=12, batch=BATCH, choose=True):
+    """[(free text, likeliest candidate)] for rows of (scene, question, ...); without `choose` the second is None."""
+    jobs = [([r[0] for r in part], [r[1] for r in part], size or pipe.size, max_new_tokens, choose)
+            for part in batches(rows, batch)]
+    return [a for part in spread(answer_batch, pipe, jobs, pool, progress, title) for a in part]
+
+
+# --- questions and figures --------------------------------------------------------------------------------------------
+
+def pope_questions(pipe, sampling, n, seed, unseen=False):
+    """About n (scene, question, "yes" or "no"), half of them "no", both of the same kind of words.
+
+    random: pairs like "red circle". popular: the words true of most training scenes (bare shapes, and colors).
+    adversarial: as random, but what is absent shares its color or shape with something present.
+    """
+    pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
+    common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
+    rows, i = [], 0
+    while len(rows) < n:
+        scene, rng = fresh_scene(pipe, f"{seed}/pope", i, unseen), random.Random(f"eval/{seed}/pope/{sampling}/{i}")
+        present = {o.pair for o in scene.objects}
+        words = {w: any(set(w.split()) <= {*pair, "object"} for pair in present)
+                 for w in (common if sampling == "popular" else pairs)}
+        yes, no = ([w for w in words if words[w] == is_there] for is_there in (True, False))
+        if unseen and sampling != "popular":
+            yes = [w for w in yes if tuple(w.split()) in shapes.UNSEEN]
+        if sampling == "adversarial":
+            no = [w for w in no if any(set(w.split()) & set(pair) for pair in present)]
+        rows += [(scene, shapes.exist_question(rng.choice(yes)), "yes"),
+                 (scene, shapes.exist_question(rng.choice(no)), "no")]
+        i += 1
+    return rows
+
+
+def says(answer, word):
+    return shapes.is_right(answer, shapes.QA("", word, "exist"))
+
+
+def yes_no_scores(said, truth):
+    """POPE's figures. An answer that is neither yes nor no is wrong, and counts as no in precision and recall."""
+    is_yes, truly = [says(a, "yes") for a in said], [t == "yes" for t in truth]
+    precision = rate([t for y, t in zip(is_yes, truly) if y])
+    recall = rate([y for y, t in zip(is_yes, truly) if t])
+    f1 = 2 * precision["right"] / max(1, precision["n"] + recall["n"])
+    return {"accuracy": rate([says(a, t) for a, t in zip(said, truth)]), "precision": precision, "recall": recall,
+            "f1": f1, "yes_ratio": sum(is_yes) / max(1, len(is_yes))}
+
+
+def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope", "vqa", "caption"), pool=None,
+                  progress=None, batch=BATCH):
+    """{"pope": {sampling: figures}, "vqa": {kind: rate, "overall"}, "caption": rate}; "likelihood" in the first two.
+
+    pope: n questions per sampling; vqa: one question of each kind per scene, n scenes; caption: n scenes.
+    """
+    common, out, name = dict(size=size, pool=pool, progress=progress, batch=batch), {}, "unseen" if unseen else "seen"
+    if "pope" in benches:
+        rows = [(*row, s) for s in SAMPLINGS for row in pope_questions(pipe, s, n, seed, unseen)]
+        answers, out["pope"] = ask(pipe, rows, title="pope", **common), {}
+        for s in SAMPLINGS:
+            said, chosen, truth = zip(*[(*both, row[2]) for both, row in zip(answers, rows) if row[3] == s])
+            out["pope"][s] = yes_no_scores(said, truth) | {"likelihood": rate([c == t for c, t in zip(chosen, truth)])}
+    scenes = [fresh_scene(pipe, f"{seed}/vqa", i, unseen) for i in range(n)]
+    if "vqa" in benches:
+        rows = []
+        for i, scene in enumerate(scenes):
+            asked = shapes.questions(scene, random.Random(f"eval/{seed}/vqa/{name}/{i}"), allow_unseen=unseen)
+            rows += [(scene, qa.question, qa) for qa in {qa.kind: qa for qa in asked}.values()]
+        answers = ask(pipe, rows, title="vqa", **common)
+        out["vqa"] = by_kind([(row[2].kind, shapes.is_right(said, row[2])) for (said, _), row in zip(answers, rows)])
+        out["vqa"]["likelihood"] = by_kind([(row[2].kind, c == row[2].answer) for (_, c), row in zip(answers, rows)])
+    if "caption" in benches:
+        answers = ask(pipe, [(scene, DESCRIBE) for scene in scenes], title="caption", max_new_tokens=64, choose=False,
+                      **common)
+        out["caption"] = rate([shapes.caption_is_right(said, scene) for (said, _), scene in zip(answers, scenes)])
+    return out
+
+
+def by_kind(hits):
+    """{kind: rate, "overall": rate} of [(kind, right or not)]."""
+    kinds = sorted({kind for kind, _ in hits})
+    return {k: rate([h for kind, h in hits if kind == k]) for k in kinds} | {"overall": rate([h for _, h in hits])}

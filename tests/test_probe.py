@@ -1,0 +1,215 @@
+"""Linear probes on planted features and real scenes.     python -m pytest -q tests/test_probe.py"""
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from nanoharmon import cli, probe, shapes
+from nanoharmon.config import Config
+from nanoharmon.data import training_texts
+from nanoharmon.harmon import Harmon
+from nanoharmon.mar import MAR
+from nanoharmon.measure import wilson
+from nanoharmon.pipeline import Pipeline
+from nanoharmon.tokenizer import Tokenizer
+
+
+def pico_pipe(seed=0):
+    config = Config.preset("pico")
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
+    return Pipeline(Harmon(config.model), tokenizer, {"size": 16, "board": 2})
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pico_pipe()
+
+
+# --- the linear layer -------------------------------------------------------------------------------------------------
+
+def planted(n, d, classes, strength, rng):
+    y = rng.integers(0, classes, n)
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    x[:, :classes] += strength * np.eye(classes)[y]
+    return x, [{"count": int(c)} for c in y]
+
+
+def test_a_probe_reads_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    for d, strength, low, high in ((30, 6, 0.98, 1.0), (600, 0, 0.15, 0.35), (100, 20, 0.9, 1.0)):
+        x, rows = planted(400, d, 4, strength, rng)
+        found = probe.fit(x[:300], x[300:], ("count",), rows[:300], rows[300:], draws=3, inputs=d)["count"]
+        assert low <= found["rate"] <= high and found["n"] == 100 and found["draws"] == 3
+        assert found["low"] <= found["rate"] <= found["high"]
+
+
+def test_an_unseen_task_is_fitted_on_the_seen_one_and_asks_only_its_own_rows():
+    x, rows = planted(120, 10, 3, 8, np.random.default_rng(0))
+    tests = rows[80:100] + [{"count, unseen": (row["count"] + (i < 5)) % 3} for i, row in enumerate(rows[100:])]
+    found = probe.fit(x[:80], x[80:], ("count", "count, unseen"), rows[:80], tests, draws=2)
+    assert found["count"]["n"] == 20 and found["count"]["rate"] == 1
+    assert found["count, unseen"]["n"] == 20 and found["count, unseen"]["rate"] == 0.75       # five labels are wrong
+
+
+def test_fewer_labels_read_less():
+    x, rows = planted(700, 100, 5, 2.5, np.random.default_rng(0))
+    rates = [probe.fit(x[:500], x[500:], ("count",), rows[:500], rows[500:], draws=d)["count"]["rate"] for d in (1, 20)]
+    assert rates[0] > rates[1] + 0.1
+
+
+def test_the_error_of_leaving_one_out_is_that_of_fits_without_it():
+    g = torch.Generator().manual_seed(0)
+    x, y, penalty = torch.randn(20, 6, generator=g).double(), torch.arange(20) % 3, 0.01
+    inner, targets, error = x @ x.T, torch.nn.functional.one_hot(y).double(), 0
+    targets -= targets.mean(dim=0)
+    for i in range(20):
+        rest = [j for j in range(20) if j != i]
+        weights = torch.linalg.solve(inner[rest][:, rest] + penalty * inner.trace() * torch.eye(19), targets[rest])
+        error += (inner[i, rest] @ weights - targets[i]).square().sum().item()
+    assert probe.left_out_error(inner, y, penalty) == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.parametrize("n, d", [(40, 12), (12, 40)])           # more scenes than numbers, and the other way round
+def test_components_are_the_principal_ones_of_the_training_rows(n, d):
+    g = torch.Generator().manual_seed(0)
+    train, test = torch.randn(n, d, generator=g) + 3, torch.randn(5, d, generator=g)
+    train[:, 0] = 7                                              # a constant says nothing, and does not divide by zero
+    a, b = probe.components(train, test, 4)
+    standard = (train - train.mean(0)) * torch.tensor([0.0] + [1.0] * (d - 1)) / train.std(0).clamp(min=1e-6)
+    _, s, v = torch.linalg.svd(standard)
+    assert a.shape == (n, 4) and b.shape == (5, 4)
+    assert torch.allclose(a.norm(dim=0).flip(0), s[:4], rtol=1e-3)
+    assert torch.allclose(a @ a.T, (standard @ v[:4].T) @ (standard @ v[:4].T).T, atol=1e-2)
+    whole, _ = probe.components(train, test, 50)
+    assert whole.shape == (n, d) and torch.allclose(whole, standard, atol=1e-5)
+
+
+def test_the_interval_counts_scenes_and_draws():
+    def interval(rows):
+        found = probe.over_draws(torch.tensor(rows))
+        return found["low"], found["high"]
+    half = [[True, False] * 50]
+    assert interval(half) == interval(half * 4) == pytest.approx(wilson(50, 100))
+    low, high = interval([[True] * 100, [False] * 100])          # one draw says nothing about another
+    assert low < 0.2 and high > 0.8
+    assert interval([[True] * 100] * 3) == pytest.approx(wilson(100, 100), abs=1e-6)
+
+
+# --- scenes and features ----------------------------------------------------------------------------------------------
+
+def test_scenes_are_what_their_kind_says(pipe):
+    pairs = {kind: [probe.probe_scene(pipe, 0, kind, i) for i in range(150)] for kind in (*probe.KINDS, "unseen")}
+    assert {o.pair for s in pairs["unseen"] for o in s.objects} == shapes.UNSEEN
+    for kind in ("single", "many", "pair"):
+        assert not {o.pair for s in pairs[kind] for o in s.objects} & shapes.UNSEEN
+    assert {len(s.objects) for s in pairs["many"]} == {1, 2, 3, 4}
+    for scene in pairs["pair"]:
+        circle, other = scene.objects
+        assert circle.shape == "circle" != other.shape and circle.color != other.color
+    assert len({s.objects[0].color for s in pairs["pair"]}) == 7
+
+
+def test_labels_are_true():
+    ring = shapes.Object("ring", "blue", 0.9, 0.5, 0.1, (0, 0, 0))
+    circle = shapes.Object("circle", "red", 0.2, 0.5, 0.1, (0, 0, 0))
+    one, two = shapes.Scene((ring,), 30), shapes.Scene((circle, ring), 30)
+    assert probe.labels(one, "single", 3) == {"shape": 4, "color": 2, "place": 5, "count": 0}
+    assert probe.labels(one, "unseen", 3) == {"shape, unseen": 4, "color, unseen": 2}
+    assert probe.labels(two, "many", 3)["count"] == 1
+    assert probe.labels(two, "pair", 3) == {"bound": 0, "relation": shapes.RELATIONS.index("left of")}
+
+
+def test_views_pick_the_token_under_the_point():
+    tokens = torch.arange(2 * 6 * 3.0).view(2, 6, 3)             # a grid of 2 rows and 3 columns
+    found = probe.views(tokens, (2, 3), torch.tensor([[0.1, 0.9], [0.99, 0.1]]))
+    assert torch.equal(found["one"], torch.stack([tokens[0, 3], tokens[1, 2]]))
+    assert torch.equal(found["mean"], tokens.mean(dim=1))
+    assert torch.equal(found["all"], tokens.transpose(1, 2).flatten(1))
+    large = torch.randn(1, 256, 2, generator=torch.Generator().manual_seed(0))
+    found = probe.views(large, (16, 16), torch.tensor([[0.5, 0.5]]))
+    assert found["all"].shape == (1, 128) and torch.equal(found["one"], large[:, 8 * 16 + 8])
+    assert torch.allclose(found["all"].view(2, 64).mean(1), large.mean(dim=1)[0], atol=1e-6)
+
+
+def test_pixels_are_seen_in_patches():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    found = probe.pixel_views(images, 8, torch.tensor([[0.7, 0.2], [0.2, 0.7]]))
+    assert sorted(found["one"][0].tolist()) == sorted(images[0, :8, 8:].flatten().tolist())
+    assert sorted(found["all"][1].tolist()) == sorted(images[1].flatten().tolist())
+
+
+def test_the_random_encoder_is_untrained_and_always_the_same(pipe):
+    a, b = (probe.random_encoder(pipe.model.config.mar, (4, 4)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    assert a.config.grid == 4 and pipe.model.config.mar.grid == 2
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+class Same(MAR):
+    """An encoder that hands on the VAE's tokens."""
+
+    def encode(self, tokens, visible, grid):
+        return torch.cat([tokens[:, :self.config.buffer_size], tokens], dim=1)
+
+
+def test_scores_of_known_features(pipe):
+    found = probe.probe_scores(pipe, 60, encoders={"same": Same(pipe.model.config.mar)}, draws=2)
+    tasks = {task for tasks in probe.KINDS.values() for task in tasks}
+    assert set(found) == {"most common answer", "pixels, all", "pixels, one"} | {
+        f"{name}, {view}" for name in ("VAE latents", "random encoder", "same") for view in ("all", "mean", "one")}
+    for row in found.values():
+        assert set(row) - {"inputs"} == tasks and all(row[task]["n"] == 30 for task in tasks)
+    assert found["pixels, one"]["color"]["rate"] > 0.6 > found["most common answer"]["color"]["rate"]
+    assert found["pixels, all"]["place"]["rate"] > 0.9
+    for view in ("all", "mean", "one"):                          # every encoder sees the same scenes and labels
+        assert found[f"same, {view}"] == found[f"VAE latents, {view}"] != found[f"random encoder, {view}"]
+    assert found["VAE latents, mean"]["inputs"] == 4 and found["random encoder, mean"]["inputs"] == 32
+
+
+def test_scores_are_deterministic_and_depend_on_the_seed(pipe):
+    first = probe.probe_scores(pipe, 10)
+    assert probe.probe_scores(pipe, 10) == first
+    assert probe.probe_scores(pipe, 10, seed=1) != first
+
+
+@pytest.fixture(scope="module")
+def run(pipe, tmp_path_factory):
+    """A training output with two stages, and a checkpoint of another run."""
+    folder = tmp_path_factory.mktemp("run")
+    for stage, size in ("mar", 16), ("3", 32):
+        pipe.meta["size"] = size
+        pipe.save(folder / f"stage_{stage}")
+    pipe.meta["size"] = 16
+    pico_pipe(1).save(folder / "other")
+    return folder
+
+
+def test_the_command_compares_the_stages_of_a_run(run, tmp_path, capsys):
+    probe.main(["--run", str(run), "--n", "10", "--procs", "1", "--out", str(tmp_path)])
+    said, stored = capsys.readouterr().out, json.loads((tmp_path / "probe.json").read_text())
+    assert set(stored["results"]) == {"16", "32"}
+    at = {size: {name.split(",")[0] for name in rows} for size, rows in stored["results"].items()}
+    assert "encoder stage_mar" in at["16"] and "encoder stage_3" not in at["16"]            # at its own size only
+    assert {"encoder stage_mar", "encoder stage_3", "random encoder"} <= at["32"]           # and all at the largest
+    lines = [line for line in said.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + sum(map(len, stored["results"].values()))
+    value = stored["results"]["32"]["encoder stage_3, one"]["color"]
+    row = next(line for line in lines if line.startswith("| encoder stage_3, one, 32 px "))
+    assert f"{100 * value['rate']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" in row
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--ckpt", "{run}/stage_mar", "--ckpt", "{run}/other"], r"other has another VAE than .*--ckpt .*other alone"),
+    (["--run", "{run}/other"], "none of stage_mar, .* --run OUT"), (["--n", "20", "--draws", "30"], "--draws"),
+    (["--ckpt", "{run}/nothing"], "no checkpoint folder")])
+def test_mistakes_are_explained_and_write_nothing(run, tmp_path, capsys, flags, words):
+    flags = [flag.format(run=run) for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: probe.main([*flags, "--out", str(tmp_path / "out")]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(words, error) and not (tmp_path / "out").exists()
