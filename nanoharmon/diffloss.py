@@ -145,3 +145,31 @@ class DiffLoss(nn.Module):
             return self.net(x, t, z) if cfg == 1.0 else self.guided(x, t, z, cfg)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)
+
+
+class L2Loss(nn.Module):
+    """The baseline that diffusion loss replaces: z -> the token's mean, by squared error. Same use as `DiffLoss`."""
+
+    def __init__(self, channels, z_channels, width):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(z_channels, width), nn.SiLU(), nn.Linear(width, channels))
+
+    def forward(self, target, z, **_):
+        return (self.net(z).float() - target.float()).square().mean()
+
+    @torch.no_grad()
+    def sample(self, z, cfg=1.0, **_):
+        mean = self.net(z)                                           # (N, C), or (2N, C) with guidance
+        if cfg == 1.0:
+            return mean
+        cond, uncond = mean.chunk(2)
+        return uncond + cfg * (cond - uncond)                        # (N, C)
+
+
+def make_head(config):
+    """The head that `config` (MARConfig) asks for."""
+    if config.head == "l2":
+        return L2Loss(config.token_dim, config.decoder_embed_dim, config.diffloss_w)
+    if config.head == "diffusion":
+        return DiffLoss(config.token_dim, config.decoder_embed_dim, config.diffloss_w, config.diffloss_d, config.clip_x0)
+    raise ValueError(f"unknown head {config.head!r}, expected diffusion or l2; pass --mar.head")

@@ -39,6 +39,7 @@ class Harmon(nn.Module):
                              f"equal; pass --vae.z_channels and --mar.token_dim")
         self.config = config
         self.vae, self.mar, self.llm = VAE(config.vae), MAR(config.mar), Qwen(config.llm)
+        self.mar_read = MAR(config.mar) if config.separate_encoders else None    # a baseline: see study.py
         D, E = config.mar.encoder_embed_dim, config.llm.hidden_size
         self.proj_in = projector(D, E, E)
         self.proj_out = projector(E, E, D)
@@ -50,7 +51,8 @@ class Harmon(nn.Module):
 
         Returns x (B, U+K, D), the MAR encoder's output, buffers first, and z (B, K+U, E), projected, buffers last.
         """
-        x = self.mar.encode(tokens, visible, grid)                               # (B, U+K, D)
+        encoder = self.mar_read if self.mar_read is not None and visible is None else self.mar
+        x = encoder.encode(tokens, visible, grid)                                # (B, U+K, D)
         z = self.proj_in(x)                                                      # (B, U+K, E)
         U = self.config.mar.buffer_size
         return x, torch.cat([z[:, U:], z[:, :U]], dim=1)

@@ -22,7 +22,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from .attention import attention
-from .diffloss import DiffLoss
+from .diffloss import make_head
 
 
 class Attention(nn.Module):
@@ -72,6 +72,8 @@ class MAR(nn.Module):
         if config.mask_ratio not in ("truncnorm", "cosine"):
             raise ValueError(f"unknown mask_ratio {config.mask_ratio!r}, expected truncnorm or cosine; "
                              f"pass --mar.mask_ratio")
+        if config.order not in ("random", "raster"):
+            raise ValueError(f"unknown order {config.order!r}, expected random or raster; pass --mar.order")
         self.config = config
         D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
         # fills all U buffers when there is no class: in Harmon always. They differ only by their position embedding.
@@ -93,7 +95,7 @@ class MAR(nn.Module):
 
         self.checkpointing = False                   # recompute each block in backward: less memory
         self.init_weights()
-        self.diffloss = DiffLoss(config.token_dim, D_dec, config.diffloss_w, config.diffloss_d, config.clip_x0)
+        self.diffloss = make_head(config)
 
     def init_weights(self):
         for m in self.modules():
@@ -189,12 +191,12 @@ class MAR(nn.Module):
         return self.diffloss(target, z, t=t, noise=noise, generator=generator)
 
     def class_loss(self, tokens, labels, generator=None, order_generator=None, grid=None):
-        """MAR's own training step: tokens (B, S, C), labels (B,). A share of labels is dropped, for guidance."""
+        """MAR's own training step: tokens (B, S, C), labels (B,), -1 = none. A share is dropped, for guidance."""
         B, S, _ = tokens.shape
         visible, hidden = random_split(self.config, B, S, tokens.device, order_generator)
-        condition = self.class_emb(labels)                                       # (B, D)
+        condition = self.class_emb(labels.clamp(min=0))                          # (B, D)
         drop = torch.rand(B, 1, device=tokens.device, generator=generator) < self.config.label_drop_prob
-        condition = torch.where(drop & self.training, self.fake_latent, condition)
+        condition = torch.where(drop & self.training | (labels < 0)[:, None], self.fake_latent, condition)
         z = self.decode(self.encode(tokens, visible, grid, condition), visible, grid)
         return self.loss(z, tokens, hidden, generator=generator)
 
@@ -307,9 +309,13 @@ def draw_mask_ratio(config, u):
 def random_split(config, B, S, device, generator=None):
     """A random division of S tokens, for training: visible (B, K) and hidden (B, S-K) indices, raster order.
 
-    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes.
+    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes. With config.order
+    "raster" the hidden tokens are those after some point, as a left-to-right model meets them.
     """
     ratio = draw_mask_ratio(config, torch.rand((), generator=generator).item())
     n_hidden = min(S, max(1, math.ceil(S * ratio)))
-    orders = torch.rand(B, S, generator=generator).argsort(dim=1).to(device, non_blocking=True)
+    if config.order == "raster":
+        orders = raster_orders(B, S, device)
+    else:
+        orders = torch.rand(B, S, generator=generator).argsort(dim=1).to(device, non_blocking=True)
     return orders[:, n_hidden:].sort(dim=1).values, orders[:, :n_hidden].sort(dim=1).values

@@ -22,8 +22,8 @@ def read_log(path):
     return {key: sorted(points.items()) for key, points in curves.items()}
 
 
-def draw_curves(curves, path):
-    """Write one panel per curve. The vertical axis starts at 0 and leaves out the first, highest values."""
+def draw_curves(curves, path, axis="step"):
+    """Write one panel per curve {(title, name): [(x, y)]}. The vertical axis starts at 0 and leaves out the first, highest values."""
     rows = max(1, -(-len(curves) // COLUMNS))
     image = Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
@@ -34,7 +34,7 @@ def draw_curves(curves, path):
         high = sorted(values)[int(0.95 * (len(values) - 1))] * 1.1 or 1.0
         pen.rectangle((left, top, left + width, top + height), outline="#cccccc")
         pen.text((left, top - 16), f"{stage}: {name}  (last {values[-1]:.4f})", "black", font)
-        pen.text((left, top + height + 3), f"step 0 .. {steps[-1]}", "#666666", font)
+        pen.text((left, top + height + 3), f"{axis} 0 .. {steps[-1]}", "#666666", font)
         pen.text((left - MARGIN + 2, top - 4), f"{high:.2g}", "#666666", font)
         pen.text((left - MARGIN + 2, top + height - 8), "0", "#666666", font)
         line = [(left + width * s / steps[-1], top + height * (1 - min(v / high, 1))) for s, v in points]

@@ -1,0 +1,269 @@
+"""The papers' claims at nano scale: train variants with equal budgets and several seeds, measure them, print a table.
+
+    python -m nanoharmon.evaluate --study shared      one encoder for both tasks, against one task, and one each
+    python -m nanoharmon.evaluate --study stages      what the llm, mar and first stages are good for: leave one out
+    python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
+    python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves as a PNG
+
+(What a linear layer reads from frozen features is the first of their claims: probe.py.)
+
+All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
+is missing there is trained first), see as many pictures per task, and are trained by train.py itself: single-threaded,
+two arms side by side. An arm's seed decides its pictures, their order, all noise and the new layers' first weights.
+Everything goes to --out; a study that was stopped goes on where it was, and finished arms are not repeated.
+
+Simplified: pictures have 48 px (no stage 3), and the stages before are those of one seed. The spread that is shown
+(standard deviation over seeds) is therefore that of the last stages of training.
+"""
+import contextlib
+import json
+import random
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import cli, evaluate, shapes
+from .checkpoint import write_json
+from .cli import Parser, load_pipeline, model_flags, number
+from .config import DataConfig
+from .data import Batches, ShapesData
+from .harmon import Harmon
+from .judge import judge
+from .measure import out_folder, rate, workers
+from .pipeline import Pipeline, to_pictures
+from .plot import draw_curves
+
+STUDIES = ("shared", "stages", "mar", "sampling")
+STEPS = {"mar": 500, "1": 150, "2": 600}        # of an arm, at --budget 1
+
+
+@dataclass
+class Arm:
+    """A variant of training. flags: for train.py; fresh: parts that start from random weights."""
+    name: str
+    steps: dict                                 # {stage: steps}
+    flags: list = field(default_factory=list)
+    fresh: tuple = ()
+    mar: dict = field(default_factory=dict)     # changed fields of MARConfig
+    separate: bool = False
+
+
+def arms(study, budget=1.0):
+    """The arms of a study; the first is the one that the others are compared with."""
+    n = {stage: max(1, round(steps * budget)) for stage, steps in STEPS.items()}
+    joint = Arm("joint", {"1": n["1"], "2": n["2"]})
+    reading = "mar_read.encoder,mar_read.z_proj,mar_read.fake_latent"
+    if study == "shared":
+        return [joint,
+                replace(joint, name="drawing only", flags=["--stage_1.read_batch=0", "--stage_2.read_batch=0"]),
+                replace(joint, name="reading only", flags=["--stage_1.draw_batch=0", "--stage_2.draw_batch=0"]),
+                replace(joint, name="separate encoders", separate=True, flags=[
+                    f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
+                    f"--stage_2.train_parts=mar.,{reading},llm.,proj_in.,proj_out."])]
+    if study == "stages":
+        return [joint,
+                Arm("without stage 1", {"2": n["1"] + n["2"]}),              # as many steps in all
+                replace(joint, name="without mar", fresh=("mar",)),
+                replace(joint, name="without llm", fresh=("llm",))]
+    if study == "mar":
+        plain = Arm("random order", {"mar": n["mar"]}, fresh=("mar",))
+        return [plain, replace(plain, name="raster order", mar={"order": "raster"}),
+                replace(plain, name="l2 loss", mar={"head": "l2", "diffusion_batch_mul": 1}),
+                *(replace(plain, name=f"diffusion width {w}", mar={"diffloss_w": w}) for w in (40, 640))]
+    raise ValueError(f"unknown study {study!r}, expected one of {', '.join(STUDIES)}; pass --study shared")
+
+
+# --- training an arm ---------------------------------------------------------------------------------------------------
+
+def folder(out, arm, seed):
+    return Path(out) / f"{arm.name.replace(' ', '_')}-{seed}"
+
+
+def start(base, out, arm, seed):
+    """Fill OUT with what train.py takes for finished stages: the weights of BASE, in the arm's variant."""
+    before = "vae" if "mar" in arm.steps else "mar"
+    if (out / f"stage_{before}" / "config.json").exists():
+        return
+    pipe = Pipeline.load(Path(base) / f"stage_{before}")
+    config = replace(pipe.model.config, mar=replace(pipe.model.config.mar, **arm.mar), separate_encoders=arm.separate)
+    torch.manual_seed(seed)
+    model = Harmon(config)
+    for part in {"vae", "llm", "mar"} - set(arm.fresh):
+        getattr(model, part).load_state_dict(getattr(pipe.model, part).state_dict())
+    if arm.separate:
+        model.mar_read.load_state_dict(model.mar.state_dict())
+    if before != "vae":
+        shutil.copytree(Path(base) / "stage_vae", out / "stage_vae", dirs_exist_ok=True)
+    Pipeline(model, pipe.tokenizer, pipe.meta).save(out / f"stage_{before}")
+
+
+def train_and_measure(job):
+    """One arm with one seed: its figures, read from OUT/.../study.json when it is done already."""
+    base, out, arm, seed, preset, scenes = job
+    out = folder(out, arm, seed)
+    if (out / "study.json").exists():
+        return json.loads((out / "study.json").read_text())
+    import train                                # the script beside this package
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    with open(out / "train.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        start(base, out, arm, seed)
+        flags = [f"--stage_{stage}.steps={steps}" for stage, steps in arm.steps.items()]
+        train.main(["--preset", preset, "--out", str(out), "--procs", "1", "--resume", "--sample-every", "0",
+                    f"--data.seed={seed}", f"--data.scenes={scenes}", *flags, *arm.flags,
+                    *(f"--stage={stage}" for stage in arm.steps)])
+        pipe = Pipeline.load(out / f"stage_{list(arm.steps)[-1]}")
+        figures = measure_classes(pipe) if "mar" in arm.steps else measure(pipe, arm)
+    figures["minutes"] = (time.time() - began) / 60
+    write_json(figures, out / "study.json")
+    return figures
+
+
+# --- measuring it ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def measure(pipe, arm, n=25, scenes=512):
+    """Figures of a model after stage 2: prompts drawn right, answers right, and both losses on fresh scenes."""
+    figures, none = {}, any("draw_batch=0" in flag for flag in arm.flags)
+    source, size = ShapesData(DataConfig(seed=-1, scenes=scenes)), pipe.size
+    source.latents[size] = torch.cat([pipe.model.vae.encode(pipe.pixels(source.pictures(range(k, k + 64), size)))
+                                      for k in range(0, scenes, 64)]).numpy()
+    data = Batches([source], [1], pipe.tokenizer, pipe.model.config.mar.buffer_size)
+    losses, grid = {"draw loss": [], "read loss": []}, pipe.model.vae.grid_of(size, size)
+    for k in range(scenes // 64):
+        rng, generator = random.Random(f"eval/study/{k}"), torch.Generator().manual_seed(k)
+        for tokens, ids, is_real in data.drawings(rng, 64, size, 0.0):
+            losses["draw loss"].append(pipe.model.generation_loss(tokens, ids, is_real, grid, generator=generator,
+                                                                  order_generator=generator).item())
+        for tokens, ids, labels, is_real, index in data.readings(rng, 64, size):
+            losses["read loss"].append(pipe.model.understanding_loss(tokens, ids, labels, is_real, index, grid).item())
+    if not none:
+        drawn, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, steps=25)
+        figures["prompts right"] = drawn["seen"]["overall"]["rate"]
+        figures["draw loss"] = statistics.mean(losses["draw loss"])
+    if not any("read_batch=0" in flag for flag in arm.flags):
+        answers = evaluate.answer_scores(pipe, 8 * n, benches=("vqa", "caption"))
+        figures["answers right"] = answers["vqa"]["overall"]["rate"]
+        figures["captions right"] = answers["caption"]["rate"]
+        figures["read loss"] = statistics.mean(losses["read loss"])
+    return figures
+
+
+def measure_classes(pipe, per_class=3):
+    """Figures of a class-conditional MAR: share of right pictures, by order and number of iterations."""
+    grid = pipe.model.vae.grid_of(pipe.size, pipe.size)
+    S = grid[0] * grid[1]
+    return {title: class_rate(pipe, grid, per_class, order=order, iters=iters)
+            for title, order, iters in ((f"random, {S} iterations", "random", S), ("random, 4", "random", 4),
+                                        ("random, 1", "random", 1), (f"raster, {S}", "raster", S))}
+
+
+@torch.no_grad()
+def class_rate(pipe, grid, per_class, **options):
+    """Share of pictures with exactly what their class says, for all classes that training shows."""
+    right, labels = [], list(shapes.SEEN_CLASSES) * per_class
+    for k in range(0, len(labels), 64):
+        part = labels[k:k + 64]
+        tokens = pipe.model.mar.class_sample(torch.tensor(part), cfg=2.0, cfg_schedule="constant", grid=grid, steps=25,
+                                             generator=torch.Generator().manual_seed(k), **options)
+        for picture, label in zip(to_pictures(pipe.model.vae.decode(tokens, grid)), part):
+            count, kind = divmod(label, len(shapes.PAIRS))
+            color, shape = shapes.PAIRS[kind]
+            include = [{"class": shape, "color": color, "count": count + 1}]
+            right.append(judge(np.asarray(picture), {"tag": "counting", "include": include})["correct"])
+    return rate(right)["rate"]
+
+
+SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
+          "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
+
+
+def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
+    """Vary one way of sampling at a time, the others as in the checkpoint: {sweep: [(value, rate)]}, and curves.png.
+
+    Finished points are kept in OUT/sampling.json.
+    """
+    path = Path(out) / "sampling.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    todo = [(name, value) for name, values in sweeps.items() for value in values]
+    with workers(pipe, procs) as pool:
+        for name, value in tqdm(todo, desc="sampling"):
+            if f"{name}={value}" not in done:
+                options = {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
+                if name != "steps":
+                    options["steps"] = 25       # half of the default: a sweep is long
+                scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
+                done[f"{name}={value}"] = scores["seen"]["overall"]
+                write_json(done, path)
+    curves = {name: [(value, done[f"{name}={value}"]) for value in values] for name, values in sweeps.items()}
+    draw_curves({("prompts right", name): [(value, entry["rate"]) for value, entry in points]
+                 for name, points in curves.items()}, Path(out) / "sampling.png", axis="value")
+    return curves
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+def spread(values):
+    """ "0.61 ± 0.02": mean and standard deviation over seeds."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
+
+
+def table(results):
+    """Markdown of {arm: [figures of each seed]}."""
+    columns = list(dict.fromkeys(name for seeds in results.values() for figures in seeds for name in figures))
+    rows = [("", *columns), ("---",) * (1 + len(columns))]
+    for arm, seeds in results.items():
+        rows.append((arm, *(spread([f[c] for f in seeds]) if c in seeds[0] else "-" for c in columns)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20000):
+    """Train and measure the arms of `shared`, `stages` or `mar`: {arm: [figures of each seed]}, and OUT/STUDY.json."""
+    import train
+    base, out = Path(base), Path(out)
+    chosen = arms(study, budget)
+    if missing := [s for s in ("vae", "llm", "mar") if not (base / f"stage_{s}" / "config.json").exists()]:
+        print(f"training the stages {', '.join(missing)} of {base} first")
+        train.main(["--preset", preset, "--out", str(base), "--resume", "--stage=vae", "--stage=llm", "--stage=mar"])
+    jobs = [(str(base), str(out), arm, seed, preset, scenes) for seed in range(1, seeds + 1) for arm in chosen]
+    with torch.multiprocessing.get_context("spawn").Pool(procs) as pool:
+        done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
+    results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
+    write_json({"study": study, "seeds": seeds, "budget": budget, "steps": {a.name: a.steps for a in chosen},
+                "results": results}, out / f"{study}.json")
+    return results
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.evaluate --study", description=__doc__)
+    add = parser.add_argument
+    add("--study", choices=STUDIES, required=True, help="which one")
+    add("--base", default="out/nano", metavar="OUT", help="of a python train.py: the stages before those of the study "
+        "(default out/nano)")
+    add("--out", default="out/study", metavar="DIR", help="arms, tables and curves (default out/study)")
+    add("--seeds", type=number(int, 1, 100), default=3, help="trainings of every arm (default 3)")
+    add("--budget", type=number(float, 0.001, 1000), default=1.0, help="factor on the steps of every arm: " +
+        ", ".join(f"stage {stage} {steps}" for stage, steps in STEPS.items()) + " (default 1)")
+    add("--procs", type=number(int, 1, 64), default=2, help="arms trained side by side (default 2)")
+    model_flags(parser)
+    args = parser.parse_args(argv)
+    out, began = out_folder(args.out), time.time()
+    if args.study == "sampling":
+        curves = sampling(load_pipeline(args.ckpt, args.device, args.dtype), out, procs=args.procs)
+        for name, points in curves.items():
+            print(f"{name:24s} " + "  ".join(f"{value:g}: {entry['rate']:.3f}" for value, entry in points))
+    else:
+        print(table(run(args.study, args.base, out, args.seeds, args.budget, args.procs)))
+    print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""Studies: arms differ in what they say and in nothing else, train through train.py, and go on where they were."""
+import json
+import random
+import statistics
+
+import pytest
+import torch
+
+import train
+from nanoharmon import study
+from nanoharmon.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The first three stages of a pico run, one step each."""
+    out = tmp_path_factory.mktemp("study") / "base"
+    train.main(["--preset", "pico", "--out", str(out), "--procs", "1", "--data.scenes=40", "--sample-every", "0",
+                *(f"--stage_{s}.steps=1" for s in ("vae", "llm", "mar")), *(f"--stage={s}" for s in ("vae", "llm", "mar"))])
+    return out
+
+
+def weights(folder):
+    return Pipeline.load(folder).model.state_dict()
+
+
+def arm(title, name):
+    return next(a for a in study.arms(title, 1e-9) if a.name == name)
+
+
+@pytest.mark.parametrize("title, name, moved, kept", [
+    ("shared", "drawing only", ["mar.encoder_norm.weight", "mar.decoder_norm.weight"], ["vae.encoder.conv_in.weight"]),
+    ("shared", "reading only", ["mar.encoder_norm.weight"], ["mar.decoder_norm.weight", "proj_out.0.weight"]),
+    ("shared", "separate encoders", ["mar.encoder_norm.weight", "mar_read.encoder_norm.weight"],
+     ["mar_read.decoder_norm.weight", "mar_read.class_emb.weight"])])
+def test_an_arm_trains_what_it_says(base, tmp_path, title, name, moved, kept):
+    study.start(base, tmp_path, chosen := arm(title, name), seed=1)
+    before = weights(tmp_path / "stage_mar")
+    assert torch.equal(before["mar.encoder_norm.weight"], weights(base / "stage_mar")["mar.encoder_norm.weight"])
+    if chosen.separate:
+        assert torch.equal(before["mar.z_proj.weight"], before["mar_read.z_proj.weight"])
+    train.main(["--preset", "pico", "--out", str(tmp_path), "--procs", "1", "--resume", "--sample-every", "0",
+                "--data.seed=1", "--data.scenes=40", *(f"--stage_{s}.steps=2" for s in chosen.steps), *chosen.flags,
+                *(f"--stage={s}" for s in chosen.steps)])
+    after = weights(tmp_path / "stage_2")
+    assert all(not torch.equal(before[k], after[k]) for k in moved)
+    assert all(torch.equal(before[k], after[k]) for k in kept)
+
+
+@pytest.mark.parametrize("part", ["mar", "llm"])
+def test_leaving_a_stage_out_means_random_weights_there(base, tmp_path, part):
+    study.start(base, tmp_path, arm("stages", f"without {part}"), seed=1)
+    ours, theirs = weights(tmp_path / "stage_mar"), weights(base / "stage_mar")
+    same = {p: all(torch.equal(ours[k], theirs[k]) for k in ours if k.startswith(f"{p}.")) for p in ("vae", "llm", "mar")}
+    assert same == {p: p != part for p in same}
+
+
+def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "measure", lambda pipe, arm: {"draw loss": random.random()})
+    job = (str(base), str(tmp_path), arm("shared", "joint"), 1, "pico", 40)
+    first = study.train_and_measure(job)
+    assert first == study.train_and_measure(job) and first["minutes"] > 0
+    assert json.loads((tmp_path / "joint-1" / "study.json").read_text()) == first
+
+
+@pytest.mark.parametrize("name", ["raster order", "l2 loss"])
+def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(study.shapes, "SEEN_CLASSES", study.shapes.SEEN_CLASSES[:16])
+    figures = study.train_and_measure((str(base), str(tmp_path), arm("mar", name), 1, "pico", 40))
+    assert set(figures) == {"random, 4 iterations", "random, 4", "random, 1", "raster, 4", "minutes"}
+    model = Pipeline.load(study.folder(tmp_path, arm("mar", name), 1) / "stage_mar").model
+    if name == "l2 loss":                               # no randomness is left once the order is given
+        draw = [model.mar.class_sample(torch.tensor([0]), 4, order="raster", generator=torch.Generator().manual_seed(s))
+                for s in (0, 1)]
+        assert torch.equal(*draw)
+
+
+def test_measure_reports_what_the_arm_learned(base):
+    pipe = Pipeline.load(base / "stage_mar")
+    pipe.meta["size"] = 16
+    assert set(study.measure(pipe, arm("shared", "joint"), n=1, scenes=64)) == {
+        "prompts right", "draw loss", "answers right", "captions right", "read loss"}
+    assert "read loss" not in study.measure(pipe, arm("shared", "drawing only"), n=1, scenes=64)
+
+
+def test_table():
+    text = study.table({"joint": [{"a": 0.5}, {"a": 0.7}], "drawing only": [{"b": 1.0}, {"b": 1.0}]})
+    assert f"| joint | 0.600 ± {statistics.stdev([0.5, 0.7]):.3f} | - |" in text
+    assert "| drawing only | - | 1.000 ± 0.000 |" in text
+
+
+def test_unknown_study():
+    with pytest.raises(ValueError, match="shard.*--study"):
+        study.arms("shard")
