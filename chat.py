@@ -115,6 +115,8 @@ def command(chat, line):
     """Obey one line that begins with a slash. Returns False when it is time to leave."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
+    if "\0" in line:
+        raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
     if name == "/image":
@@ -169,7 +171,10 @@ def main(argv=None):
         text(args.prompt, "--prompt")
     pictures = [open_image(name) for name in args.image]
     if args.llm:
-        pipe = TextPipeline(*load_llm(args.llm, pick_device(args.device), DTYPES[args.dtype]))
+        try:
+            pipe = TextPipeline(*load_llm(args.llm, pick_device(args.device), DTYPES[args.dtype]))
+        except ValueError as e:
+            raise ValueError(e if "--" in str(e) else f"{e}; pass another --llm") from None
     else:
         pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     chat = Chat(pipe, args)

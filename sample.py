@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from nanoharmon.cli import Parser, load_pipeline, model_flags, number, run, text
 from nanoharmon.diffusion import SAMPLERS
-from nanoharmon.files import check_output, encode, open_image, write_bytes
+from nanoharmon.files import check_folder, check_output, encode, open_image, write_bytes
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
+MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
 
@@ -69,7 +70,12 @@ def read_prompts(args):
     prompts = [text(p, "--prompt") for p in args.prompt]
     if args.prompts_file:
         try:
-            lines = Path(args.prompts_file).read_bytes().decode("utf-8-sig").splitlines()
+            with open(args.prompts_file, "rb") as f:
+                words = f.read(MAX_PROMPTS + 1)
+            if len(words) > MAX_PROMPTS:
+                raise ValueError(f"{args.prompts_file}: more than {MAX_PROMPTS // 10**6} MB, expected one prompt per "
+                                 f"line; pass another --prompts-file")
+            lines = words.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as e:
             raise ValueError(f"{args.prompts_file}: not UTF-8 text (byte {e.start}), expected one prompt per line; "
                              f"pass another --prompts-file") from None
@@ -82,15 +88,13 @@ def read_prompts(args):
 
 
 def check_outputs(args):
+    if args.image and Path(args.out).absolute() == Path(args.image).absolute():
+        raise ValueError(f"{args.out} is the picture that --image reads, and would be overwritten; pass another --out")
     check_output(args.out, "--out", (".png",))
     if args.gif:
         check_output(args.gif, "--gif", (".gif",))
     if args.save_each:
-        try:
-            Path(args.save_each).mkdir(exist_ok=True)
-        except OSError as e:
-            raise ValueError(f"cannot make the folder {args.save_each}: {e.strerror}; change --save-each") from None
-        check_output(Path(args.save_each) / "000_0.png", "--save-each")
+        check_folder(args.save_each, "--save-each")          # made later, when there is something to put in it
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -161,6 +165,7 @@ def main(argv=None):
         grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
         write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
     if args.save_each:
+        Path(args.save_each).mkdir(parents=True, exist_ok=True)
         for r, row in enumerate(rows):
             for c, picture in enumerate(row):
                 write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", encode(picture))

@@ -143,7 +143,9 @@ def main(argv=None):
     if len(presets) > 1 and not args.dry_run:                        # one process each: peak memory never goes down
         for preset in presets:
             flags = [f"--{k}={getattr(args, k)}" for k in ("device", "dtype", "steps", "tokens")]
-            subprocess.run([sys.executable, "-m", "nanoharmon.bench", "--preset", preset, *flags], check=True)
+            code = subprocess.run([sys.executable, "-m", "nanoharmon.bench", "--preset", preset, *flags]).returncode
+            if code:                                                 # it has said why
+                sys.exit(code)
         return
     for preset in presets:
         show_plan(preset, dtype, device)

@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, no abbreviations, and the nearest name for an unknown flag."""
+    """argparse with one-line errors, no abbreviations, no empty values, and the nearest name for an unknown flag."""
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
@@ -37,7 +37,16 @@ class Parser(argparse.ArgumentParser):
             message = f"got {unknown!r}, which belongs to no flag; put texts with spaces in quotes, see --help"
         elif message.endswith("expected one argument"):
             message += " (one that starts with a dash is written --flag=VALUE)"
-        self.exit(2, "error: " + " ".join(message.removeprefix("argument ").split()) + "\n")
+        self.exit(2, f"error: {one_line(message.removeprefix('argument '))}\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:                   # --ckpt "$UNSET" does not ask for the default
+            value = getattr(found, action.dest, None)
+            if value == "" or isinstance(value, list) and "" in value:
+                name = (action.option_strings or [action.metavar])[-1]
+                self.error(f"{name} is empty, expected a value; pass one, or leave the flag out")
+        return found, rest
 
 
 def number(kind, low, high=math.inf):
@@ -94,9 +103,17 @@ def text(words, flag):
 
 def explain(e):
     """The message of an exception on one line, for people."""
-    full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    message = f"{e.filename or 'output'}: {e.strerror}" if getattr(e, "strerror", None) else str(e)
-    return " ".join(message.split()) + ("; free space or write to another disk" if full else "")
+    if not getattr(e, "strerror", None):
+        return one_line(str(e))
+    full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    fix = "free space or write to another disk" if full else "check that path, or pass another one"
+    return one_line(f"{e.filename or 'output'}: {e.strerror}; {fix}")
+
+
+def one_line(words, most=1000):
+    """Words as one line that does a terminal no harm: control characters escaped, the middle of an endless one cut."""
+    words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
+    return words if len(words) <= most else f"{words[:most // 2]} ... {words[-most // 2:]}"
 
 
 def pick_device(name):
@@ -110,7 +127,7 @@ def pick_device(name):
 
 def load_pipeline(path, device="auto", dtype="float32"):
     """Pipeline.load; path None is the checkpoint that comes with the code."""
-    path = Path(path or Path(__file__).parents[1] / "checkpoints" / "nano")
+    path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
     if not path.is_dir():
         raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
     device = pick_device(device)

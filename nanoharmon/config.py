@@ -10,11 +10,12 @@ import typing
 from dataclasses import dataclass, field
 
 
-def arg(default, help):
-    """A dataclass field with its --help text."""
+def arg(default, help, later=False):
+    """A dataclass field with its --help text. later: config.json files written before it existed may lack it."""
+    metadata = {"help": help, "later": later}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -69,6 +70,8 @@ class MARConfig:
     diffloss_d: int = arg(6, "residual blocks of the diffusion MLP")
     diffloss_w: int = arg(1024, "width of the diffusion MLP")
     diffusion_batch_mul: int = arg(4, "timesteps drawn per token in a training step")
+    head: str = arg("diffusion", "how a token is predicted: diffusion, or l2 (its mean; a baseline)", later=True)
+    order: str = arg("random", "tokens hidden in training: random ones, or raster = those after a point", later=True)
     clip_x0: float = arg(0.0, "while drawing, cut the predicted clean token to +- this; 0 = do not, as official")
 
 
@@ -78,6 +81,7 @@ class HarmonConfig:
     mar: MARConfig = field(default_factory=MARConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     grad_scale: float = arg(0.1, "scale of the gradient from understanding into the encoder (official: 0.1)")
+    separate_encoders: bool = arg(False, "reading has its own encoder (a baseline, study.py)", later=True)
 
 
 def pico():
@@ -137,9 +141,9 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b
 
 @dataclass
 class OptimConfig:
-    lr: float = arg(4e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
+    lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
     muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
-    muon_lr: float = arg(0.02, "peak learning rate of Muon")
+    muon_lr: float = arg(0.01, "peak learning rate of Muon")
     muon_momentum: float = arg(0.95, "momentum of Muon")
     beta1: float = arg(0.9, "AdamW beta1")
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)")
@@ -149,6 +153,8 @@ class OptimConfig:
     schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine")
     floor: float = arg(0.02, "last learning rate, as a share of the peak")
     checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, a third more time")
+    shards: int = arg(0, "parts of a batch; each process goes through shards / processes of them, one after the other "
+                         "(gradient accumulation); 0 = one per process, or as the run began")
 
 
 @dataclass
@@ -158,6 +164,9 @@ class DataConfig:
     board: int = arg(3, "cells along a side of the shapes world's board")
     layout: str = arg("board", "placement of objects: board or free")
     max_objects: int = arg(4, "most objects in a scene, 1 to 4")
+    mix: tuple[str, ...] = arg(("shapes:1",), "sources of data and their weights; what --data, --llava and --mix say")
+    images: str = arg("", "folder of the pictures that LLaVA files name; what --images says")
+    crops: int = arg(3, "square crops of a picture that is not square, to draw; their places come from its content")
 
 
 @dataclass
@@ -180,10 +189,10 @@ ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
 
 def nano_stages():
     return {
-        "vae": StageConfig(2000, 96, 16, lr=0.9, train_parts="vae."),
-        "llm": StageConfig(2400, 0, 32, train_parts="llm."),
-        "mar": StageConfig(1400, 48, 128, train_parts="mar."),
-        "1": StageConfig(500, 48, 64, 24, train_parts=ALIGN),
+        "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
+        "llm": StageConfig(600, 0, 64, train_parts="llm."),
+        "mar": StageConfig(1600, 48, 128, train_parts="mar."),
+        "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
         "2": StageConfig(1700, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
         "3": StageConfig(3500, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
     }
@@ -192,12 +201,12 @@ def nano_stages():
 def micro_stages():
     """For a consumer GPU; not run here, where there is none."""
     return {
-        "vae": StageConfig(20000, 128, 32, lr=0.25, train_parts="vae."),
-        "llm": StageConfig(5000, 0, 128, lr=0.25, train_parts="llm."),
-        "mar": StageConfig(20000, 64, 256, lr=0.25, train_parts="mar."),
-        "1": StageConfig(5000, 64, 128, 64, lr=0.25, train_parts=ALIGN),
-        "2": StageConfig(20000, 64, 128, 64, lr=0.25, caption_drop=0.1, train_parts=NOT_VAE),
-        "3": StageConfig(10000, 128, 64, 32, lr=0.25, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
+        "vae": StageConfig(20000, 128, 32, lr=0.5, train_parts="vae."),
+        "llm": StageConfig(5000, 0, 128, lr=0.5, train_parts="llm."),
+        "mar": StageConfig(20000, 64, 256, lr=0.5, train_parts="mar."),
+        "1": StageConfig(5000, 64, 128, 64, lr=0.5, train_parts=ALIGN),
+        "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE),
+        "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
     }
 
 
@@ -262,11 +271,13 @@ def to_dict(config):
 
 def from_dict(cls, values, where="config.json"):
     """A (nested) dataclass from the dict `to_dict` made. Unknown or missing fields are errors that name them."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: {values!r:.80}, expected an object")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             raise ValueError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
-    missing = [name for name in fields if name not in values]
+    missing = [name for name, f in fields.items() if name not in values and not f.metadata.get("later")]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     made = {}
@@ -275,7 +286,7 @@ def from_dict(cls, values, where="config.json"):
         if dataclasses.is_dataclass(kind):
             made[name] = from_dict(kind, value, f"{where}: {name}")
         else:
-            made[name] = tuple(value) if typing.get_origin(kind) is tuple else value
+            made[name] = tuple(value) if typing.get_origin(kind) is tuple and isinstance(value, list) else value
     return cls(**made)
 
 
@@ -324,7 +335,7 @@ def override(config, flags):
     while flags:
         flag, eq, text = flags.pop(0).partition("=")
         if flag not in known:
-            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}")
+            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; see --help")
         if not eq:
             if not flags or flags[0].startswith("--"):
                 raise ValueError(f"{flag} needs a value")

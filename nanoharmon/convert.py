@@ -19,7 +19,6 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-import json
 import math
 import re
 import runpy
@@ -30,8 +29,9 @@ import torch
 from .checkpoint import load_foreign, load_weights, match_weights, open_tensors, save_safetensors, write_json
 from .cli import DTYPES, Parser, run
 from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, override, to_dict
-from .files import write_bytes
+from .files import check_folder, read_json, write_bytes
 from .harmon import Harmon, projector
+from .limits import check_fields, check_model
 from .mar import MAR
 from .qwen import Qwen
 from .tokenizer import Tokenizer
@@ -81,8 +81,8 @@ class Source(dict):
     def shape(self, name, dims):
         shape = tuple(self[name].shape) if name in self else None
         if shape is None or len(shape) != dims or 0 in shape:
-            raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions; "
-                             f"is it the right kind of file for this flag?")
+            raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions, "
+                             f"as in the right kind of file")
         return shape
 
     def count(self, pattern):
@@ -90,23 +90,19 @@ class Source(dict):
         return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self) if m], default=0)
 
 
-def read_json(path):
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{Path(path).parent}: no {Path(path).name} here, expected the whole directory as "
-                         f"published") from None
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: not valid JSON ({e}); download it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a {type(values).__name__}, expected a JSON object")
-    return values
+def read_config(folder):
+    """The config.json of a downloaded directory."""
+    if not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json here, expected the whole directory as published")
+    return read_json(Path(folder, "config.json"), "download it again")
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 def llm_config(values, where):
     """LLMConfig from Hugging Face's config.json of a Qwen2 model, of transformers 4 or 5."""
+    if not isinstance(values, dict) or not isinstance(values.get("rope_parameters") or {}, dict):
+        raise ValueError(f"{where}: {values!r:.80}, expected an object; rope_parameters, too")
     kind, act = values.get("model_type", "qwen2"), values.get("hidden_act", "silu")
     rope = values.get("rope_parameters") or {}                       # transformers 5 keeps all about RoPE in here
     scaling = values.get("rope_scaling") or rope
@@ -119,12 +115,11 @@ def llm_config(values, where):
     # what Hugging Face takes for entries that are not there
     values = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 32768,
               "rope_theta": rope.get("rope_theta", 1e4)} | values
-    made = {name: values.get(name) for name in LLMConfig.__dataclass_fields__}
-    for name, field in LLMConfig.__dataclass_fields__.items():
-        kinds = (int, float) if field.type is float else (field.type,)
-        if type(made[name]) not in kinds or field.type is not bool and made[name] <= 0:
-            raise ValueError(f"{where}: {name} is {made[name]!r}, expected a {field.type.__name__}")
-    c = LLMConfig(**made)
+    c = LLMConfig(**{name: values.get(name) for name in LLMConfig.__dataclass_fields__})
+    try:
+        check_fields("llm", c)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
     if c.hidden_size % (2 * c.num_attention_heads) or c.num_attention_heads % c.num_key_value_heads:
         raise ValueError(f"{where}: hidden_size {c.hidden_size}, {c.num_attention_heads} heads and "
                          f"{c.num_key_value_heads} key/value heads do not divide one another")
@@ -172,10 +167,26 @@ class Plan:
     def __init__(self, base, harmon=None, vae=None, llm=None, mar=None, flags=()):
         self.config, self.sources, self.tokenizer, self.report = copy.deepcopy(base), {}, None, []
         self.meta = {"draw": {"cfg": 3.0, "iters": 64, "steps": 100}}
+        files = {"--harmon (train.py: --init)": harmon, "--vae": vae, "--llm": llm, "--mar": mar}
+        try:
+            self.collect(harmon, vae, llm, mar)
+            override(self.config, flags)
+            self.check()
+        except (ValueError, OSError) as e:                           # from deep inside, where no flag is known
+            guilty = [flag for flag, path in files.items() if path and str(e).startswith(str(Path(path)))]
+            if "--" in str(e) or not guilty:
+                raise
+            raise ValueError(f"{e}; change {' or '.join(guilty)}") from None
+
+    def collect(self, harmon, vae, llm, mar):
+        """Sizes from files and shapes, sources of the weights."""
         if harmon and mar:
             raise ValueError("a MAR besides a whole Harmon, expected one of them; leave out --mar")
+        for path in filter(None, (harmon, vae, llm, mar)):
+            if not Path(path).exists():
+                raise ValueError(f"{path}: No such file or folder")
         if llm:
-            self.config.llm = llm_config(read_json(Path(llm) / "config.json"), Path(llm) / "config.json")
+            self.config.llm = llm_config(read_config(llm), Path(llm) / "config.json")
             self.tokenizer = Path(llm) / "tokenizer.json"
         if harmon:
             self.add_harmon(Path(harmon), bool(vae), bool(llm))
@@ -185,12 +196,10 @@ class Plan:
             if path:
                 self.sources[part] = Source(path)
                 setattr(self.config, part, sizes(self.sources[part]))
-        override(self.config, flags)
-        self.check()
 
     def add_harmon(self, path, has_vae, has_llm):
         config = self.config
-        stored = read_json(path / "config.json") if path.is_dir() else {}
+        stored = read_config(path) if path.is_dir() else {}
         if "model" in stored:                                        # a directory of ours
             self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
             self.meta = stored.get("meta", {})
@@ -227,10 +236,12 @@ class Plan:
             raise ValueError(f"the VAE has {config.vae.z_channels} channels per token, the MAR {config.mar.token_dim}; "
                              f"pass a --vae and a --mar that belong together")
         try:
+            check_model(config)
             with torch.device("meta"):
                 self.model = Harmon(config)                          # names and shapes, no memory
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
-            raise ValueError(f"these sizes make no model: {e}; is it the right file?") from None
+            raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
+                             f"--llm.x") from None
         for part, module in self.model.named_children():
             n = f"{sum(p.numel() for p in module.parameters()) / 1e6:9.2f}M parameters"
             if part not in self.sources:
@@ -264,11 +275,18 @@ class Plan:
         return tokenizer
 
 
+def check_out(out, *files):
+    """Complain about a folder that cannot be written, or whose loss someone would regret."""
+    check_folder(out, "--out")
+    for path in files:
+        if path and Path(out).exists() and Path(out).samefile(path if Path(path).is_dir() else Path(path).parent):
+            raise ValueError(f"{out} is the folder that is read, and would be overwritten; pass another --out")
+    if Path(out, "config.json").exists() and "model" not in read_json(Path(out, "config.json"), "pass another --out"):
+        raise ValueError(f"{out} holds another model, not one that convert wrote; pass another --out")
+
+
 def write(plan, out, dtype=torch.bfloat16):
     """Write the directory that Pipeline.load reads, tensor by tensor."""
-    if plan.load_tokenizer() is None:
-        raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
-                         "without an LLM: --vae, --mar)")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items()}                         # meta
@@ -310,12 +328,15 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
 
 def load_llm(path, device="cpu", dtype=torch.float32):
     """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for pipeline.TextPipeline."""
-    where = Path(path) / "config.json"
+    config, tokenizer = llm_config(read_config(path), Path(path) / "config.json"), Tokenizer.load(path)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{path}: {len(tokenizer)} tokens in tokenizer.json, expected at most the {config.vocab_size} "
+                         f"of config.json")
     with torch.device("meta"):
-        llm = Qwen(llm_config(read_json(where), where))
+        llm = Qwen(config)
     load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
     llm.tie()
-    return llm.to(device).eval(), Tokenizer.load(path)
+    return llm.to(device).eval(), tokenizer
 
 
 def main(argv=None):
@@ -338,7 +359,15 @@ def main(argv=None):
         return runpy.run_path(str(tests), run_name="__main__")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
-    plan = Plan(PRESETS[args.preset](), args.harmon, args.vae, args.llm, args.mar, flags)
+    files = args.harmon, args.vae, args.llm, args.mar
+    if not any(files):
+        raise ValueError("nothing to read; pass --harmon, or pieces: --vae, --mar, --llm")
+    plan = Plan(PRESETS[args.preset](), *files, flags)
+    if args.out:
+        check_out(args.out, *files)
+        if plan.load_tokenizer() is None:
+            raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
+                             "without an LLM: --vae, --mar)")
     print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
     if args.out:
         write(plan, args.out, DTYPES[args.dtype])

@@ -8,7 +8,6 @@
 Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127, 127, 127) and
 resized; a drawn one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +18,11 @@ from PIL import Image
 from .checkpoint import load_weights, open_tensors, save_safetensors, write_json
 from .config import HarmonConfig, from_dict, to_dict
 from .diffusion import SAMPLERS, space_timesteps
-from .files import to_rgb
+from .files import read_json, to_rgb
 from .harmon import IMAGE, Harmon
+from .limits import check_model
 from .mar import random_orders
+from .qwen import KVCache
 from .tokenizer import Tokenizer
 
 # how the official scripts draw
@@ -55,20 +56,24 @@ class Pipeline:
         for name in ("config.json", "tokenizer.json"):
             if not (path / name).is_file():
                 raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
-        try:
-            stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path / 'config.json'}: not valid JSON ({e}); pass another --ckpt") from None
-        if not isinstance(stored, dict) or "model" not in stored:
-            raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes")
+        stored = read_json(path / "config.json", "pass another --ckpt")
+        if "model" not in stored:
+            raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
+                             f"pass another --ckpt")
         try:
             config = from_dict(HarmonConfig, stored["model"], "\"model\"")
+            check_model(config)
+            check_meta(stored.get("meta") or {})
             with torch.device("meta"):      # no memory for weights that are about to be replaced
                 model = Harmon(config)
         except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
         load_weights(model, open_tensors(path), dtype=dtype, assign=True)
         model.llm.tie()
+        for name, p in model.named_parameters():
+            if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
+                raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}; pass another --ckpt, or --dtype "
+                                 f"float32")
         tokenizer = Tokenizer.load(path)
         if len(tokenizer) > config.llm.vocab_size:
             raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
@@ -79,10 +84,11 @@ class Pipeline:
         """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().to(dtype) for k, v in self.model.state_dict().items()}
+        weights = self.model.state_dict()
         if self.model.config.llm.tie_word_embeddings:
-            del tensors["llm.lm_head.weight"]                # the same tensor as the embedding: stored once
-        save_safetensors(tensors, path / "model.safetensors", {"format": "pt"})
+            del weights["llm.lm_head.weight"]                # the same tensor as the embedding: stored once
+        save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},
+                         path / "model.safetensors", {"format": "pt"}, get=lambda name: weights[name].to(dtype))
         self.tokenizer.save(path / "tokenizer.json")
         write_json({"model": to_dict(self.model.config), "meta": self.meta}, path / "config.json")
 
@@ -100,6 +106,9 @@ class Pipeline:
         width, height = (size, size) if isinstance(size, int) else size
         grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
         S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
+        if S + U + len(self.tokenizer.drawing("")) > limit:
+            raise ValueError(f"a {width}x{height} picture is {S + U} tokens, more than fit the context of {limit} with "
+                             f"a prompt; pass a smaller --size")
         if (image is None) != (region is None):
             raise ValueError("a region needs a picture and a picture a region; pass both --image and --region")
         inside, outside = torch.arange(S), torch.arange(0)
@@ -117,9 +126,6 @@ class Pipeline:
         space_timesteps(1000, str(options["steps"]))
         if not prompts or not all(p.strip() for p in prompts):
             raise ValueError("an empty prompt, expected some text; pass --prompt TEXT")
-        if S + U + len(self.tokenizer.drawing("")) > limit:
-            raise ValueError(f"a {width}x{height} picture is {S + U} tokens, more than fit the context of {limit} with "
-                             f"a prompt; pass a smaller --size")
         for prompt in prompts:
             T = len(self.tokenizer.drawing(prompt))
             if T + S + U > limit:
@@ -221,6 +227,31 @@ class Pipeline:
         rows = [[t for t in row if t not in stop] for row in tokens.tolist()]
         return [self.tokenizer.decode(row).strip() for row in rows]
 
+    @torch.no_grad()
+    def likelihoods(self, images, questions, candidates, size=None):
+        """How likely each candidate answer is: for every question a list of log-probabilities, one per candidate.
+
+        candidates: a list of texts per question. A log-probability is the sum over the tokens of the answer and the
+        <|im_end|> after it; it is not divided by their number. Pictures and questions pass through the LLM once, as one
+        batch; all candidates follow as a second one that reads its cache.
+        """
+        replies = [self.tokenizer.encode(text) + [self.tokenizer.im_end] for texts in candidates for text in texts]
+        rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max(map(len, replies)))
+                for q in questions]
+        owner = torch.tensor([i for i, texts in enumerate(candidates) for _ in texts], device=self.device)     # (N,)
+        ids, is_real = pad(rows, self.tokenizer.pad, self.device, left=True)     # (B, L)
+        said, is_said = pad(replies, self.tokenizer.pad, self.device)            # (N, A)
+        llm, cache, L = self.model.llm, KVCache(), ids.shape[1]
+        real = torch.cat([is_real[owner], is_said], dim=1)                       # (N, L+A)
+        positions = (is_real.long().cumsum(1) - 1).clamp(min=0)                  # (B, L)
+        last = llm.model(self.embed(ids, images, size), positions, is_real, cache)[:, -1:]
+        cache.layers = {i: (k[owner], v[owner]) for i, (k, v) in cache.layers.items()}
+        after = llm.model(llm.embed(said), (real.long().cumsum(1) - 1)[:, L:], real, cache)
+        hidden = torch.cat([last[owner], after[:, :-1]], dim=1)                  # (N, A, E): each foretells the next
+        logs = llm.lm_head(hidden).float().log_softmax(-1).gather(2, said.unsqueeze(2)).squeeze(2)     # (N, A)
+        sums = (logs * is_said).sum(1).split([len(texts) for texts in candidates])
+        return [row.tolist() for row in sums]
+
     def chat_ids(self, messages, size, max_new_tokens):
         """Ids of a conversation whose reply is to come. Raises ValueError when the context is too short for both."""
         ids, _ = self.tokenizer.chat(self.count_images(messages, size))
@@ -294,6 +325,21 @@ class TextPipeline:
     def plan(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
                          "--llm")
+
+
+def check_meta(meta):
+    """Complain about a "meta" of config.json that would fail later, in the middle of a drawing or an evaluation."""
+    draw = meta.get("draw", {}) if isinstance(meta, dict) else None
+    if not isinstance(draw, dict):
+        raise ValueError(f"\"meta\" is {meta!r:.80}, expected an object, and in it \"draw\", another")
+    for name, value in [*meta.items(), *draw.items()]:
+        whole = type(value) is int and 1 <= value <= (10 if name == "board" else 10**5)
+        share = type(value) in (int, float) and 0 <= value <= 100
+        known = {"size": whole, "board": whole, "iters": whole, "cfg": share, "temperature": share,
+                 "steps": whole, "sampler": type(value) is str, "cfg_schedule": type(value) is str,
+                 "layout": value in ("board", "free")}
+        if not known.get(name, True):
+            raise ValueError(f"\"meta\": {name} is {value!r:.80}")
 
 
 def to_pixels(array):

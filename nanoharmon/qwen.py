@@ -229,6 +229,8 @@ class Qwen(nn.Module):
 
 def sample_token(logits, temperature, top_p, generator=None):
     """One id per row of logits (B, V): greedy at temperature 0, else from the smallest set of mass top_p."""
+    if not torch.isfinite(logits).all():
+        raise ValueError("the LLM's output is not finite; pass --dtype float32, or another checkpoint")
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)

@@ -70,17 +70,12 @@ class Scene:
 # -------------------------------------------------------------------------------------------------
 # scenes
 
-# (objects, all alike, how often): two objects most often, for their relation and which color goes with which shape is
-# what takes a model longest to learn
-MIXTURE = ((1, True, 20), (2, True, 8), (3, True, 8), (4, True, 8), (2, False, 42), (3, False, 8), (4, False, 6))
-
-
-def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None, most: int = 4,
+def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None,
                  layout: str = "board", board: int = 3, allow_unseen: bool = False) -> Scene:
-    """A random scene of the given (color, shape) pairs (always obeyed), or of `n` or up to `most` random ones."""
+    """A random scene of the given (color, shape) pairs (always obeyed), or of `n` random ones."""
     if objects is None:
-        objects = _random_pairs(rng, [m for m in MIXTURE if m[0] == (n or m[0]) <= most],
-                                PAIRS if allow_unseen else SEEN)
+        n = n or rng.choices((1, 2, 3, 4), (35, 35, 17, 13))[0]
+        objects = _random_pairs(rng, n, allow_unseen)
     if layout == "board":
         places = _board_places(rng, len(objects), board)
     elif layout == "free":
@@ -94,11 +89,12 @@ def random_scene(rng: random.Random, objects: list | None = None, n: int | None 
     return Scene(tuple(made), rng.randint(15, 45))
 
 
-def _random_pairs(rng, mixture, pool):
-    n, alike, _ = rng.choices(mixture, [weight for *_, weight in mixture])[0]
-    if alike:
+def _random_pairs(rng, n, allow_unseen):
+    pool = PAIRS if allow_unseen else SEEN
+    u = rng.random()
+    if u < 0.3:                            # all the same, to learn counting
         return [rng.choice(pool)] * n
-    if n > 2 and rng.random() < 0.3:       # partly repeated
+    if u < 0.5 and n > 2:                  # partly repeated
         few = rng.sample(pool, rng.randint(2, n - 1))
         return few + rng.choices(few, k=n - len(few))
     return rng.choices(pool, k=n)
@@ -284,10 +280,12 @@ PLACES = (("at the top left", "at the top", "at the top right"),
           ("at the bottom left", "at the bottom", "at the bottom right"))
 
 
-def describe(scene: Scene) -> str:
-    """Says what is where, in reading order, for text-only training: it answers all questions about a board scene."""
-    objects = sorted(scene.objects, key=lambda o: (int(o.y * 3), o.x))
-    return "; ".join(f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects)
+def describe(scene: Scene, rng: random.Random) -> str:
+    """Says what is where, for text-only training: it answers all questions about a board scene."""
+    objects = list(scene.objects)
+    rng.shuffle(objects)
+    parts = [f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects]
+    return rng.choice(("", "", "there is ", "the picture shows ")) + "; ".join(parts)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -358,22 +356,20 @@ def draw_prompt(scene: Scene, rng: random.Random) -> str:
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
-    options, weights = [], (1, 1)
+    options = []
     if len(kinds) == 1:
         options = [_meta("single_object", *plain), _meta("colors", *kinds)]
     elif len(set(kinds)) == 1:
         options = [_meta("counting", kinds[0], count=len(kinds))]
     elif len(kinds) == 2:
-        options, weights = [_meta("color_attr", *kinds)], [3]
-        if facts := _facts(scene):         # the most often: see MIXTURE
-            a, related, b = rng.choice(facts)
-            options.append(_meta("position", a.pair, b.pair, related=related))
-            weights.append(5)
+        options = [_meta("color_attr", *kinds)]
         if plain[0] != plain[1]:
             options.append(_meta("two_object", *plain))
-            weights.append(2)
-    if options and rng.random() < 0.8:
-        return rng.choices(options, weights[:len(options)])[0]["prompt"]
+        if facts := _facts(scene):
+            a, related, b = rng.choice(facts)
+            options.append(_meta("position", a.pair, b.pair, related=related))
+    if options and rng.random() < 0.65:
+        return rng.choice(options)["prompt"]
     return caption(scene, rng)
 
 
@@ -460,7 +456,13 @@ def is_right(answer_text: str, qa: QA) -> bool:
     return _normal(answer_text) == _normal(qa.answer)
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    from .cli import Parser            # only here: everything else in this file needs no torch
+    from .files import check_output
+
+    parser = Parser(prog="python -m nanoharmon.shapes", description=__doc__)
+    parser.add_argument("--out", default="shapes.png", help="the picture to write (default shapes.png)")
+    out = check_output(parser.parse_args(argv).out, "--out", (".png",))
     rng = random.Random(0)
     rows = []
     for layout in ("board", "free"):
@@ -468,8 +470,13 @@ if __name__ == "__main__":
         rows.append(np.hstack([render(scene, 96) for scene in scenes]))
         for scene in scenes[:4]:
             print(caption(scene, rng))
-            print(f"    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene)}")
+            print(f"    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene, rng)}")
             for qa in questions(scene, rng)[:3]:
                 print(f"    {qa.question} {qa.answer}")
-    Image.fromarray(np.vstack(rows)).save("shapes.png")
-    print("wrote shapes.png")
+    Image.fromarray(np.vstack(rows)).save(out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    from .cli import run
+    run(main)

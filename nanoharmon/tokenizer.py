@@ -20,6 +20,7 @@ GENERATE = "Generate an image: {}"          # prompt strings of the official scr
 GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IGNORE = -100                               # label of a token that is not supervised
+MAX_BYTES = 10**8                           # of a tokenizer.json; Qwen2.5's has 7 million
 
 
 class Tokenizer:
@@ -27,18 +28,26 @@ class Tokenizer:
 
     def __init__(self, tokenizer):
         self.inner = tokenizer
-        self.inner.encode_special_tokens = True      # "<|im_end|>" in a user's text is text
         missing = [s for s in SPECIAL if tokenizer.token_to_id(s) is None]
         if missing:
             raise ValueError(f"tokenizer.json: no {', '.join(missing)}; expected a Qwen2.5 chat tokenizer")
+        tokenizer.add_special_tokens(SPECIAL)        # a file may call them ordinary ones, which are always recognised
+        tokenizer.encode_special_tokens = True       # "<|im_end|>" in a user's text is text
+        tokenizer.no_truncation()                    # a file may ask for both, and prompts would silently change
+        tokenizer.no_padding()
         self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)
         self.newline = self.encode("\n")
+        if {self.pad, self.im_start, self.im_end} & set(self.encode("".join(SPECIAL))):
+            raise ValueError(f"tokenizer.json: takes typed {' '.join(SPECIAL)} for control tokens; expected a Qwen2.5 "
+                             f"chat tokenizer")
 
     @classmethod
     def load(cls, path):
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")
             inner = HFTokenizer.from_file(str(path))
         except Exception as e:                       # the package raises plain Exception for every kind of damage
             raise ValueError(f"{path}: not a readable tokenizer.json ({e})") from None
@@ -61,10 +70,15 @@ class Tokenizer:
         self.inner.save(str(path))
 
     def __len__(self):
-        return self.inner.get_vocab_size()
+        """One more than the largest id: the rows that an embedding needs."""
+        return 1 + max(self.inner.get_vocab().values())
 
     def encode(self, text):
-        return self.inner.encode(text, add_special_tokens=False).ids
+        try:
+            return self.inner.encode(text, add_special_tokens=False).ids
+        except Exception as e:                       # half a character (a lone surrogate), or a vocabulary with holes
+            raise ValueError(f"the tokenizer cannot read {text[:40]!r} ({e}); change the text, or the tokenizer.json "
+                             f"of the checkpoint") from None
 
     def decode(self, ids):
         return self.inner.decode([i for i in ids if i >= 0], skip_special_tokens=True)

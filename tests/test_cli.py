@@ -1,12 +1,10 @@
-"""sample.py and chat.py as people use and misuse them.     python -m pytest -q tests/test_cli.py"""
+"""sample.py and chat.py as people use them; misuse: test_bad_input.py.     python -m pytest -q tests/test_cli.py"""
 import errno
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from test_pipeline import make_pipeline
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--steps", "3", "--iters", "4"]
+P = ["--prompt", "a red circle"]
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +33,11 @@ def ckpt(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to work in, with things that are not pictures, and some that are."""
+    """A folder to work in, with a picture, half of it, and prompts."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32), "red").save("red.png")
-    (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save("cut.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
-    for name, side in ("bomb.png", 20000), ("large.png", 9000):                  # only the header says so
-        head = b"IHDR" + struct.pack(">II", side, side) + bytes([8, 2, 0, 0, 0])
-        red = (tmp_path / "red.png").read_bytes()
-        (tmp_path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
-    (tmp_path / "latin1.txt").write_bytes("a caf\xe9\n".encode("latin-1"))
-    (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "good.txt").write_text("\ufeffa red circle\r\n\nein grüner Ring\n", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "damaged").mkdir()
     return tmp_path
 
 
@@ -63,103 +50,6 @@ def call(main, argv):
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
-
-P = ["--prompt", "a red circle"]
-BAD_SAMPLE = [
-    ([], "no prompt", "--prompt"),
-    (["--prompt", ""], "empty", "--prompt"),
-    (["--prompt", " \n"], "empty", "--prompt"),
-    (["--prompt", "a\udcff"], "not valid UTF-8", "--prompt"),
-    (["--prompt", "red " * 2000], "tokens long", "shorter --prompt"),
-    ([*P, "--prompt", "red " * 2000], "tokens long", "shorter --prompt"),
-    (["--promt", "x"], "unknown flag --promt", "did you mean '--prompt'"),
-    ([*P, "--itres=3"], "unknown flag --itres", "did you mean '--iters'"),
-    ([*P, "--zzzz"], "unknown flag --zzzz", "--help"),
-    (["a red circle"], "'a red circle'", "belongs to no flag"),
-    (["--prompt"], "expected one argument", "--prompt"),
-    (["--prompts-file", "nowhere.txt"], "No such file", "--prompts-file"),
-    (["--prompts-file", "folder"], "directory", "--prompts-file"),
-    (["--prompts-file", "latin1.txt"], "not UTF-8 text (byte 5)", "--prompts-file"),
-    (["--prompts-file", "blank.txt"], "no prompt", "--prompts-file"),
-    ([*P, "--ckpt", "nowhere"], "no checkpoint folder nowhere", "--ckpt"),
-    ([*P, "--ckpt", "folder"], "no config.json", "--ckpt"),
-    ([*P, "--ckpt", "damaged"], "model.safetensors", "--ckpt"),
-    ([*P, "--size", "33"], "multiples of 8", "--size"),
-    ([*P, "--size", "32x33"], "32x33", "--size"),
-    ([*P, "--size", "0"], "got '0'", "--size"),
-    ([*P, "--size", "-32"], "got '-32'", "--size"),
-    ([*P, "--size", "axb"], "got 'axb'", "--size"),
-    ([*P, "--size", "1x2x3"], "got '1x2x3'", "--size"),
-    ([*P, "--size", "²"], "got '²'", "--size"),
-    ([*P, "--size", "80000"], "80000x80000", "--size"),
-    ([*P, "--size", "9" * 5000], "got '999", "--size"),
-    ([*P, "--iters", "0"], "got '0'", "--iters"),
-    ([*P, "--iters", "17"], "17 iterations", "--iters 16"),
-    ([*P, "--iters", "many"], "got 'many'", "--iters"),
-    ([*P, "--steps", "0"], "from 1 to 1000", "--steps"),
-    ([*P, "--steps", "1001"], "from 1 to 1000", "--steps"),
-    ([*P, "--steps", "2.5"], "whole number", "--steps"),
-    ([*P, "--n", "0"], "from 1 to 256", "--n"),
-    ([*P, "--cfg", "nan"], "finite number", "--cfg"),
-    ([*P, "--cfg", "inf"], "finite number", "--cfg"),
-    ([*P, "--cfg", "-1"], "from 0", "--cfg"),
-    ([*P, "--temperature", "-0.1"], "from 0", "--temperature"),
-    ([*P, "--temperature=-inf"], "finite", "--temperature"),
-    ([*P, "--seed", "-1"], "got '-1'", "--seed"),
-    ([*P, "--seed", "9" * 30], "whole number", "--seed"),
-    ([*P, "--sampler", "euler"], "choose from", "--sampler"),
-    ([*P, "--cfg-schedule", "cosine"], "choose from", "--cfg-schedule"),
-    ([*P, "--dtype", "int8"], "choose from", "--dtype"),
-    ([*P, "--device", "tpu"], "'tpu'", "--device"),
-    ([*P, "--device", "cuda:99"], "'cuda:99'", "--device cpu"),
-    ([*P, "--device", "cuda:x"], "'cuda:x'", "--device"),
-    ([*P, "--out", "nowhere/grid.png"], "no folder nowhere", "--out"),
-    ([*P, "--out", "text.png/grid.png"], "no folder text.png", "--out"),
-    ([*P, "--out", "grid.xyz"], "grid.xyz", "--out"),
-    ([*P, "--out", ""], "expected a name", "--out"),
-    ([*P, "--gif", "nowhere/a.gif"], "no folder nowhere", "--gif"),
-    ([*P, "--gif", "a.png"], "expected a name ending in .gif", "--gif"),
-    ([*P, "--save-each", "nowhere/deep"], "No such file", "--save-each"),
-    ([*P, "--save-each", "text.png"], "exists", "--save-each"),
-    ([*P, "--region", "0,0,8,8"], "both", "--image"),
-    ([*P, "--image", "red.png"], "both", "--region"),
-    ([*P, "--image", "red.png", "--region", "0,0,8"], "four pixel numbers", "--region"),
-    ([*P, "--image", "red.png", "--region", "0,0,a,8"], "four pixel numbers", "--region"),
-    ([*P, "--image", "red.png", "--region", "0,0,33,8"], "not a box inside the 32x32 picture", "--region"),
-    ([*P, "--image", "red.png", "--region=-1,0,8,8"], "not a box", "--region"),
-    ([*P, "--image", "red.png", "--region", "8,8,8,9"], "not a box", "--region"),
-]
-PICTURES = [("nowhere.png", "no such file"), ("folder", "no such file"), ("text.png", "not a picture"),
-            ("cut.png", "damaged or truncated"), ("cut.jpg", "damaged or truncated"), ("bomb.png", "too many pixels"),
-            ("large.png", "9000x9000 pixels, more than the limit of 64 million"), ("a\0b", "no such file")]
-BAD_SAMPLE += [([*P, "--region", "0,0,8,8", "--image", name], message, "--image") for name, message in PICTURES]
-BAD_CHAT = [(["--prompt", "x", "--image", name], message, "--image") for name, message in PICTURES] + [
-    (["--prompt", ""], "empty", "--prompt"),
-    (["--prompt", "x\udcff"], "not valid UTF-8", "--prompt"),
-    (["--prompt", "red " * 2000], "tokens long", "/reset"),
-    (["--prompt", "x", "--max-new-tokens", "600"], "512 (the context)", "--max-new-tokens"),
-    (["--prompt", "x", "--max-new-tokens", "0"], "got '0'", "--max-new-tokens"),
-    (["--prompt", "x", "--top-p", "0"], "from 0.01 to 1", "--top-p"),
-    (["--prompt", "x", "--top-p", "nan"], "finite", "--top-p"),
-    (["--prompt", "x", "--temperature", "nan"], "finite", "--temperature"),
-    (["--image", "red.png", "--propmt", "x"], "unknown flag --propmt", "did you mean '--prompt'"),
-    (["--prompt", "x", "--ckpt", "damaged"], "model.safetensors", "--ckpt"),
-    (["--prompt", "x", "--device", "cuda:99"], "'cuda:99'", "--device")]
-
-
-@pytest.mark.parametrize("main, argv, message, fix",
-                         [(sample.main, *row) for row in BAD_SAMPLE] + [(chat.main, *row) for row in BAD_CHAT])
-def test_a_mistake_is_one_line_that_says_what_to_change(main, argv, message, fix, ckpt, here, capsys, monkeypatch):
-    monkeypatch.setattr("nanoharmon.harmon.Harmon.draw", lambda *_, **__: pytest.fail("drew before complaining"))
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):          # the last one is cut short
-        data = Path(ckpt, name).read_bytes()
-        (here / "damaged" / name).write_bytes(data[:len(data) // 2] if name.startswith("model") else data)
-    before = sorted(here.rglob("*"))
-    assert call(main, argv if "--ckpt" in argv else [*argv, "--ckpt", ckpt]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and fix in err
-    assert not out and sorted(here.rglob("*")) == before
-
 
 def test_the_default_checkpoint_is_beside_the_code(here, monkeypatch):
     """Wherever the command is called from."""
@@ -180,7 +70,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_picture(ckpt, here, capsys, 
 
 @pytest.mark.parametrize("raised, code, message", [
     (KeyboardInterrupt(), 130, "interrupted"), (ValueError("a\nb"), 2, "error: a b\n"),
-    (OSError(errno.EACCES, "Permission denied", "f"), 2, "error: f: Permission denied\n"),
+    (OSError(errno.EACCES, "Permission denied", "f"), 2, "error: f: Permission denied; check that path"),
     (MemoryError(), 2, "out of memory"), (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory")])
 def test_run_ends_politely(raised, code, message, capsys):
     def main(_):
@@ -332,7 +222,7 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 
 def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
-    mistakes = ["/image", "/image nowhere.png", "/image bomb.png", "/draw", "/draw  ", "/draw " + "red " * 999,
+    mistakes = ["/image", "/image nowhere.png", "/image cut.png", "/draw", "/draw  ", "/draw " + "red " * 999,
                 "/save", "/save a.exe", "/save nowhere/a.txt", "/save a.png", "/imgae red.png", "/", "red " * 999]
     talk = type_in(monkeypatch, ckpt, *mistakes, "still there?", "/help", "/quit", "not read any more")
     out, err = capsys.readouterr()

@@ -49,7 +49,7 @@ def test_unseen_pairs_are_never_drawn_or_named_in_training():
     drawn = Counter()
     for scene in scenes(2000, 1):
         drawn.update(o.pair for o in scene.objects)
-        texts = [caption(scene, rng), draw_prompt(scene, rng), describe(scene)]
+        texts = [caption(scene, rng), draw_prompt(scene, rng), describe(scene, rng)]
         texts += [qa.question for qa in questions(scene, rng)]
         assert not any(mentions_unseen(text) for text in texts)
     assert set(drawn) == set(SEEN)
@@ -187,13 +187,13 @@ def test_answer_check_is_strict_about_content():
 
 def test_description_decides_the_relations_of_a_board():
     rng = random.Random(11)
-    assert len({describe(random_scene(rng, n=2)) for _ in range(100)}) > 90
+    assert len({describe(random_scene(rng, n=2), rng) for _ in range(100)}) > 90
     column = {"left": 0, "right": 2}
     row = {"top": 0, "bottom": 2}
     for scene in [random_scene(rng, n=2) for _ in range(300)]:
         if scene.objects[0].pair == scene.objects[1].pair:
             continue
-        text = describe(scene)
+        text = describe(scene, rng)
         places = {}
         for part in text.split("; "):
             pair = next(o.pair for o in scene.objects if " ".join(o.pair) in part)
