@@ -96,8 +96,9 @@ def stage_losses(run, name, stage, model, data, rng, generator):
     else:
         grid = model.vae.grid_of(stage.size, stage.size)
         for tokens, ids, is_real in data.drawings(rng, draw_n, stage.size, stage.caption_drop):
-            yield "draw", model.generation_loss(tokens, ids, is_real, grid, generator=generator,
-                                                order_generator=host), len(ids) / draw_n
+            loss = model.generation_loss(tokens, ids, is_real, grid, generator=generator, order_generator=host,
+                                         hide_all=stage.hide_all)
+            yield "draw", loss, len(ids) / draw_n
         for tokens, ids, labels, is_real, index in data.readings(rng, read_n, stage.size):
             loss = model.understanding_loss(tokens, ids, labels, is_real, index, grid)
             yield "read", loss, len(ids) / read_n * stage.read_weight

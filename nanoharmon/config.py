@@ -178,6 +178,8 @@ class StageConfig:
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup")
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance")
+    hide_all: float = arg(0.0, "share of steps that draw from the prompt alone, all tokens hidden, beside those that "
+                               "mar.mask_ratio gives (official: 0)")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1)")
@@ -190,11 +192,12 @@ ALIGN = "mar.,proj_in.,proj_out."            # stage 1: the LLM stays frozen
 def nano_stages():
     return {
         "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
-        "llm": StageConfig(600, 0, 64, train_parts="llm."),
-        "mar": StageConfig(1600, 48, 128, train_parts="mar."),
-        "1": StageConfig(600, 48, 64, 24, train_parts=ALIGN),
-        "2": StageConfig(1700, 48, 96, 24, caption_drop=0.1, train_parts=NOT_VAE),
-        "3": StageConfig(3500, 96, 64, 16, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
+        "llm": StageConfig(800, 0, 64, train_parts="llm."),
+        "mar": StageConfig(1100, 48, 128, lr=2.0, train_parts="mar."),
+        "1": StageConfig(150, 48, 64, 24, hide_all=0.6, train_parts=ALIGN),
+        "2": StageConfig(2000, 48, 96, 24, caption_drop=0.1, hide_all=0.6, train_parts=NOT_VAE),
+        "3": StageConfig(3200, 96, 64, 16, lr=0.7, caption_drop=0.1, hide_all=0.35, train_parts=NOT_VAE,
+                         own_positions=True),
     }
 
 

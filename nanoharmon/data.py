@@ -36,6 +36,9 @@ from .tokenizer import GENERATE, GENERATE_ANYTHING, IGNORE
 from .watch import captioned
 
 
+LOCATE = "say what is where."
+
+
 class ShapesData:
     """The shapes world, scene by scene."""
     name = cache_name = "shapes"
@@ -57,9 +60,8 @@ class ShapesData:
 
     def scene(self, i):
         """The i-th training scene; without unseen pairs."""
-        rng, most = random.Random(f"{self.config.seed}/scene/{i}"), self.config.max_objects
-        return shapes.random_scene(rng, n=rng.randint(1, most) if most < 4 else None, layout=self.config.layout,
-                                   board=self.config.board)
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), most=self.config.max_objects,
+                                   layout=self.config.layout, board=self.config.board)
 
     def pictures(self, rows, size):
         """uint8 (n, size, size, 3) of the given training scenes."""
@@ -101,14 +103,18 @@ class ShapesData:
 
     def conversation(self, i, rng):
         scene = self.scene(i)
-        chat = [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
-        return self.questions(scene, rng) if rng.random() < 0.6 else chat
+        kind = rng.random()
+        if kind < 0.55:
+            return self.questions(scene, rng)
+        if kind < 0.8:
+            return [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
+        return [("user", LOCATE), ("assistant", shapes.describe(scene, rng))]
 
     def questions(self, scene, rng):
-        """Up to four turns about a scene, as (role, text) pairs."""
+        """Up to four turns about a scene, as (role, text) pairs; relations are the hardest, so they are seldom left out."""
         asked = shapes.questions(scene, rng)
-        asked = rng.sample(asked, min(len(asked), 4))
-        return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.answer))]
+        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))
+        return [turn for qa in asked[-4:] for turn in (("user", qa.question), ("assistant", qa.answer))]
 
 
 class Batches:
@@ -292,7 +298,7 @@ def training_texts(config, n=4000):
     for _ in range(n):
         scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
         yield from (GENERATE.format(shapes.draw_prompt(scene, rng)), shapes.caption(scene, rng),
-                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE)
+                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
         for qa in shapes.questions(scene, rng):
             yield from (qa.question, qa.answer)
 

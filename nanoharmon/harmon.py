@@ -76,13 +76,15 @@ class Harmon(nn.Module):
     # --- training --------------------------------------------------------------------------------------------------
 
     def generation_loss(self, tokens, ids, is_real, grid=None, split=None, t=None, noise=None, generator=None,
-                        order_generator=None):
+                        order_generator=None, hide_all=0.0):
         """Diffusion loss of the hidden tokens given the prompt and the visible ones. A scalar.
 
         tokens (B, S, C) of the picture; ids (B, T) the prompt, right-padded; is_real (B, T). split: (visible, hidden)
-        indices; split, t and noise are drawn when not given (order_generator lives on the host, generator on device).
+        indices; split, t and noise are drawn when not given (order_generator lives on the host, generator on device;
+        hide_all: see random_split).
         """
-        visible, hidden = split or random_split(self.config.mar, *tokens.shape[:2], tokens.device, order_generator)
+        visible, hidden = split or random_split(self.config.mar, *tokens.shape[:2], tokens.device, order_generator,
+                                                hide_all)
         x, z = self.see(tokens, visible, grid)
         x = self.think(x, z, self.llm.embed(ids), is_real)                       # (B, U+K, D)
         z = self.mar.decode(x, visible, grid)                                    # (B, S, D)

@@ -306,13 +306,15 @@ def draw_mask_ratio(config, u):
     return 1 + 0.25 * NormalDist().inv_cdf(low + u * (0.5 - low))
 
 
-def random_split(config, B, S, device, generator=None):
+def random_split(config, B, S, device, generator=None, hide_all=0.0):
     """A random division of S tokens, for training: visible (B, K) and hidden (B, S-K) indices, raster order.
 
     One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes. With config.order
-    "raster" the hidden tokens are those after some point, as a left-to-right model meets them.
+    "raster" the hidden tokens are those after some point, as a left-to-right model meets them. hide_all: share of
+    batches with everything hidden, beside those that the ratio's distribution gives.
     """
-    ratio = draw_mask_ratio(config, torch.rand((), generator=generator).item())
+    u = torch.rand((), generator=generator).item()
+    ratio = 1.0 if u < hide_all else draw_mask_ratio(config, (u - hide_all) / (1 - hide_all))
     n_hidden = min(S, max(1, math.ceil(S * ratio)))
     if config.order == "raster":
         orders = raster_orders(B, S, device)

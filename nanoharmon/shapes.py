@@ -70,12 +70,17 @@ class Scene:
 # -------------------------------------------------------------------------------------------------
 # scenes
 
-def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None,
+# (objects, all alike, how often): mostly two different ones, since which color goes with which shape, and what is where,
+# takes a model longest to learn
+MIXTURE = ((1, True, 22), (2, True, 6), (3, True, 8), (4, True, 8), (2, False, 46), (3, False, 5), (4, False, 5))
+
+
+def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None, most: int = 4,
                  layout: str = "board", board: int = 3, allow_unseen: bool = False) -> Scene:
-    """A random scene of the given (color, shape) pairs (always obeyed), or of `n` random ones."""
+    """A random scene of the given (color, shape) pairs (always obeyed), or of `n` or up to `most` random ones."""
     if objects is None:
-        n = n or rng.choices((1, 2, 3, 4), (35, 35, 17, 13))[0]
-        objects = _random_pairs(rng, n, allow_unseen)
+        objects = _random_pairs(rng, [m for m in MIXTURE if m[0] == (n or m[0]) <= most],
+                                PAIRS if allow_unseen else SEEN)
     if layout == "board":
         places = _board_places(rng, len(objects), board)
     elif layout == "free":
@@ -89,12 +94,11 @@ def random_scene(rng: random.Random, objects: list | None = None, n: int | None 
     return Scene(tuple(made), rng.randint(15, 45))
 
 
-def _random_pairs(rng, n, allow_unseen):
-    pool = PAIRS if allow_unseen else SEEN
-    u = rng.random()
-    if u < 0.3:                            # all the same, to learn counting
+def _random_pairs(rng, mixture, pool):
+    n, alike, _ = rng.choices(mixture, [weight for *_, weight in mixture])[0]
+    if alike:
         return [rng.choice(pool)] * n
-    if u < 0.5 and n > 2:                  # partly repeated
+    if n > 2 and rng.random() < 0.3:       # partly repeated
         few = rng.sample(pool, rng.randint(2, n - 1))
         return few + rng.choices(few, k=n - len(few))
     return rng.choices(pool, k=n)
@@ -281,11 +285,11 @@ PLACES = (("at the top left", "at the top", "at the top right"),
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """Says what is where, for text-only training: it answers all questions about a board scene."""
+    """Says what is where: "a red circle at the top and a blue ring in the middle". Answers all questions about a board
+    scene, so that texts can stand in for pictures; and as a prompt it is the clearest lesson in which goes where."""
     objects = list(scene.objects)
     rng.shuffle(objects)
-    parts = [f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects]
-    return rng.choice(("", "", "there is ", "the picture shows ")) + "; ".join(parts)
+    return listing([f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -352,25 +356,27 @@ def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int 
 
 
 def draw_prompt(scene: Scene, rng: random.Random) -> str:
-    """A training prompt for drawing this scene: a task pattern that fits it, or a caption."""
+    """A training prompt for drawing this scene: a task pattern that fits it, a description of places or a caption.
+
+    Places and relations are the most frequent: what is learned last should be met most (LOG.md).
+    """
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
-    options = []
+    options = [(3, caption(scene, rng)), (6 if len(kinds) == 2 else 3, describe(scene, rng))]
     if len(kinds) == 1:
-        options = [_meta("single_object", *plain), _meta("colors", *kinds)]
+        options += [(3, _meta("single_object", *plain)["prompt"]), (3, _meta("colors", *kinds)["prompt"])]
     elif len(set(kinds)) == 1:
-        options = [_meta("counting", kinds[0], count=len(kinds))]
+        options.append((6, _meta("counting", kinds[0], count=len(kinds))["prompt"]))
     elif len(kinds) == 2:
-        options = [_meta("color_attr", *kinds)]
+        options.append((3, _meta("color_attr", *kinds)["prompt"]))
         if plain[0] != plain[1]:
-            options.append(_meta("two_object", *plain))
+            options.append((2, _meta("two_object", *plain)["prompt"]))
         if facts := _facts(scene):
             a, related, b = rng.choice(facts)
-            options.append(_meta("position", a.pair, b.pair, related=related))
-    if options and rng.random() < 0.65:
-        return rng.choice(options)["prompt"]
-    return caption(scene, rng)
+            options.append((6, _meta("position", a.pair, b.pair, related=related)["prompt"]))
+    weights, prompts = zip(*options)
+    return rng.choices(prompts, weights)[0]
 
 
 # -------------------------------------------------------------------------------------------------

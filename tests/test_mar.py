@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from golden import Golden, check, loss_rows, mar_config, replay, split
-from nanoharmon.config import MARConfig, pico
+from nanoharmon.config import MARConfig, nano, pico
 from nanoharmon.mar import MAR, draw_mask_ratio, random_orders, random_split, raster_orders, unmasking_schedule
 
 
@@ -53,6 +53,17 @@ def test_loss_over_hidden_tokens_is_official():
     loss = mar.loss(gold.output("native/decoder"), gold.input("loss/target"), split(mask)[1],
                     gold.input("loss/t")[rows], gold.input("loss/noise")[rows])
     gold.check("loss", loss)
+
+
+def test_hide_all_adds_steps_with_everything_hidden_and_changes_nothing_else():
+    config = nano().mar
+    g = torch.Generator().manual_seed(0)
+    visible = [random_split(config, 2, 9, "cpu", g, hide_all=0.5)[0].shape[1] for _ in range(2000)]
+    # cosine: ceil(9 cos(pi/2 u)) = 9 for u < 0.303, in the half that hide_all leaves
+    assert abs(visible.count(0) / 2000 - (0.5 + 0.5 * 0.303)) < 0.04 and set(visible) == set(range(9))
+    a, b = (random_split(config, 2, 9, "cpu", torch.Generator().manual_seed(3), **more) for more in ({}, {"hide_all": 0}))
+    assert all(map(torch.equal, a, b))
+    assert random_split(config, 2, 9, "cpu", g, hide_all=1.0)[0].shape == (2, 0)
 
 
 def test_mask_ratios_are_the_official_truncated_normal():

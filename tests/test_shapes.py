@@ -195,7 +195,7 @@ def test_description_decides_the_relations_of_a_board():
             continue
         text = describe(scene, rng)
         places = {}
-        for part in text.split("; "):
+        for part in text.split(" and "):
             pair = next(o.pair for o in scene.objects if " ".join(o.pair) in part)
             words = part.split(" ".join(pair))[1].split()
             places[pair] = (next((column[w] for w in words if w in column), 1),
