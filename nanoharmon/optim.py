@@ -17,11 +17,11 @@ import torch.distributed as dist
 NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
 
-def select(model, trained, frozen=()):
+def select(model, trained):
     """Set requires_grad by name prefix; returns the trained {name: parameter}."""
     trained, chosen = [prefix.strip() for prefix in trained if prefix.strip()], {}     # "" would be a prefix of all
     for name, p in model.named_parameters():
-        on = name.startswith(tuple(trained)) and not name.startswith(tuple(frozen))
+        on = name.startswith(tuple(trained))
         p.requires_grad_(on)
         if on:
             chosen[name] = p
