@@ -95,7 +95,7 @@ def stage_losses(run, name, stage, model, data, rng, generator):
         yield "draw", model.mar.class_loss(tokens, labels, generator, host), 1.0
     else:
         grid = model.vae.grid_of(stage.size, stage.size)
-        for tokens, ids, is_real in data.drawings(rng, draw_n, stage.size, stage.caption_drop):
+        for tokens, ids, is_real in data.drawings(rng, draw_n, stage.size, stage.caption_drop, stage.pairs):
             loss = model.generation_loss(tokens, ids, is_real, grid, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all)
             yield "draw", loss, len(ids) / draw_n
@@ -208,8 +208,9 @@ def show(run, name, step, pipe, data):
     if sheet:
         (run.out / "samples").mkdir(exist_ok=True)
         sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
-    run.log(stage=name, step=step, answers=answers)
-    draw_curves(read_log(run.out / "log.jsonl"), run.out / "curves.png")
+    curves, damaged = read_log(run.out / "log.jsonl")
+    draw_curves(curves, run.out / "curves.png")
+    run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
     pipe.model.train()
 
 
@@ -384,7 +385,8 @@ def parse_args(argv=None):
             stage.steps = max(1, stage.steps // (3 if name == "vae" else 7))
         config.data.scenes, config.data.max_objects = config.data.scenes // 3, 2
     mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
-    config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix) or config.data.mix
+    if mix or args.mix:
+        config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
     config.data.images = args.images or ""
     for flag in rest:
         if flag.startswith("--") and "." not in flag:

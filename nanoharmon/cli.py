@@ -7,6 +7,7 @@ NANOHARMON_TRACEBACK=1 in the environment shows the traceback after all.
 """
 import argparse
 import errno
+import functools
 import math
 import os
 import sys
@@ -14,12 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from .config import nearest
 from .files import open_image                          # noqa: F401: scripts find it here, too
 from .pipeline import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# over what may end in an error: its line has stderr to itself, for this bar goes away, and is none in a file or pipe
+bar = functools.partial(tqdm, disable=None, leave=False)
 
 
 class Parser(argparse.ArgumentParser):

@@ -180,6 +180,7 @@ class StageConfig:
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance")
     hide_all: float = arg(0.0, "share of steps that draw from the prompt alone, all tokens hidden, beside those that "
                                "mar.mask_ratio gives (official: 0)")
+    pairs: float = arg(0.0, "shapes world: share of drawings of two different objects, beside those in the usual mixture")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1)")
@@ -194,10 +195,11 @@ def nano_stages():
         "vae": StageConfig(2000, 96, 16, lr=1.8, train_parts="vae."),
         "llm": StageConfig(800, 0, 64, train_parts="llm."),
         "mar": StageConfig(1100, 48, 128, lr=2.0, train_parts="mar."),
-        "1": StageConfig(150, 48, 64, 24, hide_all=0.6, train_parts=ALIGN),
-        "2": StageConfig(2000, 48, 96, 24, caption_drop=0.1, hide_all=0.6, train_parts=NOT_VAE),
-        "3": StageConfig(3200, 96, 64, 16, lr=0.7, caption_drop=0.1, hide_all=0.35, train_parts=NOT_VAE,
-                         own_positions=True),
+        "1": StageConfig(150, 48, 64, 24, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
+        "2": StageConfig(1800, 48, 96, 16, caption_drop=0.1, hide_all=0.8, pairs=0.85, read_weight=0.03,
+                         train_parts=NOT_VAE),
+        "3": StageConfig(3500, 96, 64, 16, lr=0.8, caption_drop=0.1, hide_all=0.5, pairs=0.6, read_weight=0.03,
+                         train_parts=NOT_VAE, own_positions=True),
     }
 
 

@@ -14,7 +14,7 @@ A source, ShapesData here or FolderData (folder.py: your own pictures), gives si
 array of latents, and `item` whatever the source needs to find the text that belongs to it:
 
     picture(rng, size)   class_picture(rng) -> row, class or None   text(rng) -> turns, whole
-    to_draw(rng) -> row, item   prompt(item, rng) -> text           to_read(rng) -> row, item   conversation(item, rng)
+    to_draw(rng, pairs) -> row, item   prompt(item, rng) -> text   to_read(rng) -> row, item   conversation(item, rng)
 """
 import hashlib
 import random
@@ -45,7 +45,7 @@ class ShapesData:
     classes = shapes.NUM_CLASSES
 
     def __init__(self, config):
-        self.config, self.rows, self.latents, self.uniform = config, config.scenes, {}, None
+        self.config, self.rows, self.latents, self.uniform, self.pairs = config, config.scenes, {}, None, None
         self.seen = self.captioned = self.told = True
 
     @property
@@ -92,11 +92,19 @@ class ShapesData:
                                  f"mar needs; pass a larger --data.scenes")
         return rng.choices(self.uniform)[0]
 
-    def to_draw(self, rng):
-        i = rng.randrange(self.rows)
+    def to_draw(self, rng, pairs=0.0):
+        """pairs: how often a scene of two different objects is looked for."""
+        if not pairs or rng.random() >= pairs:
+            return self.to_read(rng)
+        if self.pairs is None:
+            self.pairs = [i for i, scene in enumerate(map(self.scene, range(self.rows)))
+                          if len(scene.objects) == len({o.pair for o in scene.objects}) == 2]
+        i = rng.choice(self.pairs or range(self.rows))
         return i, i
 
-    to_read = to_draw
+    def to_read(self, rng):
+        i = rng.randrange(self.rows)
+        return i, i
 
     def prompt(self, i, rng):
         return shapes.draw_prompt(self.scene(i), rng)
@@ -168,9 +176,9 @@ class Batches:
             labels.append(-1 if label is None else self.first_class[source.name] + label)
         return self.tokens(picked, size), torch.tensor(labels, device=self.device)
 
-    def drawings(self, rng, n, size, caption_drop):
+    def drawings(self, rng, n, size, caption_drop, pairs=0.0):
         """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded; as two halves."""
-        picked = [(source, *source.to_draw(rng)) for source in self.pick(rng, n, "captioned")]
+        picked = [(source, *source.to_draw(rng, pairs)) for source in self.pick(rng, n, "captioned")]
         rows = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
                 for source, _, item in picked]
         for picked, rows in halves(picked, rows, key=len):
@@ -346,6 +354,9 @@ def main(argv=None):
     parser.add_argument("--images", metavar="DIR", help="the folder of the pictures that FILE.json names")
     parser.add_argument("--out", default="data.png", metavar="FILE", help="five pictures as a PNG (default data.png)")
     args = parser.parse_args(argv)
+    if args.images and Path(args.source).suffix.lower() != ".json":
+        raise ValueError(f"--images {args.images} is for the pictures of a LLaVA file, {args.source} is none; "
+                         f"drop --images")
     out = check_output(args.out, "--out", (".png",))
     lines, sheet = report(args.source, args.images)
     print(*lines, sep="\n")

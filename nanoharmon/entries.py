@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_LIST, MAX_TEXT = 2 * 10**9, 10**6        # bytes of a metadata.jsonl or LLaVA file, of one a.txt: memory holds them
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -27,7 +28,7 @@ def read_entries(name, images=""):
         root, listed = path, path / "metadata.jsonl"
         if listed.is_file():
             parse, found = parse_line, [(f"{listed}, line {i}", line) for i, line in
-                                        enumerate(listed.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1)
+                                        enumerate(read(listed).removeprefix(b"\xef\xbb\xbf").splitlines(), 1)
                                         if line.strip()]
         else:
             parse, found = parse_pair, [(str(path / file), file) for file in picture_files(path)]
@@ -37,9 +38,9 @@ def read_entries(name, images=""):
     elif path.is_file() and path.suffix.lower() == ".json":
         if not images or not Path(images).is_dir():
             raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder; pass --images DIR")
-        root, parse = Path(images), parse_llava
+        root, parse, raw = Path(images), parse_llava, read(path)
         try:
-            rows = json.loads(path.read_bytes())
+            rows = json.loads(raw)
         except (ValueError, RecursionError) as e:
             raise ValueError(f"{name}: not valid JSON ({e}); change --llava") from None
         if not isinstance(rows, list) or not rows:
@@ -55,6 +56,13 @@ def read_entries(name, images=""):
         except (ValueError, OSError, RuntimeError) as e:         # RuntimeError: links in a circle, JSON nested too deep
             problems.append(f"{where}: {e}")
     return entries, problems
+
+
+def read(path, most=MAX_LIST):
+    """The bytes of a file of a bearable size."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, expected at most {most // 10**6:,} MB; shorten it")
+    return path.read_bytes()
 
 
 def picture_files(root):
@@ -98,7 +106,7 @@ def parse_line(line, root):
 
 def parse_pair(file, root):
     text = locate(os.path.splitext(file)[0] + ".txt", root)
-    return Entry(locate(file, root), words(text.read_text(encoding="utf-8-sig"), "text") if text.exists() else None)
+    return Entry(locate(file, root), words(read(text, MAX_TEXT).decode("utf-8-sig"), "text") if text.exists() else None)
 
 
 def parse_llava(item, root):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from . import report
 from .checkpoint import write_json
-from .cli import load_pipeline
+from .cli import bar, load_pipeline
 from .files import encode, open_image, write_bytes
 from .measure import BATCH, batches, out_folder, rate, spread, workers
 from .pipeline import OFFICIAL
@@ -225,7 +225,7 @@ def run(args, options):
     if bool(args.pope) != bool(args.images):
         raise ValueError("--pope and --images belong together, got one of them; pass --pope FILE --images DIR")
     lines = read_lines(args.prompts, "--prompts", ("prompt",), args.n) if args.prompts else []
-    rows, bad = read_pope(args.pope, args.images, args.n, tqdm) if args.pope else ([], [])
+    rows, bad = read_pope(args.pope, args.images, args.n, bar) if args.pope else ([], [])
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     if lines:                                                   # complain before anything is made

@@ -2,6 +2,7 @@
 ValueErrors that name the flag to change.
 """
 import json
+import logging
 import os
 import threading
 import warnings
@@ -16,9 +17,11 @@ from .checkpoint import _write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
+MAX_BYTES = 5 * 10**8                                              # of a picture: 64 million pixels, uncompressed
 MAX_JSON = 10**7                                                   # bytes; a config.json has a few thousand
 MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
 ONE_THREAD = threading.Lock()
+logging.getLogger("PIL").addHandler(logging.NullHandler())         # or damaged files are lines on stderr, too
 
 
 def open_image(path, flag="--image"):
@@ -34,6 +37,8 @@ def read_image(path):
     frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error

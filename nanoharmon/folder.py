@@ -41,7 +41,7 @@ from PIL import Image
 
 from .checkpoint import write_json
 from .entries import read_entries
-from .files import read_image
+from .files import MAX_BYTES, read_image
 from .pipeline import DESCRIBE, pad_square
 from .tokenizer import GENERATE, GENERATE_ANYTHING
 
@@ -60,7 +60,7 @@ def folder_name(name):
 def fingerprint(path):
     """Of a file's content; of its name where there is no content."""
     with suppress(OSError):
-        if path.is_file():                                       # a pipe would never end
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:  # a pipe would never end, read_image refuses the rest
             return hashlib.sha256(path.read_bytes()).hexdigest()
     return str(path)
 
@@ -233,7 +233,7 @@ class FolderData:
         item = rng.choice(self.seen)
         return crop(item, rng), item["class"]
 
-    def to_draw(self, rng):
+    def to_draw(self, rng, pairs=0.0):
         item = rng.choice(self.captioned or self.seen)
         return crop(item, rng), item
 

@@ -139,11 +139,18 @@ class Harmon(nn.Module):
         return self.mar.draw(predict, orders, iters, cfg, generator=generator, **options)
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    from .cli import Parser                                                      # here: it imports this file
     from .config import PRESETS
+    Parser(prog="python -m nanoharmon.harmon", description=__doc__).parse_args(argv)
     for name, make in PRESETS.items():
         with torch.device("meta"):
             model = Harmon(make())
         parts = {part: sum(p.numel() for p in child.parameters()) / 1e6 for part, child in model.named_children()}
         print(f"{name:12s} {sum(parts.values()):8.2f}M = "
               + " + ".join(f"{part} {n:.2f}M" for part, n in parts.items()))
+
+
+if __name__ == "__main__":
+    from .cli import run
+    run(main)

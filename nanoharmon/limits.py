@@ -14,7 +14,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 CHOICES = {"layout": ("board", "free"), "schedule": ("linear", "cosine"), "mask_ratio": ("truncnorm", "cosine")}
 LAYERS = dict.fromkeys(("num_res_blocks", "encoder_depth", "decoder_depth", "diffloss_d", "num_hidden_layers"),
                        (1, 200))
-SHARES = dict.fromkeys(("label_drop_prob", "mask_ratio_min", "caption_drop", "hide_all", "floor"), (0, 1))
+SHARES = dict.fromkeys(("label_drop_prob", "mask_ratio_min", "caption_drop", "hide_all", "pairs", "floor"), (0, 1))
 BELOW_1 = dict.fromkeys(("attn_dropout", "proj_dropout", "muon_momentum", "beta1", "beta2", "ema"), (0, 0.999999))
 POSITIVE = dict.fromkeys(("scale", "mlp_ratio", "rms_norm_eps", "rope_theta"), (1e-12, 1e12))
 # others: whole numbers from 1 (from 0 where 0 is the default), numbers from 0, to a thousand million

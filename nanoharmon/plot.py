@@ -9,17 +9,20 @@ COLUMNS = 3
 
 
 def read_log(path):
-    """{(stage, name): [(step, value), ...]} of the losses in a log.jsonl; lines cut off by a kill are skipped."""
-    curves = {}
-    for line in Path(path).read_text().splitlines():
+    """{(stage, name): [(step, value), ...]} of the losses in a log.jsonl, and the number of lines that are damaged, cut
+    off by a kill for instance, and left out."""
+    curves, damaged = {}, 0
+    for line in Path(path).read_bytes().splitlines():
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = {**json.loads(line)}                                  # a TypeError if it is no object
+            found = {(str(entry["stage"]), name): (int(entry["step"]), float(entry[name]))
+                     for name in ("mse", "text", "draw", "read") if name in entry}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            damaged += 1
             continue
-        for name in ("mse", "text", "draw", "read"):
-            if name in entry:
-                curves.setdefault((entry["stage"], name), {})[entry["step"]] = entry[name]    # a resumed step: once
-    return {key: sorted(points.items()) for key, points in curves.items()}
+        for key, (step, value) in found.items():
+            curves.setdefault(key, {})[step] = value                      # a resumed step: once
+    return {key: sorted(points.items()) for key, points in curves.items()}, damaged
 
 
 def draw_curves(curves, path, axis="step"):

@@ -239,9 +239,16 @@ def sample_token(logits, temperature, top_p, generator=None):
     return ids.gather(1, chosen).squeeze(1)
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    from .cli import Parser                                                      # here: it imports this file
     from .config import PRESETS
+    Parser(prog="python -m nanoharmon.qwen", description=__doc__).parse_args(argv)
     for name, make in PRESETS.items():
         with torch.device("meta"):
             n = sum(p.numel() for p in Qwen(make().llm).parameters())
         print(f"{name:12s} LLM {n / 1e6:9.2f}M parameters")
+
+
+if __name__ == "__main__":
+    from .cli import run
+    run(main)

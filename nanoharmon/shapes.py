@@ -363,7 +363,7 @@ def draw_prompt(scene: Scene, rng: random.Random) -> str:
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
-    options = [(3, caption(scene, rng)), (6 if len(kinds) == 2 else 3, describe(scene, rng))]
+    options = [(3, caption(scene, rng)), (12 if len(set(kinds)) == len(kinds) == 2 else 3, describe(scene, rng))]
     if len(kinds) == 1:
         options += [(3, _meta("single_object", *plain)["prompt"]), (3, _meta("colors", *kinds)["prompt"])]
     elif len(set(kinds)) == 1:
@@ -374,7 +374,7 @@ def draw_prompt(scene: Scene, rng: random.Random) -> str:
             options.append((2, _meta("two_object", *plain)["prompt"]))
         if facts := _facts(scene):
             a, related, b = rng.choice(facts)
-            options.append((6, _meta("position", a.pair, b.pair, related=related)["prompt"]))
+            options.append((9, _meta("position", a.pair, b.pair, related=related)["prompt"]))
     weights, prompts = zip(*options)
     return rng.choices(prompts, weights)[0]
 

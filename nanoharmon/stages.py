@@ -5,16 +5,18 @@ import shutil
 from contextlib import suppress
 
 import torch
-from tqdm import tqdm
 
 from .checkpoint import latest_state, write_json
+from .cli import bar
 from .config import STAGES, to_dict
 from .convert import Plan, start_from
 from .data import open_sources, parse_mix
 from .folder import import_source
 from .harmon import Harmon
 from .limits import check_training
+from .memory import measure
 from .optim import select
+from .pipeline import Pipeline
 
 # what each stage reads (nanoharmon/data.py)
 READS = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers", "mar": "pictures with class labels",
@@ -44,12 +46,6 @@ def size_flags(args):
     return flags
 
 
-def memory(total, trained, optim):
-    """GB of weights, gradients, optimizer and average, all float32; activations come on top of it."""
-    states = 1 if optim.muon else 2                              # Muon keeps a momentum, AdamW two
-    return 4e-9 * (total + trained * (1 + states + 1))
-
-
 def plan(config, out):
     """What --dry-run prints: the stages as a Markdown table."""
     with torch.device("meta"):
@@ -60,16 +56,16 @@ def plan(config, out):
     if mix != [("shapes", 1.0)]:
         print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
     done, begun = progress(out)
-    rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", "GB", out)]
-    total = sum(p.numel() for p in model.parameters()) / 1e6
+    rows = [("stage", "data", "px", "trained", "batch draw : read", "lr AdamW / Muon", "steps", "GB state + work", out)]
     for name, s in config.stages.items():
         size = sum(p.numel() for p in select(model, s.train_parts.split(",")).values()) / 1e6
         rate = f"{config.optim.lr * s.lr:g}" + f" / {config.optim.muon_lr * s.lr:g}" * config.optim.muon
+        memory = "-" if name in done else "{:.2f} + {:.2f}".format(
+            *measure(config, name, config.optim.shards or 1, config.optim.checkpointing))
         state = "finished" if name in done else f"at step {begun[name]}" if name in begun else "to do"
         trained = f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)"
         rows.append((name, READS[name], s.size or "-", trained, f"{s.draw_batch} : {s.read_batch}" if s.read_batch
-                     else s.draw_batch, rate, s.steps,
-                     f"{memory(total * 1e6, size * 1e6, config.optim):.2f}", state))
+                     else s.draw_batch, rate, s.steps, memory, state))
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * w for w in widths])
     for row in rows:
@@ -84,11 +80,14 @@ def progress(out):
 
 
 def count_shards(config, out, world):
-    """Into how many parts batches are cut: as told, as in the run that OUT holds, or one per process."""
+    """Into how many parts batches are cut: as told, as in the run that OUT holds, or one per process. An interrupted
+    stage keeps what it began with; between stages, a number that does not suit the processes is given up."""
     begun_with = 0
     # no run, or one that check_same will complain about
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         begun_with = int(json.loads((out / "train_config.json").read_text())["optim"]["shards"])
+        if begun_with % world and not progress(out)[1]:
+            begun_with = 0
     return config.optim.shards or begun_with or world
 
 
@@ -98,7 +97,7 @@ def check(config, world):
     stages, stride, shards = config.stages, config.model.vae.stride, config.optim.shards
     if shards % world:
         raise ValueError(f"--optim.shards {shards} cannot be shared by {world} processes, expected a multiple of "
-                         f"{world}; pass another --procs (a run keeps the shards it began with) or "
+                         f"{world}; pass another --procs (a stage keeps the shards it began with) or "
                          f"--optim.shards {world}")
     for name, stage in stages.items():
         for field in ("draw_batch", "read_batch"):
@@ -110,7 +109,11 @@ def check(config, world):
                              f"each; pass --stage_{name}.draw_batch 16")
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
-    parse_mix(config.data.mix)
+    if not (names := [name for name, _ in parse_mix(config.data.mix)]):
+        raise ValueError("--mix names no source, expected some; pass --mix shapes:1,DIR:3")
+    if config.data.images and not any(name.lower().endswith(".json") for name in names):
+        raise ValueError(f"--images {config.data.images} is for the pictures of a LLaVA file, got none; pass "
+                         f"--llava FILE.json besides, or drop --images")
     if stages["vae"].size < stages["1"].size:
         raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
                          f"expected the larger of the two: the vae is trained on both")
@@ -174,12 +177,21 @@ def check_parts(config, args):
             raise ValueError(str(e).replace("NAME", name)) from None
 
 
+def check_whole(folder):
+    """Complain now about a finished stage that cannot be read: the next one starts from it."""
+    try:
+        Pipeline.load(folder)
+    except ValueError as e:
+        problem = str(e).partition("; pass")[0]                  # --ckpt is no flag of train.py
+        raise ValueError(f"{problem}; put back {folder}, or delete it to repeat that stage") from None
+
+
 def prepare(config, args, out):
     """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
-    done, begun = progress(out)
-    if not done:                                                 # else they say what the model is
+    finished, begun = progress(out)
+    if not finished:                                             # else they say what the model is
         check_parts(config, args)
-    done += [s for s in given(args) if s not in done]
+    done = finished + [s for s in given(args) if s not in finished]
     begun = {s: step for s, step in begun.items() if not args.stage or s in args.stage}
     todo = [s for s in STAGES if s not in done and s in (args.stage or STAGES)]
     for name, step in begun.items():
@@ -190,6 +202,8 @@ def prepare(config, args, out):
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
     if done or begun:
         check_same(config, args, out, begun)
+        if finished:
+            check_whole(out / f"stage_{finished[-1]}")
         print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
               "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     import_sources(config, out, todo, frozen=bool(set(done) - set(given(args)) or begun))
@@ -210,7 +224,7 @@ def import_sources(config, out, todo, frozen):
     try:
         for name, _ in parse_mix(config.data.mix):
             if name != "shapes" and (found := import_source(name, config.data.images, cache, size, config.data.crops,
-                                                            frozen, tqdm)):
+                                                            frozen, bar)):
                 print(found)
         sources = open_sources(config.data, cache)
         classes, names = sum(source.classes for source in sources), ", ".join(source.name for source in sources)

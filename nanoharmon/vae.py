@@ -212,8 +212,10 @@ def kl_divergence(mean, logvar):
     return 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar)
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    from .cli import Parser                                                      # here: it imports this file
     from .config import PRESETS
+    Parser(prog="python -m nanoharmon.vae", description=__doc__).parse_args(argv)
     for name in ("nano", "harmon-0.5b"):
         config = PRESETS[name]().vae
         vae = VAE(config)
@@ -222,3 +224,8 @@ if __name__ == "__main__":
             tokens = vae.encode(image)
         n = sum(p.numel() for p in vae.parameters())
         print(f"{name:12s} {n / 1e6:7.2f}M parameters  {tuple(image.shape)} -> tokens {tuple(tokens.shape)}")
+
+
+if __name__ == "__main__":
+    from .cli import run
+    run(main)

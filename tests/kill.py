@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -47,7 +48,7 @@ class Board:
     of steps that are saved, the ids of the processes."""
 
     def __init__(self):
-        self.memory = mmap.mmap(-1, 4096)
+        self.memory, self.lengths = mmap.mmap(-1, 4096), {}             # lengths: seconds that a phase took last time
 
     def get(self, place):
         return int.from_bytes(self.memory[8 * place:8 * place + 8], "little")
@@ -92,19 +93,20 @@ def watch():
 
     def begin(run):
         global is_main
-        is_main = run.main
+        is_main = run.main                       # before anything is told: the other process may come here later
         board.set(PIDS + run.rank, os.getpid())
-        return real_train(run)
+        return during("loading", real_train)(run)
 
-    def begin_stage(run, *rest):
-        board.set(SAVED, 0)
-        return real_stage(run, *rest)
+    def stage_and_forget(run, *rest):
+        real_stage(run, *rest)
+        if is_main:                              # before the next stage is named: this one's steps are not that one's
+            board.set(SAVED, 0)
 
     def save_and_tell(folder, step, state, **options):
         save(folder, step, state, **options)
         board.set(SAVED, step)
-    train.train = during("loading", begin)
-    train.train_stage = during(lambda run, name, *_: f"stage {name}: training", begin_stage)
+    train.train = begin
+    train.train_stage = during(lambda run, name, *_: f"stage {name}: training", stage_and_forget)
     train.set_lr = during(lambda *_: board.phase, train.set_lr)                  # once a step
     train.save_state = during(lambda folder, *_: f"stage {folder.name[6:]}: writing a state", save_and_tell)
     train.show = during(lambda run, name, *_: f"stage {name}: curves", train.show)
@@ -167,14 +169,15 @@ class Victim:
 
     def reach(self, rng, most):
         """Let it run for 1 to `most` changes of phase and a part of the next one. False if it ended before."""
-        target, seen, moment, length = rng.randint(1, most), 0, time.time(), 0.0
+        target, seen, moment, phase = rng.randint(1, most), 0, time.time(), ""
         while seen < target:
             if self.ended():
                 return False
             if board.get(COUNT) > seen:
-                seen, moment, length = board.get(COUNT), time.time(), time.time() - moment
+                board.lengths[phase] = time.time() - moment
+                seen, moment, phase = board.get(COUNT), time.time(), board.phase
             time.sleep(0.0003)
-        time.sleep(rng.random() * length)
+        time.sleep(rng.random() * board.lengths.get(phase, 0.01))
         return not self.ended()
 
 
@@ -238,7 +241,8 @@ def experiment(folder, n, procs, steps, stages, rng, progress=print):
             how = f", before os.{chosen[0]} of {chosen[1]}"
         elif more and victim.reach(rng, 12):
             if chosen is not None and board.get(PIDS + chosen):
-                os.kill(board.get(PIDS + chosen), signal.SIGKILL)
+                with suppress(ProcessLookupError):           # it had nothing more to do
+                    os.kill(board.get(PIDS + chosen), signal.SIGKILL)
                 how = f", process {chosen} alone"
             else:
                 victim.kill()

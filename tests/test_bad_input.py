@@ -26,7 +26,7 @@ from PIL import Image
 import chat
 import sample
 import train
-from nanoharmon import bench, convert, data, evaluate, featuremap, probe, shapes
+from nanoharmon import bench, convert, data, evaluate, featuremap, harmon, memory, probe, quality, qwen, shapes, vae
 from nanoharmon.checkpoint import save_safetensors
 from nanoharmon.cli import load_pipeline, run
 from nanoharmon.config import to_dict
@@ -38,7 +38,8 @@ from test_pipeline import make_pipeline
 
 MAIN = {"sample": sample.main, "chat": chat.main, "train": train.main, "convert": convert.main, "bench": bench.main,
         "evaluate": evaluate.main, "shapes": shapes.main, "data": data.main, "probe": probe.main,
-        "featuremap": featuremap.main}
+        "featuremap": featuremap.main, "qwen": qwen.main, "vae": vae.main, "harmon": harmon.main,
+        "quality": quality.main, "memory": memory.main}
 C, T, M, I = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -135,11 +136,13 @@ def wrong_files(path):
     for name, *size in ("bomb.png", 20000, 20000), ("large.png", 9000, 9000), ("tall.png", 10, 60000):
         head = b"IHDR" + struct.pack(">II", *size) + bytes([8, 2, 0, 0, 0])      # only the header says so
         (path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
-    for name in "huge.bin", "damaged/huge_tokenizer/tokenizer.json":
+    for name in "folder", "folder.png", "large_list":
+        (path / name).mkdir()
+    for name in "huge.bin", "huge.json", "large_list/metadata.jsonl", "damaged/huge_tokenizer/tokenizer.json":
         with open(path / name, "wb") as f:
             f.truncate(10**11)                       # no room on the disk, but too much for any memory
-    for name in "folder", "folder.png":
-        (path / name).mkdir()
+    damage(path / "ckpt", path / "run_cut" / "stage_vae", M, half)
+    damage(path / "ckpt", path / "run_without" / "stage_vae", T, None)
     torch.save({"model": {"weight": torch.ones(99)}}, path / "cut.pth")
     (path / "cut.pth").write_bytes((path / "cut.pth").read_bytes()[:300])
     torch.save({"model": {"weight": 1}}, path / "none.pth")

@@ -65,6 +65,19 @@ def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
         assert shapes.caption(SCENES.scene(int(latent[0])), random.Random(1)) in text
 
 
+@pytest.mark.parametrize("pairs, low, high", [(0.0, 0.3, 0.65), (0.5, 0.6, 0.9), (1.0, 1, 1)])
+def test_pairs_are_scenes_of_two_different_objects(data, pairs, low, high):
+    rows = [i for tokens, *_ in data.drawings(random.Random(1), 200, 16, 0.0, pairs) for i in tokens[:, 0, 0].tolist()]
+    two = [len(s.objects) == len({o.pair for o in s.objects}) == 2 for s in (SCENES.scene(int(i)) for i in rows)]
+    assert len(two) == 200 and low <= sum(two) / 200 <= high
+    assert SCENES.to_draw(random.Random(2)) == SCENES.to_read(random.Random(2))
+
+
+def test_without_pairs_in_the_world_any_scene_will_do():
+    single = ShapesData(DataConfig(scenes=20, max_objects=1))
+    assert {len(single.scene(single.to_draw(random.Random(i), 1.0)[0]).objects) for i in range(20)} == {1}
+
+
 @pytest.mark.parametrize("drop, found", [(0.0, 0), (1.0, 20)])
 def test_dropped_captions_become_the_unconditional_prompt(data, drop, found):
     nothing = data.tokenizer.drawing(None)

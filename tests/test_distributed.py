@@ -14,7 +14,7 @@ import torch
 
 import train
 from nanoharmon import data
-from nanoharmon.checkpoint import open_tensors
+from nanoharmon.checkpoint import open_tensors, save_state
 from nanoharmon.cli import run
 from nanoharmon.parallel import launch
 
@@ -22,8 +22,9 @@ STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}
 
 
 def flags(out, *more):
-    """Four stages: one for each kind of loss."""
-    return ["--preset", "pico", "--sample-every", "0", "--save-every", "15", "--data.scenes", "60", "--out", str(out), *more,
+    """Four stages, one for each kind of loss, with small batches."""
+    return ["--preset", "pico", "--sample-every", "0", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
+            "--stage_2.draw_batch", "4", "--stage_2.read_batch", "2", *more,
             *(flag for s in STEPS for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
 
 
@@ -106,19 +107,26 @@ def test_shards_that_do_not_come_out_even(tmp_path, capsys, more, words):
     assert e.value.code == 2 and all(word in err for word in words) and not (tmp_path / "out").exists()
 
 
-def test_a_run_keeps_the_shards_it_began_with(tmp_path, capsys, monkeypatch):
+def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     worlds = []
     monkeypatch.setattr(train, "worker", lambda rank, world, store, stop, config, args: worlds.append(
         (world, config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda target, world, config, args: worlds.append(
         (world, config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    for name, *more in (["a"], ["a", "--procs", "1"], ["b", "--procs", "1"], ["b"], ["c", "--optim.shards", "4"],
+    flags = ["--preset", "pico", "--device", "cpu", "--resume"]
+    for name, *more in (["a"], ["a", "--procs", "1"], ["b", "--procs", "1"], ["c", "--optim.shards", "4"],
                         ["c", "--procs", "4"], ["c"]):
-        train.main(["--preset", "pico", "--device", "cpu", "--out", str(tmp_path / name), *more])
-    assert worlds == [(2, 2), (1, 2), (1, 1), (1, 1), (2, 4), (4, 4), (2, 4)]
-    with pytest.raises(ValueError, match="--optim.shards 4 cannot be shared by 3"):
-        train.main(["--preset", "pico", "--out", str(tmp_path / "c"), "--procs", "3"])
+        train.main([*flags, "--out", str(tmp_path / name), *more])
+    assert worlds == [(2, 2), (1, 2), (1, 1), (2, 4), (4, 4), (2, 4)]
+    save_state(tmp_path / "b" / "stage_vae", 3, {})       # as if it had been interrupted
+    train.main([*flags, "--out", str(tmp_path / "b")])
+    assert worlds[-1] == (1, 1)
+    with pytest.raises(ValueError, match="--optim.shards 1 cannot be shared by 2"):
+        train.main([*flags, "--out", str(tmp_path / "b"), "--procs", "2"])
+    shutil.rmtree(tmp_path / "b" / "stage_vae")           # the next stage may be cut in another way
+    train.main([*flags, "--out", str(tmp_path / "b"), "--procs", "2"])
+    assert worlds[-1] == (2, 2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

@@ -14,7 +14,7 @@ import copy
 import faulthandler
 import io
 import json
-import os
+import logging
 import random
 import shutil
 import struct
@@ -81,7 +81,8 @@ def mend_png(data):
 
 
 STRANGE = [None, True, False, -1, 0, 1, 2, 3.5, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"),
-           "", "x", "0", "\ud800", "a\0b", "../x", "/", [], {}, [[]], [1, 2, 3], ["a"], {"a": 1}, "9" * 5000, "@deep", "@digits"]
+           "", "x", "0", "\ud800", "a\0b", "../x", "/", [], {}, [[]], [1, 2, 3], ["a"], {"a": 1}, "9" * 5000,
+           "@deep", "@digits"]
 
 
 def places(node, at=()):
@@ -264,8 +265,9 @@ def write(path, data):
 
 
 @pytest.mark.parametrize("fuzz, n", [(fuzz_pictures, 660), (fuzz_json, 250)])
-def test_mutated_files_are_read_or_refused_in_one_line(fuzz, n, tmp_path, capfd):
+def test_mutated_files_are_read_or_refused_in_one_line(fuzz, n, tmp_path, capfd, monkeypatch):
     seen = Counter()
+    monkeypatch.setattr(logging.root, "handlers", [])        # pytest's would keep from stderr what reaches users
     for i, (what, path, action) in enumerate(fuzz(tmp_path, n)):
         try:
             seen[what, attempt(action, path)] += 1
@@ -274,6 +276,20 @@ def test_mutated_files_are_read_or_refused_in_one_line(fuzz, n, tmp_path, capfd)
     assert sum(seen.values()) == n and sum(k for (_, outcome), k in seen.items() if outcome == "refused") > n / 4
     assert sum(k for (_, outcome), k in seen.items() if outcome == "read") > n / 20
     assert not capfd.readouterr().err            # libraries do not write there either
+
+
+def test_nobody_else_writes_to_stderr(tmp_path, capfd, monkeypatch):
+    """Pillow logs an error about this TIFF, and libtiff prints one about the other."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    tiff, file = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(tiff, "TIFF")
+    Image.new("RGB", (99, 99), "red").save(file, "TIFF", compression="tiff_lzw")
+    samples = struct.pack("<HHIHH", 277, 3, 1, 3, 0)
+    assert tiff.getvalue().count(samples) == 1
+    for data in tiff.getvalue().replace(samples, samples[:8] + b"\0\1\0\0"), file.getvalue().replace(b"\x80", b"\xff"):
+        with pytest.raises(ValueError, match="change --image"):
+            open_image(write(tmp_path / "a.tiff", data))
+    assert not capfd.readouterr().err
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

@@ -8,15 +8,16 @@ from PIL import Image
 from nanoharmon.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, read_log
 
 
-def test_a_log_becomes_curves_a_resumed_step_counts_once_and_cut_lines_are_skipped(tmp_path):
+def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_counted(tmp_path):
     lines = [{"stage": "vae", "step": 50, "mse": 0.5, "kl": 3.0}, {"stage": "vae", "step": 50, "answers": []},
              {"stage": "2", "step": 100, "draw": 0.4, "read": 2.0}, {"stage": "2", "step": 50, "draw": 0.6},
              {"stage": "2", "step": 100, "draw": 0.3}, {"stage": "2", "step": 120, "skipped": 1},
              {"stage": "evaluation", "geneval": 0.5}]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"stage": "2", "st'
-    (tmp_path / "log.jsonl").write_text(text)
-    assert read_log(tmp_path / "log.jsonl") == {("vae", "mse"): [(50, 0.5)], ("2", "draw"): [(50, 0.6), (100, 0.3)],
-                                                ("2", "read"): [(100, 2.0)]}
+    damaged = [b'{"stage": "2", "st', b"[1]", b"3", b'"draw"', b"\xff\xfe{", bytes(9), b"[" * 10**5,
+               b'{"stage": "2", "draw": 0.1}', b'{"stage": "2", "step": 3, "draw": [0.1]}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([*damaged, *(json.dumps(line).encode() for line in lines)]))
+    assert read_log(tmp_path / "log.jsonl") == ({("vae", "mse"): [(50, 0.5)], ("2", "draw"): [(50, 0.6), (100, 0.3)],
+                                                 ("2", "read"): [(100, 2.0)]}, len(damaged))
 
 
 @pytest.mark.parametrize("n", [0, 1, 4])

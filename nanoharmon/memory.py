@@ -1,0 +1,167 @@
+"""How much memory training takes, before anything is trained: for `train.py --dry-run` and for a table in the README.
+
+    python -m nanoharmon.memory                     all presets, and what fits on 8, 16, 24 and 80 GB
+
+State: weights, gradients, the optimizer's moments and the average (EMA), counted. Work: what a forward and backward
+need besides, measured: a step of the stage is run on the meta device, where tensors have shapes but no data, while a
+mode adds up what is alive. So it holds what autograd saves, what is recomputed, and what is there only for a moment.
+
+Simplified: one process, all of it float32 (bf16 autocast on a GPU needs less work memory); attention as a GPU does it,
+without its matrix of weights; texts of 64 tokens; one division into visible and hidden tokens. Pictures drawn on the
+way need less than a training step.
+"""
+import math
+import random
+import weakref
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import cli
+from .config import STAGES, Config
+from .data import halves
+from .harmon import Harmon
+from .optim import is_matrix, select
+
+TEXT = 64                                                        # tokens of a prompt, question or answer
+CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, what CUDA and fragments take
+SHOWN = "nano", "micro", "harmon-0.5b", "harmon-1.5b"
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of new tensors that were alive at one time."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = WeakIdKeyDictionary({t.untyped_storage(): True for t in known})
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.is_meta and (storage := t.untyped_storage()) not in self.seen:
+                self.seen[storage] = True
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.free, storage.nbytes())
+        return out
+
+    def free(self, size):
+        self.now -= size
+
+
+def fused(q, k, v, attn_mask=None, dropout_p=0.0):
+    """F.scaled_dot_product_attention by a kernel that GPUs have: the meta device would take the plain one."""
+    bias = attn_mask if attn_mask is None else attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, dropout_p)[0]
+
+
+def blank(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class Blank:
+    """Batches as those of data.py, of nothing but shapes."""
+
+    def __init__(self, model):
+        self.vae, self.buffers = model.vae, model.config.mar.buffer_size
+
+    def images(self, rng, n, size):
+        return blank(n, 3, size, size)
+
+    def latents(self, n, size):
+        h, w = self.vae.grid_of(size, size)
+        return blank(n, h * w, self.vae.config.z_channels)
+
+    def supervised(self, n, places=0):
+        """One answer about a picture of so many places, or about none."""
+        shape = n, places + 2 * TEXT
+        return (blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool),
+                blank(n * TEXT, dtype=torch.long))
+
+    def texts(self, rng, n):
+        for rows, _ in halves(range(n), range(n), int):
+            yield self.supervised(len(rows))
+
+    def class_pictures(self, rng, n, size):
+        return self.latents(n, size), blank(n, dtype=torch.long)
+
+    def drawings(self, rng, n, size, *shares):
+        for rows, _ in halves(range(n), range(n), int):
+            shape = len(rows), TEXT
+            yield self.latents(shape[0], size), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool)
+
+    def readings(self, rng, n, size):
+        for rows, _ in halves(range(n), range(n), int):
+            tokens = self.latents(len(rows), size)
+            yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
+
+
+def measure(config, name, shards, checkpointing):
+    """(state, work) in GB of a stage whose batch is cut into so many shards."""
+    from train import stage_losses                               # the script beside this package
+    stage, optim = config.stages[name], config.optim
+    with torch.device("meta"):
+        model = Harmon(config.model).train()
+    params = select(model, stage.train_parts.split(","))
+    model.mar.checkpointing = model.llm.model.checkpointing = checkpointing
+    for p in params.values():
+        p.grad = torch.empty_like(p)
+    run = SimpleNamespace(config=config, shards=shards)
+    known = [*model.parameters(), *(p.grad for p in params.values())]
+    with mock.patch.object(F, "scaled_dot_product_attention", fused), Peak(known) as peak:
+        for _, loss, weight in stage_losses(run, name, stage, model, Blank(model), random.Random(0), None):
+            if weight and loss.requires_grad:
+                loss.backward()
+            del loss
+    moments = [1 if optim.muon and is_matrix(n, p) else 2 for n, p in params.items()]      # Muon keeps one, AdamW two
+    numbers = (sum(p.numel() for p in model.parameters()) +
+               sum((2 + m) * p.numel() for m, p in zip(moments, params.values())))         # 2: gradient, average
+    return 4e-9 * numbers, 1e-9 * peak.peak
+
+
+def savings(config, name):
+    """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture or as few as divide
+    the batch at a time, besides (**). Ends where no smaller card can be reached."""
+    stage, rows = config.stages[name], []
+    fewest = math.gcd(stage.draw_batch, stage.read_batch * (name in "123"))
+    for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):
+        if mark != "*" or name != "vae":                         # which has nothing to recompute
+            rows.append((mark, *measure(config, name, shards, checkpointing)))
+            state, work = rows[-1][1:]
+            if not any(state + APART <= card < state + work + APART for card in CARDS):
+                break
+    return rows
+
+
+def main(argv=None):
+    parser = cli.Parser(prog="python -m nanoharmon.memory", description=__doc__)
+    parser.add_argument("--preset", action="append", help=f"some of them (default {', '.join(SHOWN)})")
+    args = parser.parse_args(argv)
+    configs = {preset: Config.preset(preset) for preset in args.preset or SHOWN}
+    cells, fits = [], {card: [] for card in CARDS}
+    for preset, config in configs.items():
+        found = {name: savings(config, name) for name in STAGES}
+        cells.append([preset, *(f"{rows[0][1]:.1f} + " + " / ".join(f"{work:.1f}" for *_, work in rows)
+                                for rows in found.values())])
+        for card in CARDS:
+            marks = {name: [mark for mark, state, work in rows if state + work + APART <= card]
+                     for name, rows in found.items()}
+            fits[card].append(", ".join(name + least[0] for name, least in marks.items() if least) or "-")
+    print_table(["preset", *STAGES], cells)
+    print()
+    print_table(["card", *(row[0] for row in cells)], [[f"{card} GB", *row] for card, row in fits.items()])
+
+
+def print_table(header, rows):
+    for row in [header, ["---"] * len(header), *rows]:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
