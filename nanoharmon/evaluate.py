@@ -12,6 +12,7 @@
     vqa       questions about existence, color, shape, count and relation; pope and vqa: see reading.py
     caption   descriptions: every object, count and stated relation must be right
     probe     what a linear layer reads from frozen features (probe.py)
+    quality   how drawn pictures are distributed: a Frechet distance, precision and recall (quality.py)
 
 Scenes come from seeds that training never uses, random.Random(f"eval/{seed}/..."); prompts may be ones met in training,
 except the unseen ones. Intervals are 95 % Wilson score intervals; they treat pictures as independent, although several
@@ -36,13 +37,15 @@ from .judge import judge, judge_scene
 from .measure import batches, fresh_scene, out_folder, rate, spread, workers, world
 from .pipeline import to_pictures
 from .probe import probe_scores
+from .quality import NEIGHBOURS, quality_scores
 from .reading import answer_scores
 
-BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe")
+BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe", "quality")
 COLORED = ("counting", "colors", "position", "color_attr")      # the tasks that can name an unseen pair
 REASONS = ("missing object", "extra object", "wrong count", "wrong shape", "wrong color", "wrong place",
            "unclear object")
-SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "probe": 1000}   # default --n
+# default --n
+SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "probe": 1000, "quality": 400}
 KEEP = 8                                                        # pictures and failures of each batch kept for the grids
 
 
@@ -153,6 +156,8 @@ def run(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, size=None, p
             results[bench] = vae_score(pipe, count, **common)
         elif bench == "probe":
             results[bench] = probe_scores(pipe, count, **common)
+        elif bench == "quality":
+            results[bench] = quality_scores(pipe, count, **common, **options)
         else:
             results[bench] = {
                 "seen": answer_scores(pipe, count, benches=[bench], **common)[bench],
@@ -169,9 +174,9 @@ def flatten(results, name=""):
 
 
 def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **options):
-    """A short look at all but the probe, as one flat dict: what train.py prints at its end."""
+    """A short look at all but probe and quality, as one flat dict: what train.py prints at its end."""
     with workers(pipe, procs) as pool:
-        results, _ = run(pipe, BENCHES[:-1], n, images_per_prompt, seed, pool=pool, progress=progress, **options)
+        results, _ = run(pipe, BENCHES[:-2], n, images_per_prompt, seed, pool=pool, progress=progress, **options)
     return flatten(results)
 
 
@@ -208,6 +213,9 @@ def main(argv=None):
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
                              f"{','.join(BENCHES)}; pass --bench geneval")
+    if "quality" in benches and (args.n or NEIGHBOURS + 1) <= NEIGHBOURS:
+        raise ValueError(f"--n {args.n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
+                         f"{NEIGHBOURS + 1} or more; pass a larger --n, or --bench without quality")
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     plan = pipe.plan(["a red circle"], args.size, **options)

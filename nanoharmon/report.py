@@ -55,6 +55,8 @@ def tables(results, reasons):
                                 for kind in found["seen"]["likelihood"]}))
         elif bench == "caption":
             parts.append(table("captions right, %", {"caption": found}))
+        elif bench == "quality":
+            parts.append(table("distribution of the pictures in the eye's feature space (quality.py); not FID", found))
         else:
             parts.append(table("linear probe: held-out pictures right, %", found))
     return "\n".join(parts)

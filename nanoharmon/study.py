@@ -5,23 +5,27 @@
     python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
     python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves as a PNG
 
-(What a linear layer reads from frozen features is the first of their claims: probe.py.)
+About 47, 42, 40 and 10 minutes on two cores, reckoned from the time of single steps. (What a linear layer reads from
+frozen features is the first of the papers' claims: probe.py.)
 
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
-is missing there is trained first), see as many pictures per task, and are trained by train.py itself: single-threaded,
-two arms side by side. An arm's seed decides its pictures, their order, all noise and the new layers' first weights.
-Everything goes to --out; a study that was stopped goes on where it was, and finished arms are not repeated.
+is missing there is trained first), train as many steps, see as many pictures per task, and are trained by train.py,
+with the preset's stages: single-threaded, two arms side by side. (Only stage 1 has the batches of stage 2, so that an
+arm without it can make up for it.) An arm's seed decides its pictures, their order, all noise and the projectors' first
+weights. Everything goes to --out; a study that was stopped goes on where it was, and finished arms are not repeated,
+also those that two studies share.
 
 Simplified: pictures have 48 px (no stage 3), and the stages before are those of one seed. The spread that is shown
 (standard deviation over seeds) is therefore that of the last stages of training.
 """
 import contextlib
+import hashlib
 import json
 import random
 import shutil
 import statistics
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +35,18 @@ from tqdm import tqdm
 from . import cli, evaluate, shapes
 from .checkpoint import write_json
 from .cli import Parser, load_pipeline, model_flags, number
-from .config import DataConfig
+from .config import Config, DataConfig
 from .data import Batches, ShapesData
 from .harmon import Harmon
 from .judge import judge
 from .measure import out_folder, rate, workers
-from .pipeline import Pipeline, to_pictures
+from .pipeline import OFFICIAL, Pipeline, to_pictures
 from .plot import draw_curves
+from .report import cell
 
 STUDIES = ("shared", "stages", "mar", "sampling")
-STEPS = {"mar": 500, "1": 150, "2": 600}        # of an arm, at --budget 1
+STEPS = {"mar": 500, "1": 90, "2": 280}         # of an arm, at --budget 1
+SEEDS = {"shared": 3, "stages": 2, "mar": 2}    # trainings of every arm
 
 
 @dataclass
@@ -54,20 +60,23 @@ class Arm:
     separate: bool = False
 
 
-def arms(study, budget=1.0):
+def arms(study, budget=1.0, preset="nano"):
     """The arms of a study; the first is the one that the others are compared with."""
     n = {stage: max(1, round(steps * budget)) for stage, steps in STEPS.items()}
-    joint = Arm("joint", {"1": n["1"], "2": n["2"]})
+    second = Config.preset(preset).stages["2"]
+    draw, read = f"--stage_1.draw_batch={second.draw_batch}", f"--stage_1.read_batch={second.read_batch}"
+    joint = Arm("joint", {"1": n["1"], "2": n["2"]}, [draw, read])
     reading = "mar_read.encoder,mar_read.z_proj,mar_read.fake_latent"
     if study == "shared":
         return [joint,
-                replace(joint, name="drawing only", flags=["--stage_1.read_batch=0", "--stage_2.read_batch=0"]),
-                replace(joint, name="reading only", flags=["--stage_1.draw_batch=0", "--stage_2.draw_batch=0"]),
+                replace(joint, name="drawing only", flags=[draw, "--stage_1.read_batch=0", "--stage_2.read_batch=0"]),
+                replace(joint, name="reading only", flags=["--stage_1.draw_batch=0", read, "--stage_2.draw_batch=0"]),
                 replace(joint, name="separate encoders", separate=True, flags=[
-                    f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
+                    draw, read, f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
                     f"--stage_2.train_parts=mar.,{reading},llm.,proj_in.,proj_out."])]
     if study == "stages":
         return [joint,
+                replace(joint, name="stage 1 only", steps={"1": n["1"]}),
                 Arm("without stage 1", {"2": n["1"] + n["2"]}),              # as many steps in all
                 replace(joint, name="without mar", fresh=("mar",)),
                 replace(joint, name="without llm", fresh=("llm",))]
@@ -75,7 +84,7 @@ def arms(study, budget=1.0):
         plain = Arm("random order", {"mar": n["mar"]}, fresh=("mar",))
         return [plain, replace(plain, name="raster order", mar={"order": "raster"}),
                 replace(plain, name="l2 loss", mar={"head": "l2", "diffusion_batch_mul": 1}),
-                *(replace(plain, name=f"diffusion width {w}", mar={"diffloss_w": w}) for w in (40, 640))]
+                *(replace(plain, name=f"diffusion width {w}", mar={"diffloss_w": w}) for w in (40, 320))]
     raise ValueError(f"unknown study {study!r}, expected one of {', '.join(STUDIES)}; pass --study shared")
 
 
@@ -85,22 +94,43 @@ def folder(out, arm, seed):
     return Path(out) / f"{arm.name.replace(' ', '_')}-{seed}"
 
 
+def before(arm):
+    """The stage whose weights an arm starts from."""
+    return "vae" if "mar" in arm.steps else "mar"
+
+
+def note(job):
+    """Write down what an arm is, or complain that its folder is of another one: of another --budget, for instance."""
+    base, out, arm, seed, preset, scenes = job
+    path = folder(out, arm, seed) / "arm.json"
+    weights = hashlib.sha256((Path(base) / f"stage_{before(arm)}" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    what = json.loads(json.dumps({"weights": weights, "preset": preset, "scenes": scenes, **asdict(arm)}))
+    if path.exists() and (old := json.loads(path.read_text())) != what:
+        changed = ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in what.items() if old.get(k) != v)
+        raise ValueError(f"{path.parent} holds an arm with other settings: {changed}; pass another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(what, path)
+
+
 def start(base, out, arm, seed):
     """Fill OUT with what train.py takes for finished stages: the weights of BASE, in the arm's variant."""
-    before = "vae" if "mar" in arm.steps else "mar"
-    if (out / f"stage_{before}" / "config.json").exists():
+    stage = f"stage_{before(arm)}"
+    if (out / stage / "config.json").exists():
         return
-    pipe = Pipeline.load(Path(base) / f"stage_{before}")
+    pipe = Pipeline.load(Path(base) / stage)
     config = replace(pipe.model.config, mar=replace(pipe.model.config.mar, **arm.mar), separate_encoders=arm.separate)
     torch.manual_seed(seed)
     model = Harmon(config)
+    torch.manual_seed(seed)
+    for layer in (*model.proj_in[::2], *model.proj_out[::2]):    # the same in all arms, whatever else is new
+        layer.reset_parameters()
     for part in {"vae", "llm", "mar"} - set(arm.fresh):
         getattr(model, part).load_state_dict(getattr(pipe.model, part).state_dict())
     if arm.separate:
         model.mar_read.load_state_dict(model.mar.state_dict())
-    if before != "vae":
+    if stage != "stage_vae":
         shutil.copytree(Path(base) / "stage_vae", out / "stage_vae", dirs_exist_ok=True)
-    Pipeline(model, pipe.tokenizer, pipe.meta).save(out / f"stage_{before}")
+    Pipeline(model, pipe.tokenizer, pipe.meta).save(out / stage)
 
 
 def train_and_measure(job):
@@ -117,7 +147,7 @@ def train_and_measure(job):
         start(base, out, arm, seed)
         flags = [f"--stage_{stage}.steps={steps}" for stage, steps in arm.steps.items()]
         train.main(["--preset", preset, "--out", str(out), "--procs", "1", "--resume", "--sample-every", "0",
-                    f"--data.seed={seed}", f"--data.scenes={scenes}", *flags, *arm.flags,
+                    "--save-every", "100", f"--data.seed={seed}", f"--data.scenes={scenes}", *flags, *arm.flags,
                     *(f"--stage={stage}" for stage in arm.steps)])
         pipe = Pipeline.load(out / f"stage_{list(arm.steps)[-1]}")
         figures = measure_classes(pipe) if "mar" in arm.steps else measure(pipe, arm)
@@ -186,23 +216,25 @@ SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "tempera
 
 
 def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
-    """Vary one way of sampling at a time, the others as in the checkpoint: {sweep: [(value, rate)]}, and curves.png.
+    """Vary one way of sampling at a time, the others as in the checkpoint: {sweep: [(value, rate)]}, and sampling.png.
 
-    Finished points are kept in OUT/sampling.json.
+    Finished points are kept in OUT/sampling.json, by weights and all options: the sweeps meet in one point.
     """
-    path = Path(out) / "sampling.json"
+    weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(pipe.plan(["a ring"])["inside"])
+    todo = [(name, value) for name, values in sweeps.items() for value in values if name != "iters" or value <= most]
+    path, curves = Path(out) / "sampling.json", {name: [] for name in sweeps}
     done = json.loads(path.read_text()) if path.exists() else {}
-    todo = [(name, value) for name, values in sweeps.items() for value in values]
     with workers(pipe, procs) as pool:
         for name, value in tqdm(todo, desc="sampling"):
-            if f"{name}={value}" not in done:
-                options = {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
-                if name != "steps":
-                    options["steps"] = 25       # half of the default: a sweep is long
+            options = {"steps": 25}             # half of the default: a sweep is long
+            options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
+            plan = pipe.plan(["a ring"], **options)
+            key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
+            if key not in done:
                 scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
-                done[f"{name}={value}"] = scores["seen"]["overall"]
+                done[key] = scores["seen"]["overall"]
                 write_json(done, path)
-    curves = {name: [(value, done[f"{name}={value}"]) for value in values] for name, values in sweeps.items()}
+            curves[name].append((value, done[key]))
     draw_curves({("prompts right", name): [(value, entry["rate"]) for value, entry in points]
                  for name, points in curves.items()}, Path(out) / "sampling.png", axis="value")
     return curves
@@ -229,11 +261,13 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
     """Train and measure the arms of `shared`, `stages` or `mar`: {arm: [figures of each seed]}, and OUT/STUDY.json."""
     import train
     base, out = Path(base), Path(out)
-    chosen = arms(study, budget)
-    if missing := [s for s in ("vae", "llm", "mar") if not (base / f"stage_{s}" / "config.json").exists()]:
+    chosen, needed = arms(study, budget, preset), ["vae"] if study == "mar" else ["vae", "llm", "mar"]
+    if missing := [s for s in needed if not (base / f"stage_{s}" / "config.json").exists()]:
         print(f"training the stages {', '.join(missing)} of {base} first")
-        train.main(["--preset", preset, "--out", str(base), "--resume", "--stage=vae", "--stage=llm", "--stage=mar"])
+        train.main(["--preset", preset, "--out", str(base), "--resume", *(f"--stage={s}" for s in needed)])
     jobs = [(str(base), str(out), arm, seed, preset, scenes) for seed in range(1, seeds + 1) for arm in chosen]
+    for job in jobs:
+        note(job)
     with torch.multiprocessing.get_context("spawn").Pool(procs) as pool:
         done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
@@ -249,19 +283,24 @@ def main(argv=None):
     add("--base", default="out/nano", metavar="OUT", help="of a python train.py: the stages before those of the study "
         "(default out/nano)")
     add("--out", default="out/study", metavar="DIR", help="arms, tables and curves (default out/study)")
-    add("--seeds", type=number(int, 1, 100), default=3, help="trainings of every arm (default 3)")
+    add("--seeds", type=number(int, 1, 100), help="trainings of every arm (default: " +
+        ", ".join(f"{study} {n}" for study, n in SEEDS.items()) + ")")
     add("--budget", type=number(float, 0.001, 1000), default=1.0, help="factor on the steps of every arm: " +
         ", ".join(f"stage {stage} {steps}" for stage, steps in STEPS.items()) + " (default 1)")
     add("--procs", type=number(int, 1, 64), default=2, help="arms trained side by side (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    out, began = out_folder(args.out), time.time()
-    if args.study == "sampling":
-        curves = sampling(load_pipeline(args.ckpt, args.device, args.dtype), out, procs=args.procs)
+    pipe, began = load_pipeline(args.ckpt, args.device, args.dtype) if args.study == "sampling" else None, time.time()
+    out = out_folder(args.out)
+    if pipe:
+        curves = sampling(pipe, out, procs=args.procs)
         for name, points in curves.items():
-            print(f"{name:24s} " + "  ".join(f"{value:g}: {entry['rate']:.3f}" for value, entry in points))
+            print(f"{name}: pictures right, % (95 % Wilson intervals)\n" +
+                  "\n".join(f"{value:6g}  {cell(entry)}" for value, entry in points))
     else:
-        print(table(run(args.study, args.base, out, args.seeds, args.budget, args.procs)))
+        results = run(args.study, args.base, out, args.seeds or SEEDS[args.study], args.budget, args.procs)
+        minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)
+        print(f"{table(results)}\nmean ± standard deviation over seeds; all arms took {minutes:.0f} process minutes")
     print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import evaluate, probe, reading, report, shapes
+from nanoharmon import evaluate, probe, quality, reading, report, shapes
 from nanoharmon.config import Config
 from nanoharmon.data import ShapesData, training_texts
 from nanoharmon.evaluate import draw_scores, match, vae_score
@@ -348,7 +348,8 @@ def test_the_dual_ridge_is_the_primal_one():
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys):
+def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quality.train_eye, "__defaults__", (3, None))       # steps
     threads = torch.get_num_threads()
     evaluate.main(["--ckpt", str(pico), "--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1",
                    "--out", str(tmp_path)])

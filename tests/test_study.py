@@ -8,6 +8,7 @@ import torch
 
 import train
 from nanoharmon import study
+from nanoharmon.config import Config, override
 from nanoharmon.pipeline import Pipeline
 
 
@@ -25,7 +26,7 @@ def weights(folder):
 
 
 def arm(title, name):
-    return next(a for a in study.arms(title, 1e-9) if a.name == name)
+    return next(a for a in study.arms(title, 1e-9, "pico") if a.name == name)
 
 
 @pytest.mark.parametrize("title, name, moved, kept", [
@@ -39,6 +40,9 @@ def test_an_arm_trains_what_it_says(base, tmp_path, title, name, moved, kept):
     assert torch.equal(before["mar.encoder_norm.weight"], weights(base / "stage_mar")["mar.encoder_norm.weight"])
     if chosen.separate:
         assert torch.equal(before["mar.z_proj.weight"], before["mar_read.z_proj.weight"])
+        study.start(base, tmp_path / "joint", arm(title, "joint"), seed=1)       # new layers are the same in all arms
+        joint = weights(tmp_path / "joint" / "stage_mar")
+        assert all(torch.equal(before[k], joint[k]) for k in joint)
     train.main(["--preset", "pico", "--out", str(tmp_path), "--procs", "1", "--resume", "--sample-every", "0",
                 "--data.seed=1", "--data.scenes=40", *(f"--stage_{s}.steps=2" for s in chosen.steps), *chosen.flags,
                 *(f"--stage={s}" for s in chosen.steps)])
@@ -53,6 +57,40 @@ def test_leaving_a_stage_out_means_random_weights_there(base, tmp_path, part):
     ours, theirs = weights(tmp_path / "stage_mar"), weights(base / "stage_mar")
     same = {p: all(torch.equal(ours[k], theirs[k]) for k in ours if k.startswith(f"{p}.")) for p in ("vae", "llm", "mar")}
     assert same == {p: p != part for p in same}
+
+
+def test_arms_have_equal_batches_and_steps():
+    for title in "shared", "stages":
+        for a in study.arms(title):
+            config = Config.preset("nano")
+            override(config, a.flags)
+            first, second = (config.stages[s] for s in "12")
+            assert (first.draw_batch, first.read_batch) == (second.draw_batch, second.read_batch) or "1" not in a.steps
+            assert sum(a.steps.values()) == study.STEPS["1"] + study.STEPS["2"] or a.name == "stage 1 only"
+            for task in ("draw_batch", "read_batch"):
+                assert getattr(second, task) in (0, getattr(Config.preset("nano").stages["2"], task))
+
+
+def test_an_arm_of_another_budget_is_not_mixed_in(base, tmp_path):
+    jobs = [(str(base), str(tmp_path), study.arms("shared", budget)[0], 1, "nano", 40) for budget in (1, 2)]
+    study.note(jobs[0])
+    study.note(jobs[0])
+    with pytest.raises(ValueError, match="steps .* -> .*; pass another --out"):
+        study.note(jobs[1])
+
+
+def test_sampling_draws_no_point_twice(base, tmp_path, monkeypatch):
+    def draw_scores(pipe, n, images, unseen, pool, **options):
+        drawn.append(options)
+        return {"seen": {"overall": study.rate([True, False])}}, {}
+    pipe, drawn = Pipeline.load(base / "stage_mar"), []
+    monkeypatch.setattr(study.evaluate, "draw_scores", draw_scores)
+    sweeps = {"iters": (1, 4, 5), "steps": (25, 5), "temperature": (1.0,), "cfg": (3.0,), "cfg, linear schedule": (3.0,)}
+    curves = study.sampling(pipe, tmp_path, procs=1, sweeps=sweeps)
+    assert drawn == [{"steps": 25, "iters": 1}, {"steps": 25, "iters": 4}, {"steps": 5},
+                     {"steps": 25, "cfg": 3.0, "cfg_schedule": "linear"}]
+    assert curves == study.sampling(pipe, tmp_path, procs=1, sweeps=sweeps) and len(drawn) == 4
+    assert [value for value, _ in curves["iters"]] == [1, 4] and (tmp_path / "sampling.png").exists()
 
 
 def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
