@@ -354,7 +354,7 @@ def parse_args(argv=None):
     add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
     add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
     add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
-        "scenes of one or two objects")
+        "scenes of one object")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--data", action="append", default=[], metavar="DIR", help="train on your own pictures: a folder with "
         "metadata.jsonl, or with a.png beside a.txt; python -m nanoharmon.data DIR tells what is in it")
@@ -383,7 +383,8 @@ def parse_args(argv=None):
     if args.quick:                           # the VAE decides how good anything can look: it keeps a third
         for name, stage in config.stages.items():
             stage.steps = max(1, stage.steps // (3 if name == "vae" else 7))
-        config.data.scenes, config.data.max_objects = config.data.scenes // 3, 2
+            stage.warmup = min(stage.warmup, stage.steps // 4)
+        config.data.scenes, config.data.max_objects = config.data.scenes // 3, 1
     mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)

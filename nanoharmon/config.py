@@ -183,7 +183,8 @@ class StageConfig:
     pairs: float = arg(0.0, "shapes world: share of drawings of two different objects, beside those in the usual mixture")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
-    read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1)")
+    read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1); its gradient can be far longer: "
+                                  "LOG.md")
 
 
 NOT_VAE = "mar.,llm.,proj_in.,proj_out."
@@ -198,7 +199,7 @@ def nano_stages():
         "1": StageConfig(150, 48, 64, 24, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
         "2": StageConfig(1800, 48, 96, 16, caption_drop=0.1, hide_all=0.8, pairs=0.85, read_weight=0.03,
                          train_parts=NOT_VAE),
-        "3": StageConfig(3500, 96, 64, 16, lr=0.8, caption_drop=0.1, hide_all=0.5, pairs=0.6, read_weight=0.03,
+        "3": StageConfig(3500, 96, 64, 16, lr=0.8, caption_drop=0.1, hide_all=0.1, pairs=0.5, read_weight=0.03,
                          train_parts=NOT_VAE, own_positions=True),
     }
 
@@ -209,9 +210,11 @@ def micro_stages():
         "vae": StageConfig(20000, 128, 32, lr=0.5, train_parts="vae."),
         "llm": StageConfig(5000, 0, 128, lr=0.5, train_parts="llm."),
         "mar": StageConfig(20000, 64, 256, lr=0.5, train_parts="mar."),
-        "1": StageConfig(5000, 64, 128, 64, lr=0.5, train_parts=ALIGN),
-        "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE),
-        "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, train_parts=NOT_VAE, own_positions=True),
+        "1": StageConfig(2000, 64, 128, 64, lr=0.5, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
+        "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, hide_all=0.6, pairs=0.6, read_weight=0.03,
+                         train_parts=NOT_VAE),
+        "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, hide_all=0.1, pairs=0.5, read_weight=0.03,
+                         train_parts=NOT_VAE, own_positions=True),
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 10                                   # seconds that the others get to end after one process has failed
@@ -137,6 +138,7 @@ def launch(target, world, *args):
 
 def _child(target, rank, world, store, problems, ready, args):
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())                          # its own is a semaphore, which a killed process leaks
     with Stop(rank) as stop:
         if rank == 0:
             ready.set()
