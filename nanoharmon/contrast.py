@@ -31,15 +31,15 @@ def lies(n, seed, **world):
     """n scenes, and {name: (true prompts, wrong prompts)}."""
     rng, scenes, out = random.Random(f"contrast/{seed}"), [], {}
     metas = [meta for meta in shapes.geneval_prompts("position", 4 * n, seed)
-             if len({(x["class"]) for x in meta["include"]}) == len({x["color"] for x in meta["include"]}) == 2]
+             if len({x["class"] for x in meta["include"]}) == len({x["color"] for x in meta["include"]}) == 2]
     for meta in metas[:n]:
         scene = shapes.scene_for(meta, rng, **world)
         b, a = ((o["color"], o["class"]) for o in meta["include"])               # GenEval lists the reference first
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)
                                      for o, p in zip(scene.objects, scene.objects[::-1])), scene.background)
+        true = meta["prompt"]
         where, elsewhere = (shapes.describe(s, random.Random(order)) for s in (scene, swapped))
-        true = f"{shapes.phrase(*a)} {related} {shapes.phrase(*b)}"
         scenes.append(scene)
         for name, told, wrong in (
                 ("relation", true, f"{shapes.phrase(*a)} {shapes.OPPOSITE[related]} {shapes.phrase(*b)}"),
@@ -73,7 +73,7 @@ def contrast(pipe, n=PICTURES, seed=0, size=None):
     for name, losses in out.items():
         true, wrong = torch.tensor(losses).double().T
         rise = wrong - true
-        table[name] = (true.mean().item(), rise.mean().item(), 1.96 * rise.std().item() / max(1, len(rise)) ** 0.5)
+        table[name] = (true.mean().item(), rise.mean().item(), 1.96 * rise.std().item() / len(rise) ** 0.5)
     return table
 
 

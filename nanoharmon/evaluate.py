@@ -19,7 +19,6 @@ except the unseen ones. Intervals are 95 % Wilson score intervals; they treat pi
 share a prompt, and the overall score pools the tasks (they are equally large, so that is GenEval's mean of the tasks).
 Batch k of a task has its own seed: results do not depend on the number of processes.
 """
-import math
 import random
 import sys
 from collections import Counter
@@ -37,7 +36,7 @@ from .judge import judge, judge_scene
 from .measure import batches, fresh_scene, out_folder, rate, spread, workers, world
 from .pipeline import to_pictures
 from .probe import probe_scores
-from .quality import NEIGHBOURS, quality_scores
+from .quality import NEIGHBOURS, psnr, quality_scores
 from .reading import answer_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe", "quality")
@@ -128,10 +127,8 @@ def reconstruct_batch(pipe, seed, start, stop, size):
     decoded = map(np.asarray, to_pictures(pipe.model.vae.decode(tokens, pipe.model.vae.grid_of(size, size))))
     rows = []
     for scene, image, again in zip(scenes, images, decoded):
-        error = np.mean((image.astype(np.float64) - again) ** 2)
         board = world(pipe)["board"]
-        rows.append((judge_scene(again, scene, board), judge_scene(image, scene, board),
-                     10 * math.log10(255 ** 2 / max(error, 1e-9))))
+        rows.append((judge_scene(again, scene, board), judge_scene(image, scene, board), psnr(image[None], again[None])))
     return rows
 
 
@@ -139,8 +136,8 @@ def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None):
     """How many fresh scenes survive the VAE: "right" (and "original": before it), mean "psnr" in dB."""
     jobs = [(seed, part[0], part[-1] + 1, size or pipe.size) for part in batches(range(n), 32)]
     rows = [row for part in spread(reconstruct_batch, pipe, jobs, pool, progress, "vae") for row in part]
-    right, original, psnr = zip(*rows)
-    return {"right": rate(right), "original": rate(original), "psnr": float(np.mean(psnr))}
+    right, original, decibels = zip(*rows)
+    return {"right": rate(right), "original": rate(original), "psnr": float(np.mean(decibels))}
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

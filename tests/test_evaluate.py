@@ -17,27 +17,15 @@ from PIL import Image
 
 from nanoharmon import evaluate, probe, quality, reading, report, shapes
 from nanoharmon.config import Config
-from nanoharmon.data import ShapesData, training_texts
+from nanoharmon.data import ShapesData
 from nanoharmon.evaluate import draw_scores, match, vae_score
 from nanoharmon.harmon import Harmon
 from nanoharmon.judge import Detected, detect
 from nanoharmon.measure import batches, fresh_scene, rate, wilson, workers
 from nanoharmon.pipeline import DESCRIBE, Pipeline
 from nanoharmon.reading import answer_scores, pope_questions, yes_no_scores
-from nanoharmon.tokenizer import Tokenizer
 
 FAST = {"iters": 2, "steps": "3"}
-
-
-@pytest.fixture(scope="module")
-def pico(tmp_path_factory):
-    """A checkpoint directory with random weights."""
-    config = Config.preset("pico")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
-    path = tmp_path_factory.mktemp("pico")
-    Pipeline(Harmon(config.model), tokenizer, {"size": 16, "board": 2}).save(path)
-    return path
 
 
 class Fake:

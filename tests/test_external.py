@@ -11,28 +11,13 @@ import torch
 from PIL import Image
 
 from nanoharmon import cli, evaluate, external, shapes
-from nanoharmon.config import Config
-from nanoharmon.data import training_texts
-from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.tokenizer import Tokenizer
 
 # as in the official file: other words than ours, and more keys
 PROMPTS = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
            {"tag": "counting", "include": [{"class": "clock", "count": 3}], "exclude": [{"class": "clock", "count": 4}],
             "prompt": "a photo of three clocks"},
            {"tag": "colors", "include": [{"class": "tv", "count": 1, "color": "red"}], "prompt": "a photo of a red tv"}]
-
-
-@pytest.fixture(scope="module")
-def pico(tmp_path_factory):
-    """A checkpoint directory with random weights."""
-    config = Config.preset("pico")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
-    path = tmp_path_factory.mktemp("pico")
-    Pipeline(Harmon(config.model), tokenizer, {"size": 16, "board": 2}).save(path)
-    return path
 
 
 def jsonl(path, rows):
