@@ -16,6 +16,7 @@ array of latents, and `item` whatever the source needs to find the text that bel
     picture(rng, size)   class_picture(rng) -> row, class or None   text(rng) -> turns, whole
     to_draw(rng, pairs) -> row, item   prompt(item, rng) -> text   to_read(rng) -> row, item   conversation(item, rng)
 """
+import functools
 import hashlib
 import random
 import shutil
@@ -44,7 +45,7 @@ class ShapesData:
     classes = shapes.NUM_CLASSES
 
     def __init__(self, config):
-        self.config, self.rows, self.latents, self.uniform, self.pairs = config, config.scenes, {}, None, None
+        self.config, self.rows, self.latents = config, config.scenes, {}
         self.seen = self.captioned = self.told = True
 
     @property
@@ -81,24 +82,32 @@ class ShapesData:
         return [("user", shapes.describe(scene, rng) + "\n" + DESCRIBE),
                 ("assistant", shapes.caption(scene, rng))], False
 
+    @functools.cached_property
+    def sorted_scenes(self):
+        """The scenes with one kind of object, as (row, class), and the rows of those with two different ones."""
+        alike, pairs = [], []
+        for i in range(self.rows):
+            scene = self.scene(i)
+            kinds = len({o.pair for o in scene.objects})
+            if kinds == 1:
+                alike.append((i, shapes.scene_class(scene)))
+            elif kinds == len(scene.objects) == 2:
+                pairs.append(i)
+        return alike, pairs
+
     def class_picture(self, rng):
         """A scene with one kind of object."""
-        if self.uniform is None:
-            self.uniform = [(i, shapes.scene_class(scene)) for i, scene in enumerate(map(self.scene, range(self.rows)))
-                            if len({o.pair for o in scene.objects}) == 1]
-            if not self.uniform:
-                raise ValueError(f"none of the {self.rows} training scenes has objects of one kind only, which stage "
-                                 f"mar needs; pass a larger --data.scenes")
-        return rng.choices(self.uniform)[0]
+        alike, _ = self.sorted_scenes
+        if not alike:
+            raise ValueError(f"none of the {self.rows} training scenes has objects of one kind only, which stage "
+                             f"mar needs; pass a larger --data.scenes")
+        return rng.choices(alike)[0]
 
     def to_draw(self, rng, pairs=0.0):
         """pairs: how often a scene of two different objects is looked for."""
         if not pairs or rng.random() >= pairs:
             return self.to_read(rng)
-        if self.pairs is None:
-            self.pairs = [i for i, scene in enumerate(map(self.scene, range(self.rows)))
-                          if len(scene.objects) == len({o.pair for o in scene.objects}) == 2]
-        i = rng.choice(self.pairs or range(self.rows))
+        i = rng.choice(self.sorted_scenes[1] or range(self.rows))
         return i, i
 
     def to_read(self, rng):

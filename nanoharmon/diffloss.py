@@ -170,6 +170,4 @@ def make_head(config):
     """The head that `config` (MARConfig) asks for."""
     if config.head == "l2":
         return L2Loss(config.token_dim, config.decoder_embed_dim, config.diffloss_w)
-    if config.head == "diffusion":
-        return DiffLoss(config.token_dim, config.decoder_embed_dim, config.diffloss_w, config.diffloss_d, config.clip_x0)
-    raise ValueError(f"unknown head {config.head!r}, expected diffusion or l2; pass --mar.head")
+    return DiffLoss(config.token_dim, config.decoder_embed_dim, config.diffloss_w, config.diffloss_d, config.clip_x0)

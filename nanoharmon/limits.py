@@ -11,7 +11,8 @@ from .config import sections
 TEXT = 64                                        # tokens that a stage's prompts and questions may take, at least
 BYTES = 259                                      # a byte-level tokenizer: 256 bytes, three special tokens
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-CHOICES = {"layout": ("board", "free"), "schedule": ("linear", "cosine"), "mask_ratio": ("truncnorm", "cosine")}
+CHOICES = {"layout": ("board", "free"), "schedule": ("linear", "cosine"), "mask_ratio": ("truncnorm", "cosine"),
+           "head": ("diffusion", "l2"), "order": ("random", "raster")}
 LAYERS = dict.fromkeys(("num_res_blocks", "encoder_depth", "decoder_depth", "diffloss_d", "num_hidden_layers"),
                        (1, 200))
 SHARES = dict.fromkeys(("label_drop_prob", "mask_ratio_min", "caption_drop", "hide_all", "pairs", "floor"), (0, 1))

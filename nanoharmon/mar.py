@@ -69,11 +69,6 @@ class MAR(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.mask_ratio not in ("truncnorm", "cosine"):
-            raise ValueError(f"unknown mask_ratio {config.mask_ratio!r}, expected truncnorm or cosine; "
-                             f"pass --mar.mask_ratio")
-        if config.order not in ("random", "raster"):
-            raise ValueError(f"unknown order {config.order!r}, expected random or raster; pass --mar.order")
         self.config = config
         D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
         # fills all U buffers when there is no class: in Harmon always. They differ only by their position embedding.
