@@ -199,7 +199,7 @@ def nano_stages():
         "1": StageConfig(150, 48, 64, 24, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
         "2": StageConfig(1200, 48, 96, 16, caption_drop=0.1, hide_all=0.7, pairs=0.85, read_weight=0.03,
                          train_parts=NOT_VAE),
-        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, pairs=0.4, read_weight=0.03, train_parts=NOT_VAE,
+        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, pairs=0.1, read_weight=0.03, train_parts=NOT_VAE,
                          own_positions=True),
     }
 

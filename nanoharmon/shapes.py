@@ -72,7 +72,7 @@ class Scene:
 
 # (objects, all alike, how often): mostly two different ones, since which color goes with which shape, and what is where,
 # takes a model longest to learn
-MIXTURE = ((1, True, 22), (2, True, 6), (3, True, 8), (4, True, 8), (2, False, 46), (3, False, 5), (4, False, 5))
+MIXTURE = ((1, True, 22), (2, True, 6), (3, True, 9), (4, True, 10), (2, False, 43), (3, False, 5), (4, False, 5))
 
 
 def random_scene(rng: random.Random, objects: list | None = None, n: int | None = None, most: int = 4,
@@ -358,20 +358,20 @@ def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int 
 def draw_prompt(scene: Scene, rng: random.Random) -> str:
     """A training prompt for drawing this scene: a task pattern that fits it, a description of places or a caption.
 
-    Places and relations are the most frequent: what is learned last should be met most (LOG.md).
+    Places and relations are frequent, and so is what leaves a color open: what is learned last should be met most (LOG.md).
     """
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
     options = [(3, caption(scene, rng)), (12 if len(set(kinds)) == len(kinds) == 2 else 3, describe(scene, rng))]
     if len(kinds) == 1:
-        options += [(3, _meta("single_object", *plain)["prompt"]), (3, _meta("colors", *kinds)["prompt"])]
+        options += [(6, _meta("single_object", *plain)["prompt"]), (3, _meta("colors", *kinds)["prompt"])]
     elif len(set(kinds)) == 1:
-        options.append((6, _meta("counting", kinds[0], count=len(kinds))["prompt"]))
+        options.append((12, _meta("counting", kinds[0], count=len(kinds))["prompt"]))
     elif len(kinds) == 2:
         options.append((3, _meta("color_attr", *kinds)["prompt"]))
         if plain[0] != plain[1]:
-            options.append((2, _meta("two_object", *plain)["prompt"]))
+            options.append((5, _meta("two_object", *plain)["prompt"]))
         if facts := _facts(scene):
             a, related, b = rng.choice(facts)
             options.append((9, _meta("position", a.pair, b.pair, related=related)["prompt"]))
