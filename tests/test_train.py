@@ -351,7 +351,8 @@ def test_help_lists_all_flags_with_the_values_of_the_preset(capsys):
 def test_quick_shortens_what_is_not_given():
     args, config = train.parse_args(["--quick", "--stage_2.steps", "7"])
     full = train.parse_args([])[1]
-    assert config.stages["2"].steps == 7 and config.stages["3"].steps == full.stages["3"].steps // 7
+    assert config.stages["2"].steps == 7 and config.stages["3"].steps == full.stages["3"].steps // 6
+    assert config.stages["3"].size == full.stages["2"].size
     assert args.out == "out/nano-quick" and train.parse_args([])[0].out == "out/nano" and train.parse_args(["--preset", "pico"])[0].out == "out/pico"
 
 
