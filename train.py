@@ -380,7 +380,8 @@ def parse_args(argv=None):
         print(f"{parser.format_help()}\nwhat else can be changed, with the values of preset {args.preset}:\n\n"
               f"{describe_flags(config)}")
         sys.exit(0)
-    if args.quick:                           # 96 px cannot be learned in minutes: stage 3 goes on with stage 2's size
+    if args.quick:                           # 96 px cannot be learned in minutes: stage 3 goes on with stage 2's size;
+        # the VAE decides how good anything can look, mar and 2 teach the diffusion head: they keep more of their steps
         for name, stage in config.stages.items():
             stage.steps = max(1, stage.steps // {"vae": 3, "mar": 4, "2": 4}.get(name, 6))
             stage.warmup = min(stage.warmup, stage.steps // 4)

@@ -358,7 +358,8 @@ def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int 
 def draw_prompt(scene: Scene, rng: random.Random) -> str:
     """A training prompt for drawing this scene: a task pattern that fits it, a description of places or a caption.
 
-    Places and relations are frequent, and so is what leaves a color open: what is learned last should be met most (LOG.md).
+    Places and relations are frequent, and so are prompts that leave the color open: what is learned last should be met
+    most (the weights: LOG.md).
     """
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
