@@ -41,7 +41,7 @@ from tqdm import tqdm
 from nanoharmon import evaluate
 from nanoharmon.checkpoint import explained, latest_state, load_state, save_state, versions, write_json
 from nanoharmon.cli import Parser, number, pick_device, run
-from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, to_dict
+from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, quicken, to_dict
 from nanoharmon.data import encode_share, latents_path, make_batches, new_cache, open_sources, parse_mix, training_texts
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
 from nanoharmon.parallel import Stop, average_gradients, average_values, is_lost, launch
@@ -354,7 +354,7 @@ def parse_args(argv=None):
     add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
     add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
     add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
-        "scenes of one object, small pictures")
+        "scenes of one object, small pictures (--quick --dry-run lists them)")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--data", action="append", default=[], metavar="DIR", help="train on your own pictures: a folder with "
         "metadata.jsonl, or with a.png beside a.txt; python -m nanoharmon.data DIR tells what is in it")
@@ -380,13 +380,8 @@ def parse_args(argv=None):
         print(f"{parser.format_help()}\nwhat else can be changed, with the values of preset {args.preset}:\n\n"
               f"{describe_flags(config)}")
         sys.exit(0)
-    if args.quick:                           # 96 px cannot be learned in minutes: stage 3 goes on with stage 2's size;
-        # the VAE decides how good anything can look, mar and 2 teach the diffusion head: they keep more of their steps
-        for name, stage in config.stages.items():
-            stage.steps = max(1, stage.steps // {"vae": 3, "mar": 4, "2": 4}.get(name, 6))
-            stage.warmup = min(stage.warmup, stage.steps // 4)
-        config.stages["3"].size = config.stages["2"].size
-        config.data.scenes, config.data.max_objects = config.data.scenes // 3, 1
+    if args.quick:
+        quicken(config)
     mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
