@@ -39,10 +39,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nanoharmon import evaluate
-from nanoharmon.checkpoint import explained, latest_state, load_state, save_state, versions, write_json
+from nanoharmon.checkpoint import latest_state, load_state, save_state, versions
 from nanoharmon.cli import Parser, number, pick_device, run
 from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, quicken, to_dict
 from nanoharmon.data import encode_share, latents_path, make_batches, new_cache, open_sources, parse_mix, training_texts
+from nanoharmon.files import explained, write_json
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
 from nanoharmon.parallel import Stop, average_gradients, average_values, is_lost, launch
 from nanoharmon.pipeline import Pipeline

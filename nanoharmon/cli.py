@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from .config import nearest
-from .files import open_image                          # noqa: F401: scripts find it here, too
 from .pipeline import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -18,7 +18,7 @@ import random
 
 import torch
 
-from . import shapes
+from . import language, shapes
 from .cli import Parser, load_pipeline, model_flags, number
 from .measure import batches, world
 from .pipeline import pad
@@ -30,20 +30,20 @@ PICTURES, BATCH = 256, 16
 def lies(n, seed, **world):
     """n scenes, and {name: (true prompts, wrong prompts)}."""
     rng, scenes, out = random.Random(f"contrast/{seed}"), [], {}
-    metas = [meta for meta in shapes.geneval_prompts("position", 4 * n, seed)
+    metas = [meta for meta in language.geneval_prompts("position", 4 * n, seed)
              if len({x["class"] for x in meta["include"]}) == len({x["color"] for x in meta["include"]}) == 2]
     for meta in metas[:n]:
-        scene = shapes.scene_for(meta, rng, **world)
+        scene = language.scene_for(meta, rng, **world)
         b, a = ((o["color"], o["class"]) for o in meta["include"])               # GenEval lists the reference first
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)
                                      for o, p in zip(scene.objects, scene.objects[::-1])), scene.background)
         true = meta["prompt"]
-        where, elsewhere = (shapes.describe(s, random.Random(order)) for s in (scene, swapped))
+        where, elsewhere = (language.describe(s, random.Random(order)) for s in (scene, swapped))
         scenes.append(scene)
         for name, told, wrong in (
-                ("relation", true, f"{shapes.phrase(*a)} {shapes.OPPOSITE[related]} {shapes.phrase(*b)}"),
-                ("binding", true, f"{shapes.phrase(b[0], a[1])} {related} {shapes.phrase(a[0], b[1])}"),
+                ("relation", true, f"{language.phrase(*a)} {shapes.OPPOSITE[related]} {language.phrase(*b)}"),
+                ("binding", true, f"{language.phrase(b[0], a[1])} {related} {language.phrase(a[0], b[1])}"),
                 ("places", where, elsewhere), ("nothing", true, None)):
             out.setdefault(name, []).append((told, wrong))
     return scenes, out

@@ -26,14 +26,15 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import load_foreign, load_weights, match_weights, open_tensors, save_safetensors, write_json
+from .checkpoint import load_weights, match_weights
 from .cli import DTYPES, Parser, run
 from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, override, to_dict
-from .files import check_folder, read_json, write_bytes
+from .files import check_folder, read_json, write_bytes, write_json
 from .harmon import Harmon, projector
 from .limits import check_fields, check_model
 from .mar import MAR
 from .qwen import Qwen
+from .safetensors import load_foreign, open_tensors, save_safetensors
 from .tokenizer import Tokenizer
 from .vae import VAE
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cli, shapes
+from . import cli, language, shapes
 from .entries import read_entries
 from .files import check_output, encode, read_image, write_bytes
 from .folder import MOST_BROKEN, FolderData, decode, folder_name
@@ -74,13 +74,13 @@ class ShapesData:
         scene = self.scene(rng.randrange(10 ** 9))
         kind = rng.random()
         if kind < 0.4:                               # a request to draw, answered by where things could be
-            prompt = GENERATE.format(shapes.draw_prompt(scene, rng))
-            return [("user", prompt), ("assistant", shapes.describe(scene, rng))], True
+            prompt = GENERATE.format(language.draw_prompt(scene, rng))
+            return [("user", prompt), ("assistant", language.describe(scene, rng))], True
         if kind < 0.9:                               # questions about a described scene
             (_, first), *rest = self.questions(scene, rng)
-            return [("user", shapes.describe(scene, rng) + "\n" + first), *rest], False
-        return [("user", shapes.describe(scene, rng) + "\n" + DESCRIBE),
-                ("assistant", shapes.caption(scene, rng))], False
+            return [("user", language.describe(scene, rng) + "\n" + first), *rest], False
+        return [("user", language.describe(scene, rng) + "\n" + DESCRIBE),
+                ("assistant", language.caption(scene, rng))], False
 
     @functools.cached_property
     def sorted_scenes(self):
@@ -115,7 +115,7 @@ class ShapesData:
         return i, i
 
     def prompt(self, i, rng):
-        return shapes.draw_prompt(self.scene(i), rng)
+        return language.draw_prompt(self.scene(i), rng)
 
     def conversation(self, i, rng):
         scene = self.scene(i)
@@ -123,12 +123,12 @@ class ShapesData:
         if kind < 0.55:
             return self.questions(scene, rng)
         if kind < 0.8:
-            return [("user", DESCRIBE), ("assistant", shapes.caption(scene, rng))]
-        return [("user", LOCATE), ("assistant", shapes.describe(scene, rng))]
+            return [("user", DESCRIBE), ("assistant", language.caption(scene, rng))]
+        return [("user", LOCATE), ("assistant", language.describe(scene, rng))]
 
     def questions(self, scene, rng):
         """Up to four turns about a scene, as (role, text) pairs; relations are the hardest, so they are seldom left out."""
-        asked = shapes.questions(scene, rng)
+        asked = language.questions(scene, rng)
         asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))
         return [turn for qa in asked[-4:] for turn in (("user", qa.question), ("assistant", qa.answer))]
 
@@ -313,9 +313,9 @@ def training_texts(config, n=4000):
     rng = random.Random(f"{config.seed}/tokenizer")
     for _ in range(n):
         scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
-        yield from (GENERATE.format(shapes.draw_prompt(scene, rng)), shapes.caption(scene, rng),
-                    shapes.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
-        for qa in shapes.questions(scene, rng):
+        yield from (GENERATE.format(language.draw_prompt(scene, rng)), language.caption(scene, rng),
+                    language.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
+        for qa in language.questions(scene, rng):
             yield from (qa.question, qa.answer)
 
 

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cli, external, report, shapes
-from .checkpoint import write_json
+from . import cli, external, language, report, shapes
 from .cli import Parser, load_pipeline, model_flags, number
 from .config import nearest
 from .diffusion import SAMPLERS
+from .files import write_json
 from .judge import judge, judge_scene
 from .measure import batches, fresh_scene, out_folder, rate, spread, workers, world
 from .pipeline import to_pictures
@@ -58,7 +58,7 @@ def draw_batch(pipe, metas, seed, options):
     return [(v, m, p if i in kept else None) for i, (v, m, p) in enumerate(zip(verdicts, metas, pictures))]
 
 
-def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=shapes.TASKS, unseen=True, pool=None, progress=None,
+def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=language.TASKS, unseen=True, pool=None, progress=None,
                 **options):
     """shapes-GenEval: n prompts per task, n / 4 of unseen pairs. options: cfg, iters, steps... of Pipeline.draw.
 
@@ -68,7 +68,7 @@ def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=shapes.TASKS, un
     jobs, groups = [], []
     for task in tasks:
         for group in ("seen", "unseen") if unseen and task in COLORED else ("seen",):
-            metas = shapes.geneval_prompts(task, n if group == "seen" else max(1, n // 4), seed, group == "unseen")
+            metas = language.geneval_prompts(task, n if group == "seen" else max(1, n // 4), seed, group == "unseen")
             for k, part in enumerate(batches(metas * images_per_prompt)):
                 own = random.Random(f"eval/{seed}/geneval/{task}/{group}/{k}").getrandbits(48)
                 jobs.append((part, own, options))

@@ -31,9 +31,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import report
-from .checkpoint import write_json
 from .cli import bar, load_pipeline
-from .files import encode, open_image, write_bytes
+from .files import encode, open_image, write_bytes, write_json
 from .measure import BATCH, batches, out_folder, rate, spread, workers
 from .pipeline import OFFICIAL
 from .reading import likeliest, yes_no_scores

@@ -26,10 +26,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from . import cli, shapes
-from .checkpoint import write_json
 from .cli import Parser, load_pipeline, model_flags, number
 from .config import nearest
-from .files import encode, write_bytes
+from .files import encode, write_bytes, write_json
 from .measure import batches, out_folder, world
 from .probe import markdown, random_encoder
 

@@ -1,19 +1,18 @@
-"""Files of users. Pictures as they come: upright, without transparency, 8 bits, of a bearable size. Errors are
-ValueErrors that name the flag to change.
+"""Files of users, read: pictures as they come (upright, without transparency, 8 bits, of a bearable size) and JSON.
+Files of ours, written whole or not at all. Errors name the flag to change.
 """
+import errno
 import json
 import logging
 import os
 import threading
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-
-from .checkpoint import _write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
@@ -79,6 +78,19 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
+def read_json(path, fix):
+    """The object in a small JSON file. Raises ValueError that ends with `fix` for anything else."""
+    try:
+        if Path(path).stat().st_size > MAX_JSON:
+            raise ValueError(f"larger than {MAX_JSON // 10**6} MB")
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e}); {fix}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a {type(values).__name__}, expected a JSON object; {fix}")
+    return values
+
+
 def check_output(path, flag, suffixes=()):
     """Complain now, not after minutes of work, about a place where nothing can be written. -> Path"""
     path = Path(path)
@@ -112,19 +124,51 @@ def encode(picture, format="PNG", **options):
     return buffer.getvalue()
 
 
-def write_bytes(path, data):
-    """Write a file whole or not at all. Raises OSError that says why not."""
-    _write(path, [data])
+# --- files that are whole or not there --------------------------------------------------------------------------------
+
+def sync_folder(folder):
+    """Make renames in it survive a power cut."""
+    if os.name != "nt":  # windows cannot open folders
+        fd = os.open(folder, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
 
 
-def read_json(path, fix):
-    """The object in a small JSON file. Raises ValueError that ends with `fix` for anything else."""
+@contextmanager
+def explained(path):
+    """An OSError inside becomes one that says what could not be written, why, and what helps."""
     try:
-        if Path(path).stat().st_size > MAX_JSON:
-            raise ValueError(f"larger than {MAX_JSON // 10**6} MB")
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: not valid JSON ({e}); {fix}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a {type(values).__name__}, expected a JSON object; {fix}")
-    return values
+        yield
+    except OSError as e:
+        if not e.strerror:  # explained already, by an inner one
+            raise
+        hint = "check the folder or pass --out elsewhere"
+        if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            hint = "disk or quota is full; free space or pass --out on another disk"
+        raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
+
+
+def write_chunks(path, chunks):
+    """Write a file of pieces of bytes whole or not at all: beside its destination, fsynced, then renamed. Raises OSError
+    that says why not."""
+    tmp = Path(f"{path}.tmp-write")  # a fixed name, so the next write replaces a killed one
+    try:
+        with explained(path):
+            with open(tmp, "wb") as f:
+                f.writelines(chunks)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
+            sync_folder(tmp.parent)
+    finally:
+        with suppress(OSError):
+            tmp.unlink()
+
+
+def write_json(obj, path: str | Path):
+    write_chunks(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
+
+
+def write_bytes(path, data):
+    """As `write_chunks`, of one piece."""
+    write_chunks(path, [data])

@@ -39,9 +39,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .checkpoint import write_json
 from .entries import read_entries
-from .files import MAX_BYTES, read_image
+from .files import MAX_BYTES, read_image, write_json
 from .pipeline import DESCRIBE, pad_square
 from .tokenizer import GENERATE, GENERATE_ANYTHING
 

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoint import load_weights, open_tensors, save_safetensors, write_json
+from .checkpoint import load_weights, match_weights
 from .config import HarmonConfig, from_dict, to_dict
 from .diffusion import SAMPLERS, space_timesteps
-from .files import read_json, to_rgb
+from .files import read_json, to_rgb, write_json
 from .harmon import IMAGE, Harmon
 from .limits import check_model
 from .mar import random_orders
 from .qwen import KVCache
+from .safetensors import open_tensors, save_safetensors
 from .tokenizer import Tokenizer
 
 # how the official scripts draw
@@ -52,33 +53,14 @@ class Pipeline:
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
-        path = Path(path)
-        for name in ("config.json", "tokenizer.json"):
-            if not (path / name).is_file():
-                raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
-        stored = read_json(path / "config.json", "pass another --ckpt")
-        if "model" not in stored:
-            raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
-                             f"pass another --ckpt")
-        try:
-            config = from_dict(HarmonConfig, stored["model"], "\"model\"")
-            check_model(config)
-            check_meta(stored.get("meta") or {})
-            with torch.device("meta"):      # no memory for weights that are about to be replaced
-                model = Harmon(config)
-        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
-            raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
-        load_weights(model, open_tensors(path), dtype=dtype, assign=True)
+        model, tensors, tokenizer, meta = outline(path)
+        load_weights(model, tensors, dtype=dtype, assign=True)
         model.llm.tie()
         for name, p in model.named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
                 raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}; pass another --ckpt, or --dtype "
                                  f"float32")
-        tokenizer = Tokenizer.load(path)
-        if len(tokenizer) > config.llm.vocab_size:
-            raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
-                             f"{config.llm.vocab_size} of the model; pass another --ckpt")
-        return cls(model.to(device), tokenizer, stored.get("meta"))
+        return cls(model.to(device), tokenizer, meta)
 
     def save(self, path, dtype=torch.float32):
         """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json."""
@@ -325,6 +307,33 @@ class TextPipeline:
     def plan(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
                          "--llm")
+
+
+def outline(path):
+    """All of a checkpoint directory but the weights' numbers, checked: (model on the meta device, the tensors that fit it,
+    tokenizer, meta). Raises ValueError for anything wrong."""
+    path = Path(path)
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
+    stored = read_json(path / "config.json", "pass another --ckpt")
+    if "model" not in stored:
+        raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
+                         f"pass another --ckpt")
+    try:
+        config = from_dict(HarmonConfig, stored["model"], "\"model\"")
+        check_model(config)
+        check_meta(stored.get("meta") or {})
+        with torch.device("meta"):           # no memory for weights that are about to be replaced
+            model = Harmon(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
+    match_weights(model, tensors := open_tensors(path))
+    tokenizer = Tokenizer.load(path)
+    if len(tokenizer) > config.llm.vocab_size:
+        raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
+                         f"{config.llm.vocab_size} of the model; pass another --ckpt")
+    return model, tensors, tokenizer, stored.get("meta")
 
 
 def check_meta(meta):

@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import cli, shapes
-from .checkpoint import write_json
+from . import cli, language, shapes
 from .cli import Parser, load_pipeline, model_flags, number
+from .files import write_json
 from .mar import MAR
 from .measure import batches, out_folder, rate, spread, wilson, workers, world
 from .report import cell
@@ -58,7 +58,7 @@ def probe_scene(pipe, seed, kind, i):
             other_color, other = rng.choice(shapes.SEEN)
         meta = [{"class": other, "color": other_color, "count": 1}, {"class": "circle", "color": color, "count": 1,
                                                                      "position": [rng.choice(shapes.RELATIONS), 0]}]
-        other, circle = (scene := shapes.scene_for({"include": meta}, rng, **world(pipe))).objects
+        other, circle = (scene := language.scene_for({"include": meta}, rng, **world(pipe))).objects
         return shapes.Scene((circle, other), scene.background)
     objects = [rng.choice(UNSEEN)] if kind == "unseen" else None
     return shapes.random_scene(rng, objects, n=rng.randint(1, 4) if kind == "many" else 1, **world(pipe))

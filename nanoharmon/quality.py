@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import cli, shapes
+from . import cli, language, shapes
 from .measure import batches, rate, spread, world
 from .optim import Muon
 from .pipeline import to_pictures, to_pixels
@@ -152,11 +152,11 @@ def reconstruct(pipe, images):
 def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye=None, **options):
     """{row: {"Frechet", "precision, %", "recall, %"}} of n pictures each. options: cfg, iters... of Pipeline.draw."""
     size = size or pipe.size
-    tasks = [shapes.geneval_prompts(task, -(-n // len(shapes.TASKS)), seed) for task in shapes.TASKS]
+    tasks = [language.geneval_prompts(task, -(-n // len(language.TASKS)), seed) for task in language.TASKS]
     metas = [meta for group in zip(*tasks) for meta in group][:n]                # the six tasks in turn
 
     def scenes(name, metas):
-        return [shapes.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **world(pipe))
+        return [language.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **world(pipe))
                 for i, meta in enumerate(metas)]
 
     def renders(scenes):
@@ -166,7 +166,7 @@ def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye
     drawn = np.concatenate(spread(draw_part, pipe, jobs, pool, progress, "quality"))
     eye = eye or train_eye(size, world(pipe), progress=progress)
     same = scenes("other", metas)
-    others, few = renders(same), renders(scenes("few", shapes.geneval_prompts("colors", n, seed)))
+    others, few = renders(same), renders(scenes("few", language.geneval_prompts("colors", n, seed)))
     clouds = {"drawn": drawn, "other renders": others, "VAE reconstructions": reconstruct(pipe, others),
               "single objects only": few, "blank": np.full_like(others, 30),
               "noise": np.random.default_rng(seed).integers(0, 256, others.shape, dtype=np.uint8)}

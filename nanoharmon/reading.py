@@ -13,12 +13,12 @@ import random
 
 from PIL import Image
 
-from . import shapes
+from . import language, shapes
 from .measure import BATCH, batches, fresh_scene, rate, spread
 from .pipeline import DESCRIBE
 
 SAMPLINGS = ("random", "popular", "adversarial")
-CANDIDATES = {"is ": ("yes", "no"), "how many ": shapes.NUMBERS, "what color ": tuple(shapes.COLORS),
+CANDIDATES = {"is ": ("yes", "no"), "how many ": language.NUMBERS, "what color ": tuple(shapes.COLORS),
               "what shape ": shapes.SHAPES, "where is ": tuple(f"{relation} it" for relation in shapes.RELATIONS)}
 
 
@@ -70,14 +70,14 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
             yes = [w for w in yes if tuple(w.split()) in shapes.UNSEEN]
         if sampling == "adversarial":
             no = [w for w in no if any(set(w.split()) & set(pair) for pair in present)]
-        rows += [(scene, shapes.exist_question(rng.choice(yes)), "yes"),
-                 (scene, shapes.exist_question(rng.choice(no)), "no")]
+        rows += [(scene, language.exist_question(rng.choice(yes)), "yes"),
+                 (scene, language.exist_question(rng.choice(no)), "no")]
         i += 1
     return rows
 
 
 def says(answer, word):
-    return shapes.is_right(answer, shapes.QA("", word, "exist"))
+    return language.is_right(answer, language.QA("", word, "exist"))
 
 
 def yes_no_scores(said, truth):
@@ -107,15 +107,15 @@ def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope",
     if "vqa" in benches:
         rows = []
         for i, scene in enumerate(scenes):
-            asked = shapes.questions(scene, random.Random(f"eval/{seed}/vqa/{name}/{i}"), allow_unseen=unseen)
+            asked = language.questions(scene, random.Random(f"eval/{seed}/vqa/{name}/{i}"), allow_unseen=unseen)
             rows += [(scene, qa.question, qa) for qa in {qa.kind: qa for qa in asked}.values()]
         answers = ask(pipe, rows, title="vqa", **common)
-        out["vqa"] = by_kind([(row[2].kind, shapes.is_right(said, row[2])) for (said, _), row in zip(answers, rows)])
+        out["vqa"] = by_kind([(row[2].kind, language.is_right(said, row[2])) for (said, _), row in zip(answers, rows)])
         out["vqa"]["likelihood"] = by_kind([(row[2].kind, c == row[2].answer) for (_, c), row in zip(answers, rows)])
     if "caption" in benches:
         answers = ask(pipe, [(scene, DESCRIBE) for scene in scenes], title="caption", max_new_tokens=64, choose=False,
                       **common)
-        out["caption"] = rate([shapes.caption_is_right(said, scene) for (said, _), scene in zip(answers, scenes)])
+        out["caption"] = rate([language.caption_is_right(said, scene) for (said, _), scene in zip(answers, scenes)])
     return out
 
 

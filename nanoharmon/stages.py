@@ -6,17 +6,18 @@ from contextlib import suppress
 
 import torch
 
-from .checkpoint import latest_state, write_json
+from .checkpoint import latest_state
 from .cli import bar
 from .config import STAGES, to_dict
 from .convert import Plan, start_from
 from .data import open_sources, parse_mix
+from .files import write_json
 from .folder import import_source
 from .harmon import Harmon
 from .limits import check_training
 from .memory import measure
 from .optim import select
-from .pipeline import Pipeline
+from .pipeline import outline
 
 # what each stage reads (nanoharmon/data.py)
 READS = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers", "mar": "pictures with class labels",
@@ -180,7 +181,7 @@ def check_parts(config, args):
 def check_whole(folder):
     """Complain now about a finished stage that cannot be read: the next one starts from it."""
     try:
-        Pipeline.load(folder)
+        outline(folder)
     except ValueError as e:
         problem = str(e).partition("; pass")[0]                  # --ckpt is no flag of train.py
         raise ValueError(f"{problem}; put back {folder}, or delete it to repeat that stage") from None

@@ -33,10 +33,10 @@ import torch
 from tqdm import tqdm
 
 from . import cli, evaluate, shapes
-from .checkpoint import write_json
 from .cli import Parser, load_pipeline, model_flags, number
 from .config import Config, DataConfig
 from .data import Batches, ShapesData
+from .files import write_json
 from .harmon import Harmon
 from .judge import judge
 from .measure import out_folder, rate, workers

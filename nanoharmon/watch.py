@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from . import shapes
+from . import language, shapes
 from .mar import random_orders
 from .pipeline import DESCRIBE, to_pictures, to_pixels
 
@@ -36,7 +36,7 @@ def look_at_shapes(pipe, source, name, size):
     if name == "vae":
         return through_vae(pipe, source.pictures(range(-8, 0), size)), []
     if name == "llm":
-        texts = [shapes.describe(scene, random.Random(0)) + "\n" + question for question in questions]
+        texts = [language.describe(scene, random.Random(0)) + "\n" + question for question in questions]
         return [], [[text, "".join(pipe.reply([{"role": "user", "content": text}]))] for text in texts]
     if name == "mar":
         return from_classes(pipe, random.Random(0).sample(shapes.SEEN_CLASSES, 16), size), []

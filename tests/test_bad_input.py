@@ -27,12 +27,12 @@ import chat
 import sample
 import train
 from nanoharmon import bench, convert, data, evaluate, featuremap, harmon, memory, probe, quality, qwen, shapes, vae
-from nanoharmon.checkpoint import save_safetensors
 from nanoharmon.cli import load_pipeline, run
 from nanoharmon.config import to_dict
 from nanoharmon.harmon import IMAGE, Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.qwen import Qwen
+from nanoharmon.safetensors import save_safetensors
 from nanoharmon.tokenizer import SPECIAL, Tokenizer
 from test_pipeline import make_pipeline
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanoharmon.checkpoint import (DTYPES, SafeTensors, describe, latest_state, load_foreign,
-                                   load_state, load_weights, open_tensors, pack, save_safetensors,
-                                   save_state, unpack, write_json)
+from nanoharmon.checkpoint import describe, latest_state, load_state, load_weights, pack, save_state, unpack
+from nanoharmon.files import write_json
+from nanoharmon.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
 
 ROOT = Path(__file__).parents[1]
 

@@ -62,7 +62,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_picture(ckpt, here, capsys, 
     def full(path, chunks):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     (here / "grid.png").write_bytes(b"old")
-    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "write_chunks", full)
     assert call(sample.main, [*P, "--n", "1", "--ckpt", ckpt]) == 2
     assert "No space left on device; free space" in capsys.readouterr().err
     assert (here / "grid.png").read_bytes() == b"old"

@@ -1,7 +1,7 @@
 """Wrong prompts are wrong in one thing, and a model that cannot hear has no rise.    python -m pytest -q tests/test_contrast.py"""
 import torch
 
-from nanoharmon import shapes
+from nanoharmon import language, shapes
 from nanoharmon.config import Config
 from nanoharmon.contrast import contrast, lies, main
 from nanoharmon.data import training_texts
@@ -27,12 +27,12 @@ def test_each_prompt_is_true_or_wrong_in_one_thing():
         a, b = scene.objects[::-1]                               # GenEval lists the reference object first
         true, wrong = prompts["relation"][i]
         for text, right in ((true, True), (wrong, False), (prompts["binding"][i][1], False)):
-            assert shapes.caption_is_right(text, scene) == right
+            assert language.caption_is_right(text, scene) == right
         assert f" {shapes.relation(a, b)} " in true and sorted(true.split()) == sorted(prompts["binding"][i][1].split())
         where, elsewhere = prompts["places"][i]
         assert where != elsewhere and {" ".join(o.pair) in elsewhere for o in scene.objects} == {True}
-        assert where in {shapes.describe(scene, shapes.random.Random(k)) for k in range(20)}
-        assert elsewhere not in {shapes.describe(scene, shapes.random.Random(k)) for k in range(20)}
+        assert where in {language.describe(scene, shapes.random.Random(k)) for k in range(20)}
+        assert elsewhere not in {language.describe(scene, shapes.random.Random(k)) for k in range(20)}
         assert prompts["nothing"][i] == (true, None)
 
 

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer as HFTokenizer
 import parity
 from golden import Golden
 from nanoharmon import bench, convert
-from nanoharmon.checkpoint import open_tensors, save_safetensors
 from nanoharmon.cli import run
 from nanoharmon.config import PRESETS, LLMConfig, MARConfig, pico
 from nanoharmon.convert import Plan, llm_config, load_llm, start_from
@@ -25,6 +24,7 @@ from nanoharmon.harmon import IMAGE
 from nanoharmon.mar import MAR
 from nanoharmon.pipeline import Pipeline, TextPipeline
 from nanoharmon.qwen import Qwen
+from nanoharmon.safetensors import open_tensors, save_safetensors
 from nanoharmon.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanoharmon import data as data_module
-from nanoharmon import shapes
+from nanoharmon import language, shapes
 from nanoharmon.config import DataConfig, pico
 from nanoharmon.data import (Batches, ShapesData, encode_share, halves, latents_path, new_cache, parse_mix,
                              training_texts)
@@ -56,13 +56,13 @@ def test_pictures_are_renders_in_minus_one_to_one(data):
 
 
 def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
-    monkeypatch.setattr(shapes, "draw_prompt", lambda scene, rng: shapes.caption(scene, random.Random(1)))
+    monkeypatch.setattr(shapes, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
     tokens, ids, is_real = (torch.cat([p.flatten(1) if p.ndim == 3 else torch.nn.functional.pad(p, (0, 99 - p.shape[1]))
                                        for p in parts]) for parts in zip(*data.drawings(random.Random(0), 12, 16, 0.0)))
     assert tokens.shape == (12, 16) and is_real.sum(1).min() > 5
     for latent, row, real in zip(tokens, ids, is_real):
         text = data.tokenizer.decode(row[real].tolist())
-        assert shapes.caption(SCENES.scene(int(latent[0])), random.Random(1)) in text
+        assert language.caption(SCENES.scene(int(latent[0])), random.Random(1)) in text
 
 
 @pytest.mark.parametrize("pairs, low, high", [(0.0, 0.3, 0.65), (0.5, 0.6, 0.9), (1.0, 1, 1)])
@@ -96,7 +96,7 @@ def test_readings_supervise_answers_only_and_hold_places_for_the_picture(data):
         for row, latent in zip(labels, tokens):
             said = data.tokenizer.decode(row[row != IGNORE].tolist())
             scene = SCENES.scene(int(latent[0, 0]))
-            right = said.strip() and (shapes.parse_caption(said) is None or shapes.caption_is_right(said, scene))
+            right = said.strip() and (language.parse_caption(said) is None or language.caption_is_right(said, scene))
             assert right, said
 
 

@@ -14,9 +14,10 @@ import torch
 
 import train
 from nanoharmon import data
-from nanoharmon.checkpoint import open_tensors, save_state
+from nanoharmon.checkpoint import save_state
 from nanoharmon.cli import run
 from nanoharmon.parallel import launch
+from nanoharmon.safetensors import open_tensors
 
 STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}
 

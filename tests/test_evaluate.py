@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import evaluate, probe, quality, reading, report, shapes
+from nanoharmon import evaluate, language, probe, quality, reading, report, shapes
 from nanoharmon.config import Config
 from nanoharmon.data import ShapesData
 from nanoharmon.evaluate import draw_scores, match, vae_score
@@ -35,8 +35,8 @@ class Fake:
     def __init__(self, draw_one=None, reply=None):
         self.model = Harmon(Config.preset("nano").model)
         self.draw_one, self.reply = draw_one, reply
-        self.metas = {meta["prompt"]: meta for task in shapes.TASKS for unseen in (False, True)
-                      for meta in shapes.geneval_prompts(task, 10 ** 4, 0, unseen)}
+        self.metas = {meta["prompt"]: meta for task in language.TASKS for unseen in (False, True)
+                      for meta in language.geneval_prompts(task, 10 ** 4, 0, unseen)}
 
     def draw(self, prompts, seed, **options):
         rng = random.Random(seed)
@@ -47,12 +47,12 @@ class Fake:
 
     def likelihoods(self, images, questions, candidates, size):
         """Sure of what it says: the candidate that is the reply, or else none in particular."""
-        return [[-1.0 + shapes.is_right(reply, shapes.QA("", c, "")) for c in row]
+        return [[-1.0 + language.is_right(reply, language.QA("", c, "")) for c in row]
                 for reply, row in zip(self.answers(images, questions, size, 12), candidates)]
 
 
 def right_picture(meta, rng):
-    return shapes.render(shapes.scene_for(meta, rng), 96)
+    return shapes.render(language.scene_for(meta, rng), 96)
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
@@ -80,14 +80,14 @@ def test_an_artist_who_draws_what_is_asked_gets_everything():
     results, pictures = draw_scores(Fake(right_picture), n=12, images_per_prompt=2)
     for group in ("seen", "unseen"):
         assert set(results[group]) - {"reasons"} == {"overall", "color", "shape", "number"} | set(
-            shapes.TASKS if group == "seen" else evaluate.COLORED)
+            language.TASKS if group == "seen" else evaluate.COLORED)
         assert min(v["rate"] for k, v in results[group].items() if k != "reasons") >= 0.98
     assert results["seen"]["overall"]["n"] == 6 * 24 and results["unseen"]["overall"]["n"] == 4 * 6
     assert all(picture.shape == (96, 96, 3) for _, _, picture in pictures["seen"] + pictures["unseen"])
 
 
 def another_prompts_picture(meta, rng):
-    others = shapes.geneval_prompts(meta["tag"], 90, 0)
+    others = language.geneval_prompts(meta["tag"], 90, 0)
     return right_picture(rng.choice([other for other in others if other != meta]), rng)
 
 
@@ -102,7 +102,7 @@ def noise(meta, rng):
 @pytest.mark.parametrize("draw_one, reason", [(another_prompts_picture, None), (blank, "missing object"),
                                               (noise, "unclear object")])
 def test_wrong_pictures_get_nothing(draw_one, reason):
-    tasks = shapes.TASKS if draw_one is not another_prompts_picture else ("counting", "position", "color_attr")
+    tasks = language.TASKS if draw_one is not another_prompts_picture else ("counting", "position", "color_attr")
     scores = draw_scores(Fake(draw_one), n=30, images_per_prompt=1, tasks=tasks, unseen=False)[0]["seen"]
     assert scores["overall"]["rate"] < 0.05
     assert sum(sum(c.values()) for c in scores["reasons"].values()) == scores["overall"]["n"] - scores["overall"]["right"]
@@ -155,7 +155,7 @@ def oracle(image, question):
         return [o for o in objects if all(w in (o.color, o.shape, "object") for w in words.split())]
     if question == DESCRIBE:
         counts = Counter((o.color, o.shape) for o in objects)
-        return shapes.listing([shapes.phrase(*pair, n) for pair, n in counts.items()])
+        return language.listing([language.phrase(*pair, n) for pair, n in counts.items()])
     if found := re.fullmatch(r"is there an? (.+)\?", question):
         return "Yes." if that_are(found[1]) else "No."
     if found := re.fullmatch(r"how many (.+?)s are there\?", question):
@@ -218,7 +218,7 @@ def test_who_mumbles_is_judged_by_likelihood_alone():
 
         def likelihoods(self, images, questions, candidates, size):
             right = Fake.answers(self, images, questions, size, 12)
-            return [[len(c) + 100.0 * shapes.is_right(r, shapes.QA("", c, "")) for c in row]
+            return [[len(c) + 100.0 * language.is_right(r, language.QA("", c, "")) for c in row]
                     for r, row in zip(right, candidates)]
     scores = answer_scores(Mumbles(reply=oracle), n=20, benches=["pope", "vqa"])
     assert scores["vqa"]["overall"]["rate"] == 0 and scores["vqa"]["likelihood"]["overall"]["rate"] >= 0.97
@@ -228,7 +228,7 @@ def test_who_mumbles_is_judged_by_likelihood_alone():
 def test_every_question_has_its_answer_among_the_candidates():
     rng, pipe = random.Random(0), Fake()
     scenes = [fresh_scene(pipe, 0, i, unseen) for i in range(150) for unseen in (False, True)]
-    asked = [qa for scene in scenes for qa in shapes.questions(scene, rng, allow_unseen=True)]
+    asked = [qa for scene in scenes for qa in language.questions(scene, rng, allow_unseen=True)]
     assert all(reading.candidates(qa.question).count(qa.answer) == 1 for qa in asked)
     assert {qa.kind for qa in asked} == {"exist", "count", "color", "shape", "relation"}
 
@@ -351,7 +351,7 @@ def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys, mon
 
 
 def test_the_tables_say_what_went_wrong_in_each_task():
-    drawn = [({"correct": not reason, "reason": reason, "objects": []}, shapes.geneval_prompts(task, 1, 0)[0], None)
+    drawn = [({"correct": not reason, "reason": reason, "objects": []}, language.geneval_prompts(task, 1, 0)[0], None)
              for task, reasons in (("colors", ["", "", *evaluate.REASONS]), ("position", ["wrong place"] * 3))
              for reason in reasons]
     lines = report.tables({"geneval": {"seen": evaluate.summary(drawn)}}, evaluate.REASONS).splitlines()
@@ -361,7 +361,7 @@ def test_the_tables_say_what_went_wrong_in_each_task():
 
 
 def test_a_grid_frames_right_pictures_green_and_wrong_ones_red_with_what_was_seen():
-    meta = shapes.geneval_prompts("colors", 1, 0)[0]
+    meta = language.geneval_prompts("colors", 1, 0)[0]
     picture = right_picture(meta, random.Random(0))
     rows = [(evaluate.judge(picture, meta), meta, picture), (evaluate.judge(blank(0, 0), meta), meta, blank(0, 0))]
     image = np.asarray(report.grid(rows)).astype(int)

@@ -32,13 +32,14 @@ import torch
 from PIL import Image
 
 from nanoharmon import entries, external, stages
-from nanoharmon.checkpoint import load_state, open_tensors, save_safetensors, save_state, write_json
+from nanoharmon.checkpoint import load_state, save_state
 from nanoharmon.cli import explain
 from nanoharmon.config import Config, pico, to_dict
 from nanoharmon.convert import load_llm
-from nanoharmon.files import MAX_PIXELS, open_image
+from nanoharmon.files import MAX_PIXELS, open_image, write_json
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.safetensors import open_tensors, save_safetensors
 from nanoharmon.tokenizer import Tokenizer
 
 SLOW = 20                                        # seconds of CPU time; the largest pictures that are allowed need two

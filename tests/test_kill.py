@@ -15,8 +15,9 @@ import torch
 
 import train
 from nanoharmon import data
-from nanoharmon.checkpoint import latest_state, load_state, open_tensors
+from nanoharmon.checkpoint import latest_state, load_state
 from nanoharmon.cli import run
+from nanoharmon.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import quality, shapes
+from nanoharmon import language, quality, shapes
 from nanoharmon.config import Config
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import to_pixels
@@ -82,11 +82,11 @@ class Artist:
     def __init__(self, choose=lambda meta: meta):
         torch.manual_seed(0)
         self.model, self.choose = Harmon(Config.preset("nano").model), choose
-        self.metas = {meta["prompt"]: meta for task in shapes.TASKS for meta in shapes.geneval_prompts(task, 5000, 0)}
+        self.metas = {meta["prompt"]: meta for task in language.TASKS for meta in language.geneval_prompts(task, 5000, 0)}
 
     def draw(self, prompts, size, seed):
         rng = random.Random(seed)
-        scenes = [shapes.scene_for(self.choose(self.metas[p]), rng) for p in prompts]
+        scenes = [language.scene_for(self.choose(self.metas[p]), rng) for p in prompts]
         return [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
 
     def pixels(self, images):
@@ -106,7 +106,7 @@ def test_the_controls_come_out_as_they_must():
     assert found["other renders"]["read, %"]["rate"] > 0.8
     assert found["VAE reconstructions"]["PSNR, dB"] < 30                     # of random weights
     assert quality.quality_scores(Artist(), 150, eye=eye) == found
-    same = quality.quality_scores(Artist(lambda _: shapes.geneval_prompts("colors", 1, 0)[0]), 150, eye=eye)["drawn"]
+    same = quality.quality_scores(Artist(lambda _: language.geneval_prompts("colors", 1, 0)[0]), 150, eye=eye)["drawn"]
     assert same["recall, %"]["rate"] < 0.2 and same["Frechet"] > few[0]      # always the same prompt
 
 

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from nanoharmon.judge import detect, judge, judge_scene
-from nanoharmon.shapes import (COLORS, NUM_CLASSES, NUMBERS, OPPOSITE, PAIRS, RELATIONS, SEEN,
-                               SEEN_CLASSES, SHAPES, TASKS, UNSEEN, Scene, caption,
-                               caption_is_right, class_name, class_scene, describe, draw_prompt,
-                               geneval_prompts, is_right, parse_caption, questions, random_scene,
-                               relation, render, scene_class, scene_for)
+from nanoharmon.language import (NUMBERS, TASKS, caption, caption_is_right, class_name, describe, draw_prompt,
+                                 geneval_prompts, is_right, parse_caption, questions, scene_for)
+from nanoharmon.shapes import (COLORS, NUM_CLASSES, OPPOSITE, PAIRS, RELATIONS, SEEN, SEEN_CLASSES, SHAPES, UNSEEN,
+                               Scene, class_scene, random_scene, relation, render, scene_class)
 
 LAYOUTS = ("board", "free")
 

@@ -17,12 +17,13 @@ import torch.distributed as dist
 
 import train
 from nanoharmon import checkpoint, data
-from nanoharmon.checkpoint import latest_state, load_state, open_tensors
+from nanoharmon.checkpoint import latest_state, load_state
 from nanoharmon.cli import run
 from nanoharmon.config import STAGES, Config
 from nanoharmon.harmon import Harmon
 from nanoharmon.parallel import Stop, average_gradients, launch
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]
 STEPS = [f"--stage_{s}.steps=3" for s in STAGES]
