@@ -19,8 +19,8 @@ On CPU two single-threaded processes work side by side (--procs): on 2 cores tha
 threads, and does not stall when something else runs (LOG.md).
 
 A batch is cut into shards (--optim.shards), one per process unless told otherwise, and shard s is a function of (seed,
-stage, step, s) only. So one process with two shards trains the same model as two processes, up to rounding, a run may go
-on with fewer or more processes, and more shards than processes is gradient accumulation, for GPUs with little memory.
+stage, step, s) only. So one process with two shards trains the same model as two processes, up to rounding, a run may
+go on with fewer or more processes, and more shards than processes is gradient accumulation, for GPUs with little memory.
 """
 import json
 import math
@@ -77,7 +77,7 @@ class Run:
                 f.write(json.dumps({"time": round(time.time() - self.start, 1), **finite}) + "\n")
 
 
-# --- one loss per stage ------------------------------------------------------------------------------------------------
+# --- one loss per stage -----------------------------------------------------------------------------------------------
 
 def stage_losses(run, name, stage, model, data, rng, generator):
     """Yields (label, loss, weight) of one shard of a step's batch."""
@@ -215,7 +215,7 @@ def show(run, name, step, pipe, data):
     pipe.model.train()
 
 
-# --- the run -----------------------------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 def train(run):
     config = run.config

@@ -137,7 +137,7 @@ def harmon_15b():
 PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b, "harmon-1.5b": harmon_15b}
 
 
-# --- training ----------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 @dataclass
 class OptimConfig:
@@ -180,7 +180,7 @@ class StageConfig:
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance")
     hide_all: float = arg(0.0, "share of steps that draw from the prompt alone, all tokens hidden, beside those that "
                                "mar.mask_ratio gives (official: 0)")
-    pairs: float = arg(0.0, "shapes world: share of drawings of two different objects, beside those in the usual mixture")
+    pairs: float = arg(0.0, "shapes world: share of drawings of two different objects, beside those in the mixture")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1); its gradient can be far longer: "
@@ -274,7 +274,7 @@ class Config:
 def quicken(config):
     """Change a Config in place so that a first try takes a sixth of the time (train.py --quick).
 
-    Scenes have one object, and stage 3 stays at stage 2's resolution: more cannot be learned in minutes. The VAE decides
+    Scenes have one object, and stage 3 stays at stage 2's resolution: more cannot be learned in minutes. The VAE says
     how good anything can look, and mar and 3 teach the diffusion head: they keep the largest share of their steps.
     """
     size = config.stages["2"].size
@@ -287,7 +287,7 @@ def quicken(config):
     config.data.scenes, config.data.max_objects = config.data.scenes // 3, 1
 
 
-# --- dataclass <-> dict, command line ----------------------------------------------------------------------------------
+# --- dataclass <-> dict, command line ---------------------------------------------------------------------------------
 
 def to_dict(config):
     return dataclasses.asdict(config)

@@ -10,8 +10,8 @@ timesteps and noise: so even small differences are real. The wrong prompts:
     places     "a red circle at the top and a blue square at the left" -> "... at the left and ... at the top"
     nothing    the request without a description ("Generate an image."), which training knows from caption_drop
 
-A model that reads its prompt as a bag of words has zeros in the first three rows, however good its pictures are: that was
-what kept our first checkpoints from drawing relations, and what this number showed hours before any picture did (LOG.md).
+A model that reads its prompt as a bag of words has zeros in the first three rows, however good its pictures are. That
+kept our first checkpoints from drawing relations, and this number showed it hours before any picture did (LOG.md).
 Intervals: 95 %, normal, over batches of 16 pictures.
 """
 import random
@@ -80,10 +80,12 @@ def contrast(pipe, n=PICTURES, seed=0, size=None):
 def main(argv=None):
     parser = Parser(prog="python -m nanoharmon.contrast", description=__doc__)
     model_flags(parser)
-    parser.add_argument("--n", type=number(int, 2 * BATCH, 2000), default=PICTURES, help=f"pictures (default {PICTURES})")
+    parser.add_argument("--n", type=number(int, 2 * BATCH, 2000), default=PICTURES,
+                        help=f"pictures (default {PICTURES})")
     args = parser.parse_args(argv)
     table = contrast(load_pipeline(args.ckpt, args.device, args.dtype), args.n, args.seed)
-    print(markdown({name: {"loss with the true prompt": f"{loss:.4f}", "rise x 1e4": f"{1e4 * rise:.1f} +- {1e4 * half:.1f}"}
+    print(markdown({name: {"loss with the true prompt": f"{loss:.4f}",
+                           "rise x 1e4": f"{1e4 * rise:.1f} +- {1e4 * half:.1f}"}
                     for name, (loss, rise, half) in table.items()}))
 
 

@@ -127,7 +127,7 @@ class ShapesData:
         return [("user", LOCATE), ("assistant", language.describe(scene, rng))]
 
     def questions(self, scene, rng):
-        """Up to four turns about a scene, as (role, text) pairs; relations are the hardest, so they are seldom left out."""
+        """Up to four turns about a scene, as (role, text) pairs; relations, the hardest, are seldom left out."""
         asked = language.questions(scene, rng)
         asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))
         return [turn for qa in asked[-4:] for turn in (("user", qa.question), ("assistant", qa.answer))]

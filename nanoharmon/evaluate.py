@@ -128,7 +128,8 @@ def reconstruct_batch(pipe, seed, start, stop, size):
     rows = []
     for scene, image, again in zip(scenes, images, decoded):
         board = world(pipe)["board"]
-        rows.append((judge_scene(again, scene, board), judge_scene(image, scene, board), psnr(image[None], again[None])))
+        rows.append((judge_scene(again, scene, board), judge_scene(image, scene, board),
+                     psnr(image[None], again[None])))
     return rows
 
 

@@ -149,8 +149,8 @@ def explained(path):
 
 
 def write_chunks(path, chunks):
-    """Write a file of pieces of bytes whole or not at all: beside its destination, fsynced, then renamed. Raises OSError
-    that says why not."""
+    """Write a file of pieces of bytes whole or not at all: beside its destination, fsynced, then renamed. Raises
+    OSError that says why not."""
     tmp = Path(f"{path}.tmp-write")  # a fixed name, so the next write replaces a killed one
     try:
         with explained(path):

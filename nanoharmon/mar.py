@@ -6,7 +6,7 @@ loss (diffloss.py) learns or draws the token. Drawing starts with everything hid
 
     tokens (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
 
-Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered positions of picture b in raster order.
+Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered places of picture b in raster order.
 All pictures of a batch hide the same number, so every shape is known on the host and nothing waits for the GPU.
 (The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
 
@@ -120,8 +120,9 @@ class MAR(nn.Module):
         The official code never does this; at 512 px it goes on training the 16 x 16 table through the interpolation.
         Of the nano preset's nine positions, 36 interpolated ones would be hard to tell apart.
         """
-        for name, buffers in (("encoder_pos_embed_learned", self.config.buffer_size),
-                              ("decoder_pos_embed_learned", self.config.buffer_size), ("diffusion_pos_embed_learned", 0)):
+        U = self.config.buffer_size
+        for name, buffers in (("encoder_pos_embed_learned", U), ("decoder_pos_embed_learned", U),
+                              ("diffusion_pos_embed_learned", 0)):
             table = self.pos_embed(getattr(self, name), (grid, grid), buffers)
             setattr(self, name, nn.Parameter(table.clone()))
         self.config.grid = grid

@@ -126,8 +126,8 @@ def measure(config, name, shards, checkpointing):
 
 
 def savings(config, name):
-    """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture or as few as divide
-    the batch at a time, besides (**). Ends where no smaller card can be reached."""
+    """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture, or as few as
+    divide the batch, at a time besides (**). Ends where no smaller card can be reached."""
     stage, rows = config.stages[name], []
     fewest = math.gcd(stage.draw_batch, stage.read_batch * (name in "123"))
     for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):

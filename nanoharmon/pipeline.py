@@ -310,7 +310,7 @@ class TextPipeline:
 
 
 def outline(path):
-    """All of a checkpoint directory but the weights' numbers, checked: (model on the meta device, the tensors that fit it,
+    """All of a checkpoint directory but the weights' numbers, checked: (model on the meta device, tensors that fit it,
     tokenizer, meta). Raises ValueError for anything wrong."""
     path = Path(path)
     for name in ("config.json", "tokenizer.json"):

@@ -63,8 +63,8 @@ class Scene:
 
 # --- scenes --------------------------------------------------------------------------------------
 
-# (objects, all alike, how often): mostly two different ones, since which color goes with which shape, and what is where,
-# takes a model longest to learn
+# (objects, all alike, how often): mostly two different ones, since a model takes longest to learn which color goes with
+# which shape, and what is where
 MIXTURE = ((1, True, 22), (2, True, 6), (3, True, 9), (4, True, 10), (2, False, 43), (3, False, 5), (4, False, 5))
 
 

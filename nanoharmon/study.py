@@ -3,7 +3,7 @@
     python -m nanoharmon.evaluate --study shared      one encoder for both tasks, against one task, and one each
     python -m nanoharmon.evaluate --study stages      what the llm, mar and first stages are good for: leave one out
     python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
-    python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves as a PNG
+    python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves, a PNG
 
 About 47, 42, 40 and 10 minutes on two cores, reckoned from the time of single steps. (What a linear layer reads from
 frozen features is the first of the papers' claims: probe.py.)
@@ -88,7 +88,7 @@ def arms(study, budget=1.0, preset="nano"):
     raise ValueError(f"unknown study {study!r}, expected one of {', '.join(STUDIES)}; pass --study shared")
 
 
-# --- training an arm ---------------------------------------------------------------------------------------------------
+# --- training an arm --------------------------------------------------------------------------------------------------
 
 def folder(out, arm, seed):
     return Path(out) / f"{arm.name.replace(' ', '_')}-{seed}"
@@ -156,7 +156,7 @@ def train_and_measure(job):
     return figures
 
 
-# --- measuring it ------------------------------------------------------------------------------------------------------
+# --- measuring it -----------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def measure(pipe, arm, n=25, scenes=512):
@@ -240,7 +240,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     return curves
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 def spread(values):
     """ "0.61 ± 0.02": mean and standard deviation over seeds."""
