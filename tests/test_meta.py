@@ -100,7 +100,7 @@ def test_the_watch_notices_what_waits(code):
         code(torch.empty(3, device="meta"))
 
 
-SIZES = pytest.mark.parametrize("preset", ["nano", "harmon-1.5b"])
+SIZES = pytest.mark.parametrize("preset", ["nano", "micro", "harmon-1.5b"])
 B, T = 2, 9
 
 

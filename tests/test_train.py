@@ -352,9 +352,12 @@ def test_help_lists_all_flags_with_the_values_of_the_preset(capsys):
 def test_quick_shortens_what_is_not_given():
     args, config = train.parse_args(["--quick", "--stage_2.steps", "7"])
     full = train.parse_args([])[1]
-    assert config.stages["2"].steps == 7 and config.stages["3"].steps == full.stages["3"].steps // 6
-    assert config.stages["3"].size == full.stages["2"].size
-    assert args.out == "out/nano-quick" and train.parse_args([])[0].out == "out/nano" and train.parse_args(["--preset", "pico"])[0].out == "out/pico"
+    assert config.stages["2"].steps == 7 and config.stages["3"].steps == full.stages["3"].steps // 4
+    assert {config.stages[name].size for name in ("vae", "mar", "1", "2", "3")} == {full.stages["2"].size}
+    config.optim.shards = 2
+    train.check(config, 2)                                          # all of it can be trained
+    assert args.out == "out/nano-quick"
+    assert [train.parse_args(flags)[0].out for flags in ([], ["--preset", "pico"])] == ["out/nano", "out/pico"]
 
 
 def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path):
