@@ -56,7 +56,7 @@ def test_pictures_are_renders_in_minus_one_to_one(data):
 
 
 def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
-    monkeypatch.setattr(shapes, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
+    monkeypatch.setattr(language, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
     tokens, ids, is_real = (torch.cat([p.flatten(1) if p.ndim == 3 else torch.nn.functional.pad(p, (0, 99 - p.shape[1]))
                                        for p in parts]) for parts in zip(*data.drawings(random.Random(0), 12, 16, 0.0)))
     assert tokens.shape == (12, 16) and is_real.sum(1).min() > 5
