@@ -45,9 +45,10 @@ from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, 
 from nanoharmon.data import encode_share, latents_path, make_batches, new_cache, open_sources, parse_mix, training_texts
 from nanoharmon.files import explained, write_json
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
-from nanoharmon.parallel import Stop, average_gradients, average_values, is_lost, launch
+from nanoharmon.parallel import Stop, agree, average_gradients, average_values, is_lost, launch
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.plot import draw_curves, read_log
+from nanoharmon.sharding import clip_gradients, like, shard_blocks, whole
 from nanoharmon.stages import begin, check, count_shards, given, plan, prepare, progress
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.vae import vae_loss
@@ -65,6 +66,8 @@ class Run:
         self.amp = None                      # float32 on CPU: bf16 autocast measured a quarter to a half slower there
         if device.type == "cuda":            # on CUDA bf16 where it exists, else fp16 with a GradScaler
             self.amp = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            if config.optim.fsdp and self.amp is torch.float16:
+                raise ValueError("--optim.fsdp true needs GPUs that compute in bfloat16; pass --optim.fsdp false")
 
     def wait(self):
         if self.world > 1:
@@ -108,6 +111,8 @@ def stage_losses(run, name, stage, model, data, rng, generator):
 def train_stage(run, name, model, data, pipe):
     stage, optim = run.config.stages[name], run.config.optim
     params = select(model, stage.train_parts.split(","))
+    if optim.fsdp:
+        params = shard_blocks(model, run.world, run.device.type)
     optimizers = make_optimizers(params, optim)
     ema, folder, first = EMA(params, optim.ema), run.out / f"stage_{name}", 0
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
@@ -137,7 +142,7 @@ def train_stage(run, name, model, data, pipe):
         average_gradients(params, run.world, run.shards)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(params.values(), optim.clip)
+        norm = clip_gradients(list(params.values()), optim.clip)
         if torch.isfinite(norm):
             bad = 0
             for optimizer in optimizers:
@@ -163,10 +168,15 @@ def train_stage(run, name, model, data, pipe):
                     **{k: round(v, 5) for k, v in means.items()})
             bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {rate:.0f} img/s")
             totals, seconds, since = {}, time.time(), step + 1
-        if run.main and not last and (run.stop.code or run.args.save_every and (step + 1) % run.args.save_every == 0):
+        saving = not last and (run.stop.code or run.args.save_every and (step + 1) % run.args.save_every == 0)
+        if optim.fsdp:                                           # then all processes gather what one of them writes
+            saving = agree(saving, run.world, run.device)
+        if saving and (run.main or optim.fsdp):
             state = {"step": step + 1, "params": {n: p.detach() for n, p in params.items()}, "ema": ema.shadow,
                      "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(),
                      "config": to_dict(run.config), "made_by": made_by}
+            state = whole(state, run.main)
+        if saving and run.main:
             try:
                 save_state(folder, step + 1, state, keep=run.args.keep)
             except OSError as e:
@@ -174,7 +184,7 @@ def train_stage(run, name, model, data, pipe):
                               f"go on from there with --resume") from e
             if run.stop.code:
                 sys.exit(run.stop.code)
-        if run.main and (last or run.args.sample_every and (step + 1) % run.args.sample_every == 0):
+        if (run.main or optim.fsdp) and (last or run.args.sample_every and (step + 1) % run.args.sample_every == 0):
             ema.swap(params)                                     # pictures and answers come from the averaged weights
             show(run, name, step + 1, pipe, data)
             ema.swap(params)
@@ -187,9 +197,12 @@ def restore(run, path, params, ema, optimizers, scaler, made_by):
     state = load_state(path)
     with torch.no_grad():
         for n, p in params.items():
-            p.copy_(state["params"][n])
-    ema.shadow = {n: t.to(run.device) for n, t in state["ema"].items()}
+            p.copy_(like(state["params"][n], p))
+    ema.shadow = {n: like(t.to(run.device), params[n]) for n, t in state["ema"].items()}
     for optimizer, saved in zip(optimizers, state["optimizers"]):
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in saved["state"].items():
+            saved["state"][i] = {k: like(v, held[i]) for k, v in moments.items()}
         ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(saved)
         for group, options in zip(optimizer.param_groups, ours):
@@ -206,12 +219,13 @@ def show(run, name, step, pipe, data):
     """Samples, answers and the curves so far, into OUT."""
     pipe.model.eval()
     sheet, answers = look(pipe, data, name, run.config.stages[name].size or run.config.stages["1"].size)
-    if sheet:
+    if sheet and run.main:
         (run.out / "samples").mkdir(exist_ok=True)
         sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
-    curves, damaged = read_log(run.out / "log.jsonl")
-    draw_curves(curves, run.out / "curves.png")
-    run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
+    if run.main:
+        curves, damaged = read_log(run.out / "log.jsonl")
+        draw_curves(curves, run.out / "curves.png")
+        run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
     pipe.model.train()
 
 
@@ -250,8 +264,9 @@ def train(run):
         if name == "vae":
             measure_scale(run, model, data)
         pipe.meta["size"] = config.stages[name].size or config.stages["1"].size
+        weights = whole(model.state_dict(), run.main) if config.optim.fsdp else None
         if run.main:
-            pipe.save(run.out / f"stage_{name}")
+            pipe.save(run.out / f"stage_{name}", weights=weights)
             shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
         run.wait()
         run.stop.safe()
@@ -407,7 +422,7 @@ def main(argv=None):
     usual = asked or min(2, os.cpu_count() or 1)
     config.optim.shards = count_shards(config, out, usual)
     world = asked or math.gcd(usual, config.optim.shards)        # a run of one process goes on with one
-    check(config, world)
+    check(config, world, args.stage or ())
     if args.dry_run:
         return plan(config, out)
     if rank == 0:

@@ -13,6 +13,8 @@ import math
 import torch
 import torch.distributed as dist
 
+from .sharding import apart
+
 # MAR and Harmon give no weight decay to biases, norms, embeddings and the diffusion head
 NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
@@ -46,7 +48,8 @@ def make_optimizers(params, config):
     for name, p in params.items():
         if name not in matrices:
             (plain if p.ndim < 2 or any(part in name for part in NO_DECAY) else decay).append(p)
-    groups = [{"params": g, "weight_decay": wd} for g, wd in ((decay, config.weight_decay), (plain, 0.0)) if g]
+    groups = [{"params": kind, "weight_decay": wd} for g, wd in ((decay, config.weight_decay), (plain, 0.0))
+              for kind in apart(g)]
     optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2),
                                     fused=decay[0].device.type != "meta" if decay else None)] if groups else []
     if matrices:
@@ -140,7 +143,8 @@ class EMA:
     @torch.no_grad()
     def update(self, params, step):
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), [params[n] for n in self.shadow], 1 - decay)
+        for ours, theirs in zip(apart(self.shadow.values()), apart([params[n] for n in self.shadow])):
+            torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, params):

@@ -19,23 +19,30 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from .sharding import is_sharded
+
 SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
 
 def average_gradients(params, world, shards=None):
     """Make the gradients of {name: parameter}, each the sum over this process's shards of the batch, the mean over all
-    `shards` (default: one per process). One all-reduce, however many shards a process has gone through."""
-    shards = shards or world
+    `shards` (default: one per process). One all-reduce, however many shards a process has gone through. Those of
+    sharded parameters (sharding.py) come as the mean over processes."""
+    shards, params = shards or world, list(params.values())
     if shards == 1:
         return
     if world == 1:
-        return torch._foreach_div_([p.grad for p in params.values() if p.grad is not None], shards)
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params.values()]
+        return torch._foreach_div_([p.grad for p in params if p.grad is not None], shards)
+    for p in filter(is_sharded, params):
+        if p.grad is not None:
+            p.grad /= shards / world
+    params = [p for p in params if not is_sharded(p)]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= shards
-    for p, piece in zip(params.values(), flat.split([g.numel() for g in grads])):
+    for p, piece in zip(params, flat.split([g.numel() for g in grads])):
         if p.grad is not None:
             p.grad.copy_(piece.view_as(p))
 
@@ -46,6 +53,14 @@ def average_values(values, world):
     if world > 1:
         dist.all_reduce(means)
     return dict(zip(values, (means / world).tolist()))
+
+
+def agree(flag, world, device):
+    """Whether rank 0 says so: Ctrl-C reaches it alone, and what needs all processes must be decided by one."""
+    answer = torch.tensor(float(flag), device=device)
+    if world > 1:
+        dist.broadcast(answer, 0)
+    return bool(answer)
 
 
 def is_lost(error):

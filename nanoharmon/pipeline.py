@@ -62,11 +62,12 @@ class Pipeline:
                                  f"float32")
         return cls(model.to(device), tokenizer, meta)
 
-    def save(self, path, dtype=torch.float32):
-        """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json."""
+    def save(self, path, dtype=torch.float32, weights=None):
+        """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json. weights: those to
+        write instead of the model's, whose blocks are sharded."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        weights = self.model.state_dict()
+        weights = self.model.state_dict() if weights is None else weights
         if self.model.config.llm.tie_word_embeddings:
             del weights["llm.lm_head.weight"]                # the same tensor as the embedding: stored once
         save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},

@@ -92,9 +92,15 @@ def count_shards(config, out, world):
     return config.optim.shards or begun_with or world
 
 
-def check(config, world):
-    """Complain now, not after an hour of other stages."""
+def check(config, world, only=()):
+    """Complain now, not after an hour of other stages. only: the stages that --stage names."""
     check_training(config)
+    if config.optim.fsdp:
+        for wrong, fix in ((world < 2, "several processes; start it with torchrun --nproc_per_node=2, or --procs 2"),
+                           (config.optim.muon, "AdamW for all parameters; pass --optim.muon false"),
+                           (len(only) != 1, "one stage per start; pass --stage with the one that is next")):
+            if wrong:
+                raise ValueError(f"--optim.fsdp true needs {fix}")
     stages, stride, shards = config.stages, config.model.vae.stride, config.optim.shards
     if shards % world:
         raise ValueError(f"--optim.shards {shards} cannot be shared by {world} processes, expected a multiple of "
@@ -120,7 +126,7 @@ def check(config, world):
                          f"expected the larger of the two: the vae is trained on both")
 
 
-SHAPING = "size", "train_parts", "muon", "own_positions"         # settings that decide what a state consists of
+SHAPING = "size", "train_parts", "muon", "fsdp", "own_positions"     # settings that decide what a state consists of
 
 
 def flat(values):

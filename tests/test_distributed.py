@@ -29,7 +29,7 @@ def flags(out, *more):
             *(flag for s in STEPS for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
 
 
-def record(argv):
+def record(argv, shown=False):
     """Run train.main, lightly, and return {stage: [losses of one shard, in the order they are computed]}."""
     losses, real = {}, train.stage_losses
 
@@ -41,7 +41,7 @@ def record(argv):
             yield label, loss, weight
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "training_texts", functools.partial(data.training_texts, n=60))
-        patch.setattr(train, "show", lambda *_: None)
+        patch.setattr(train, "show", train.show if shown else lambda *_: None)
         patch.setattr(train, "stage_losses", noted)
         train.main(argv)
     return losses
@@ -52,7 +52,7 @@ def as_torchrun(rank, world, store, stop, ports, notes, *commands):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     for i, (port, argv) in enumerate(zip(ports, commands)):
         os.environ["MASTER_PORT"] = str(port)
-        Path(f"{notes}{i}{rank}").write_text(json.dumps(record(argv)))
+        Path(f"{notes}{i}{rank}").write_text(json.dumps(record(argv, shown="--optim.fsdp" in argv)))
 
 
 def free_ports(n):
@@ -95,6 +95,40 @@ def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_m
     for a, b in zip(*logs, strict=True):                  # the log is of the whole batch, not of rank 0's part
         assert a["stage"] == b["stage"] and a.get("draw", 0) == pytest.approx(b.get("draw", 0), abs=2e-5)
         assert a["grad"] == pytest.approx(b["grad"], rel=1e-3)
+
+
+def sharded(rank, world, store, stop, ports, notes, copy, *commands):
+    """As `as_torchrun`; the first state that is saved is copied, with what belongs to it, to go on from there."""
+    def save_and_copy(folder, *rest, **options):
+        save_state(folder, *rest, **options)
+        if not Path(copy).exists():
+            shutil.copytree(folder.parent, copy)
+    train.save_state = save_and_copy
+    as_torchrun(rank, world, store, stop, ports, notes, *commands)
+
+
+def test_sharded_blocks_train_the_same_model_and_resume(tmp_path, monkeypatch):
+    """FSDP2, two gloo processes with two shards each: 20 steps, saved after 15, and the last five again from there."""
+    def command(out, *more, stages=("2",)):
+        return ["--preset", "pico", "--sample-every", "10", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
+                "--optim.shards", "4", "--optim.muon", "false", "--optim.checkpointing", "true", "--stage_2.draw_batch",
+                "8", "--stage_2.read_batch", "4", *more, *(f for s in stages for f in ("--stage", s)),
+                *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one, two, rest = (tmp_path / name for name in ("one", "two", "rest"))
+    record(command(one, "--procs", "1", stages=("vae", "llm", "mar")))
+    shutil.copytree(one, two)
+    wanted, fsdp = record(command(one, "--procs", "1"))["2"], ("--optim.fsdp", "true")
+    launch(sharded, 2, free_ports(2), str(tmp_path / "losses"), str(rest), command(two, *fsdp),
+           command(rest, *fsdp, "--resume"))
+    for rank in range(2):
+        got, after = (json.loads((tmp_path / f"losses{i}{rank}").read_text())["2"] for i in range(2))
+        assert got == pytest.approx(wanted[rank::2], abs=1e-5)
+        assert len(got) == 40 and after == pytest.approx(got[30:], abs=1e-6)
+    end = {out: dict(open_tensors(out / "stage_2").items()) for out in (one, two, rest)}
+    assert distance(end[one], end[two]) < 1e-5 and distance(end[two], end[rest]) < 1e-6
+    assert {name: t.shape for name, t in end[one].items()} == {name: t.shape for name, t in end[two].items()}
+    assert list((two / "samples").glob("stage_2*"))       # drawn by both processes together
 
 
 @pytest.mark.parametrize("more, words", [
