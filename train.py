@@ -20,7 +20,7 @@ threads, and does not stall when something else runs (LOG.md).
 
 A batch is cut into shards (--optim.shards), one per process unless told otherwise, and shard s is a function of (seed,
 stage, step, s) only. So one process with two shards trains the same model as two processes, up to rounding, a run may
-go on with fewer or more processes, and more shards than processes is gradient accumulation, for GPUs with little memory.
+go on with fewer or more processes, and more shards than processes is gradient accumulation for GPUs with little memory.
 """
 import json
 import math

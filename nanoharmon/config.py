@@ -153,7 +153,7 @@ class OptimConfig:
     schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine")
     floor: float = arg(0.02, "last learning rate, as a share of the peak")
     checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, a third more time")
-    fsdp: bool = arg(False, "several GPUs: each keeps only its part of the transformer blocks (sharding.py); for models "
+    fsdp: bool = arg(False, "several GPUs: each keeps its part of the transformer blocks (sharding.py); for models "
                             "that do not fit; needs --optim.muon false and one --stage per start", later=True)
     shards: int = arg(0, "parts of a batch; each process goes through shards / processes of them, one after the other "
                          "(gradient accumulation); 0 = one per process, or as the run began")

@@ -63,8 +63,8 @@ class Pipeline:
         return cls(model.to(device), tokenizer, meta)
 
     def save(self, path, dtype=torch.float32, weights=None):
-        """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json. weights: those to
-        write instead of the model's, whose blocks are sharded."""
+        """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json. weights:
+        those to write instead of the model's, whose blocks are sharded."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         weights = self.model.state_dict() if weights is None else weights

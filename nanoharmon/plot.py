@@ -26,8 +26,8 @@ def read_log(path):
 
 
 def draw_curves(curves, path, axis="step"):
-    """Write one panel per curve {(title, name): [(x, y)]}. The vertical axis starts at 0 and leaves out the first, highest
-    values."""
+    """Write one panel per curve {(title, name): [(x, y)]}. The vertical axis starts at 0 and leaves out the
+    first, highest values."""
     rows = max(1, -(-len(curves) // COLUMNS))
     image = Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)

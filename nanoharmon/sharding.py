@@ -6,7 +6,7 @@
 the block is computed, and dropped again. Gradients, Adam's moments and the average (EMA) are DTensors, too.
 
 Only blocks are sharded (82 % of harmon-1.5b's parameters). The rest, embeddings, projectors, the heads and the VAE, is
-whole in every process, and averaged as without sharding (parallel.py): FSDP's hooks sit on `forward`, and our losses are
+whole in every process, and averaged as without sharding (parallel.py): FSDP's hooks sit on `forward`, our losses are
 methods. Whatever runs a block or gathers weights must be done by all processes: saving, and drawing on the way.
 
 Simplified: one stage per start, because what is frozen may not change after the first forward; AdamW, since Muon needs
@@ -32,7 +32,7 @@ def is_sharded(tensor):
 
 
 def apart(tensors):
-    """The whole and the sharded ones of some tensors, as two lists: torch's batched functions take one kind at a time."""
+    """The whole and the sharded ones of some tensors, as two lists: torch's batched functions want one kind."""
     kinds = [[t for t in tensors if is_sharded(t) == kind] for kind in (False, True)]
     return [kind for kind in kinds if kind]
 

@@ -1,4 +1,4 @@
-"""The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as MAR uses it, sec. 4).
+"""The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as in MAR, sec. 4).
 
 picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)  ->  Decoder.
 One latent position is one *token* of the models that follow: C real numbers, no codebook.
