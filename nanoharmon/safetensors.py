@@ -2,7 +2,8 @@
 
 How: a file is 8 bytes (header length), a JSON header {name: dtype, shape, data_offsets}, then raw tensor bytes. The
 header is checked before it is believed; tensors are views of the memory-mapped file, to be treated as read-only (a
-write stays private to the process). PyTorch's own .pth files are read with weights_only, so that they cannot run code either.
+write stays private to the process). PyTorch's own .pth files are read with weights_only, so that they cannot run code
+either.
 
 Simplified: little-endian machines, ten dtypes (no float8, no complex), one writer per path, no checksums (the header
 fixes the exact file size, so a cut file is noticed, a flipped bit is not).
