@@ -49,7 +49,7 @@ from nanoharmon.parallel import Stop, agree, average_gradients, average_values, 
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.plot import draw_curves, read_log
 from nanoharmon.sharding import clip_gradients, like, shard_blocks, whole
-from nanoharmon.stages import begin, check, count_shards, given, plan, prepare, progress
+from nanoharmon.stages import as_stage, begin, check, count_shards, given, plan, prepare, progress
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.vae import vae_loss
 from nanoharmon.watch import final_look, look
@@ -170,7 +170,7 @@ def train_stage(run, name, model, data, pipe):
             totals, seconds, since = {}, time.time(), step + 1
         saving = not last and (run.stop.code or run.args.save_every and (step + 1) % run.args.save_every == 0)
         if optim.fsdp:                                           # then all processes gather what one of them writes
-            saving = agree(saving, run.world, run.device)
+            saving = agree(saving, run.device)
         if saving and (run.main or optim.fsdp):
             state = {"step": step + 1, "params": {n: p.detach() for n, p in params.items()}, "ema": ema.shadow,
                      "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(),
@@ -239,7 +239,8 @@ def train(run):
         shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
     sources = open_sources(config.data, run.out / "cache")
     if done:
-        pipe = Pipeline.load(run.out / f"stage_{done[-1]}", run.device)
+        with as_stage(run.out / f"stage_{done[-1]}") as folder:
+            pipe = Pipeline.load(folder, run.device)
         model, tokenizer = pipe.model, pipe.tokenizer
         config.model = model.config
     else:
@@ -264,7 +265,7 @@ def train(run):
         if name == "vae":
             measure_scale(run, model, data)
         pipe.meta["size"] = config.stages[name].size or config.stages["1"].size
-        weights = whole(model.state_dict(), run.main) if config.optim.fsdp else None
+        weights = whole(model.state_dict(), run.main)            # of all processes, where blocks are sharded
         if run.main:
             pipe.save(run.out / f"stage_{name}", weights=weights)
             shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)

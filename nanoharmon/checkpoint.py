@@ -53,7 +53,7 @@ def pack(obj) -> tuple[dict, object]:
         dot = f"{path}." if path else ""
         if isinstance(x, dict):
             require(all(k is None or isinstance(k, (bool, int, float, str)) for k in x),
-                   f"{path}: cannot save keys other than text and numbers")
+                    f"{path}: cannot save keys other than text and numbers")
             return {"dict": [[k, encode(v, f"{dot}{k}")] for k, v in x.items()]}
         require(isinstance(x, (list, tuple)), f"{path}: cannot save a {type(x).__name__}")
         items = [encode(v, f"{dot}{i}") for i, v in enumerate(x)]
@@ -200,23 +200,24 @@ def match_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignor
     for tied in names.values():
         found = [tensors[report.mapped[n]] for n in tied if n in report.mapped]
         require(all(torch.equal(found[0], t) for t in found[1:]),
-               f"{source}: {' and '.join(tied)} differ, but are one parameter in the model")
+                f"{source}: {' and '.join(tied)} differ, but are one parameter in the model")
         report.missing += [n for n in tied if not found and n not in misfits]
     bad = Report(report.mapped, [n for n in report.missing if not is_ignored(n)],
                  [k for k in report.unexpected if not is_ignored(rename(k))], report.mismatched)
     require(not (bad.missing or bad.unexpected or bad.mismatched),
-           f"{source}: does not fit {type(module).__name__}: {describe(bad)}")
+            f"{source}: does not fit {type(module).__name__}: {describe(bad)}")
     return report
 
 
 def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore=(), dtype=None,
-                 assign=False) -> Report:
+                 assign=False, report=None) -> Report:
     """Copy `tensors` into `module` one by one, after `match_weights` found that they all fit.
 
     assign: make the loaded tensors the parameters (floating-point ones in `dtype`, by default the
-    module's) as a module on the meta device needs; without it `dtype` has no effect.
+    module's) as a module on the meta device needs; without it `dtype` has no effect. report: that of
+    `match_weights`, where it was called before.
     """
-    report, names = match_weights(module, tensors, rename, ignore), {}
+    report, names = report or match_weights(module, tensors, rename, ignore), {}
     targets = module.state_dict(keep_vars=True)
     for name, target in targets.items():  # tied parameters have several names
         names.setdefault(id(target), []).append(name)

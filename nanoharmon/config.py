@@ -278,7 +278,7 @@ def quicken(config):
 
     Scenes have one object, and stage 3 stays at stage 2's resolution: more cannot be learned in minutes. The VAE says
     how good anything can look, and mar and 3 teach the diffusion head: they keep the largest shares of their steps.
-    Reading is learned long before drawing: half of its pictures will do.
+    Reading is learned long before drawing: half of its pictures will do. (Shares: tried by hand, LOG.md.)
     """
     size = config.stages["2"].size
     for name, stage in config.stages.items():

@@ -55,11 +55,10 @@ def average_values(values, world):
     return dict(zip(values, (means / world).tolist()))
 
 
-def agree(flag, world, device):
+def agree(flag, device):
     """Whether rank 0 says so: Ctrl-C reaches it alone, and what needs all processes must be decided by one."""
     answer = torch.tensor(float(flag), device=device)
-    if world > 1:
-        dist.broadcast(answer, 0)
+    dist.broadcast(answer, 0)
     return bool(answer)
 
 

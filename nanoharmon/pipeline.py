@@ -53,8 +53,8 @@ class Pipeline:
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
-        model, tensors, tokenizer, meta = outline(path)
-        load_weights(model, tensors, dtype=dtype, assign=True)
+        model, tensors, report, tokenizer, meta = outline(path)
+        load_weights(model, tensors, dtype=dtype, assign=True, report=report)
         model.llm.tie()
         for name, p in model.named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
@@ -311,8 +311,8 @@ class TextPipeline:
 
 
 def outline(path):
-    """All of a checkpoint directory but the weights' numbers, checked: (model on the meta device, tensors that fit it,
-    tokenizer, meta). Raises ValueError for anything wrong."""
+    """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,
+    report that they fit it, tokenizer, meta). Raises ValueError for anything wrong."""
     path = Path(path)
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
@@ -329,12 +329,12 @@ def outline(path):
             model = Harmon(config)
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
-    match_weights(model, tensors := open_tensors(path))
+    report = match_weights(model, tensors := open_tensors(path))
     tokenizer = Tokenizer.load(path)
     if len(tokenizer) > config.llm.vocab_size:
         raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
                          f"{config.llm.vocab_size} of the model; pass another --ckpt")
-    return model, tensors, tokenizer, stored.get("meta")
+    return model, tensors, report, tokenizer, stored.get("meta")
 
 
 def check_meta(meta):

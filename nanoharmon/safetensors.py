@@ -66,7 +66,7 @@ def _parse_header(data):
     header, entries = parse_json(data[8:start]), {}
     metadata = header.pop("__metadata__", {})
     require(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
-           "__metadata__ is not a map from text to text")
+            "__metadata__ is not a map from text to text")
     for name, entry in header.items():
         label = f"tensor {name[:80]!r}"
         match entry:
@@ -82,7 +82,7 @@ def _parse_header(data):
                                  f"{json.dumps(entry)[:160]}")
         require(end - begin == size, f"{label} has {end - begin} bytes, its shape needs {size}")
         require(start + end <= len(data),
-               f"truncated: {label} ends at byte {start + end} of {len(data)}")
+                f"truncated: {label} ends at byte {start + end} of {len(data)}")
         entries[name] = data, DTYPES[code], tuple(shape), start + begin, start + end
     for name, (*_, begin, end) in sorted(entries.items(), key=lambda item: item[1][3:]):
         require(begin == start, f"tensor {name[:80]!r} overlaps or leaves a hole before it")
@@ -111,11 +111,11 @@ class SafeTensors(Mapping):
     def _parse_index(self, data):
         names, files, metadata = parse_json(data[:MAX_HEADER]).get("weight_map"), {}, {}
         require(isinstance(names, dict) and all(isinstance(v, str) for v in names.values()),
-               "weight_map is not a map from tensor name to file name")
+                "weight_map is not a map from tensor name to file name")
         for name in set(names.values()):
             # the name is checked, links are not: the Hugging Face cache is made of links
             require(name.endswith(".safetensors") and ".." not in PurePosixPath(name).parts
-                   and not re.search(r"^/|[\\:\0]", name), f"shard {name!r} is outside the folder")
+                    and not re.search(r"^/|[\\:\0]", name), f"shard {name!r} is outside the folder")
             shard = SafeTensors(self.path.parent / name)
             files[name], metadata = shard._entries, metadata | shard.metadata
         for key, name in names.items():
@@ -142,7 +142,7 @@ class SafeTensors(Mapping):
         if raw.data_ptr() % dtype.itemsize:
             raw = raw.clone()  # legal in the format, but not every processor loads unaligned
         require(dtype != torch.bool or raw.max() <= 1,
-               f"{self.path}: BOOL tensor {name[:80]!r} has bytes other than 0 and 1")
+                f"{self.path}: BOOL tensor {name[:80]!r} has bytes other than 0 and 1")
         return raw.view(dtype).view(shape)
 
 
@@ -179,12 +179,12 @@ def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = No
     tensors): each is then made when its turn comes, and never two at a time are in memory."""
     header, position = {"__metadata__": metadata} if metadata else {}, 0
     require(all(isinstance(x, str) for pair in (metadata or {}).items() for x in pair),
-           f"{path}: metadata is not a map from text to text")
+            f"{path}: metadata is not a map from text to text")
     for name, t in tensors.items():
         require(isinstance(name, str) and name != "__metadata__", f"{path}: bad name {name!r}")
         require(isinstance(t, torch.Tensor) and t.dtype in DTYPE_NAMES
-               and t.is_meta == bool(get) and t.layout == torch.strided,
-               f"{path}: {name!r} is not a dense tensor of {', '.join(DTYPES)}")
+                and t.is_meta == bool(get) and t.layout == torch.strided,
+                f"{path}: {name!r} is not a dense tensor of {', '.join(DTYPES)}")
         header[name] = {"dtype": DTYPE_NAMES[t.dtype], "shape": list(t.shape)}
     # names keep their order, data goes from wide to narrow dtypes so that all of it is aligned
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
@@ -199,7 +199,7 @@ def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = No
         for name in order:
             t = get(name) if get else tensors[name]
             require(t.shape == tensors[name].shape and t.dtype == tensors[name].dtype,
-                   f"{path}: {name!r} is {t.dtype} {tuple(t.shape)}, not what was announced")
+                    f"{path}: {name!r} is {t.dtype} {tuple(t.shape)}, not what was announced")
             flat = t.detach().cpu().contiguous().view(-1)
             yield flat.view(torch.uint8).numpy().data
             del t, flat

@@ -2,7 +2,7 @@
 import json
 import shlex
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -184,10 +184,11 @@ def check_parts(config, args):
             raise ValueError(str(e).replace("NAME", name)) from None
 
 
-def check_whole(folder):
-    """Complain now about a finished stage that cannot be read: the next one starts from it."""
+@contextmanager
+def as_stage(folder):
+    """An error inside about a checkpoint becomes one about this finished stage, from which the next one starts."""
     try:
-        outline(folder)
+        yield folder
     except ValueError as e:
         problem = str(e).partition("; pass")[0]                  # --ckpt is no flag of train.py
         raise ValueError(f"{problem}; put back {folder}, or delete it to repeat that stage") from None
@@ -210,7 +211,8 @@ def prepare(config, args, out):
     if done or begun:
         check_same(config, args, out, begun)
         if finished:
-            check_whole(out / f"stage_{finished[-1]}")
+            with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
+                outline(folder)
         print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
               "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     import_sources(config, out, todo, frozen=bool(set(done) - set(given(args)) or begun))
