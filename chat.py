@@ -6,7 +6,7 @@
     python chat.py --llm Qwen2.5-0.5B-Instruct                      a language model alone, text only
 
     > /draw a red circle left of a blue square
-    (drawing-001.png; ask about it)
+    (a red circle at the left and a blue square in the middle; drawing-001.png; ask about it)
     > what color is the square?
     blue
 
@@ -79,18 +79,20 @@ class Chat:
         self.messages, self.waiting = messages + [{"role": "assistant", "content": said.strip()}], 0
 
     def draw(self, words):
-        """Draw, save under the next free number, show. Returns the path."""
+        """Draw, save under the next free number, show. Returns the path and, of a checkpoint that thinks, its words."""
         number = 1
         while (path := Path(f"drawing-{number:03d}.png")).exists():
             number += 1
         check_output(path, "the folder you start chat.py in")
-        iters = self.pipe.plan([words])["iters"]
-        with tqdm(total=iters, desc="drawing", unit="iter", leave=False, disable=None) as bar:
-            picture = self.pipe.draw([words], seed=self.args.seed + self.drawn, progress=bar.update)[0]
+        plan, seed, said = self.pipe.plan([words]), self.args.seed + self.drawn, ""
+        if plan["think"]:
+            [said] = self.pipe.think([words], seed)
+        with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+            [picture] = self.pipe.draw([said or words], seed=seed, think=False, progress=bar.update)
         write_bytes(path, encode(picture))
         self.drawn += 1
         self.show(picture, path)
-        return path
+        return path, said
 
     def save(self, name):
         path = check_output(name, "/save FILE", (".json", ".txt", ".png"))
@@ -123,7 +125,8 @@ def command(chat, line):
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")
     elif name == "/draw":
-        print(f"({chat.draw(rest)}; ask about it)")
+        path, said = chat.draw(rest)
+        print(f"({said}; {path}; ask about it)" if said else f"({path}; ask about it)")
     elif name == "/save":
         chat.save(rest)
         print(f"(wrote {rest})")

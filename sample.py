@@ -3,14 +3,16 @@
     python sample.py --prompt "a red circle left of a blue square"
     python sample.py --prompt "two green rings" --prompt "a white cross" --n 8 --seed 7 --out rings.png
     python sample.py --prompt "a yellow circle" --gif unmask.gif              watch the tokens being uncovered
+    python sample.py --prompt "a circle and a ring" --no-think                without saying first what will be where
     python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        draw a part of a picture anew
     python sample.py --prompts-file prompts.txt --steps 25 --sampler dpm++ --save-each out/       faster, one file each
 
 Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the
 end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
+A checkpoint that has learned to --think first says what will be where, in words, and draws that.
 """
 import time
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +48,8 @@ def parse_args(argv=None):
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
     add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
+    add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it must "
+        "have learned to (default: the checkpoint's own, else no)")
     model_flags(parser)
     return parser.parse_args(argv)
 
@@ -148,14 +152,19 @@ def main(argv=None):
     image = open_image(args.image) if args.image else None
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
-                   iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature)
+                   iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
+                   think=args.think)
     plan = pipe.plan(prompts, **options)     # complains about anything wrong with any prompt before the first is drawn
 
     start, rows, films = time.time(), [], []
+    options["think"] = False                 # it is done here, to be shown
     with tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
         for prompt in prompts:               # the same seed for every row: rows do not depend on each other
-            film = []
-            rows.append(pipe.draw([prompt] * args.n, seed=args.seed, on_step=film.append if args.gif else None,
+            film, said = [], [prompt] * args.n
+            if plan["think"]:
+                said = pipe.think(said, args.seed)
+                bar.write("\n".join([f"{prompt}:", *(f"  {words}" for words in said)]))
+            rows.append(pipe.draw(said, seed=args.seed, on_step=film.append if args.gif else None,
                                   progress=bar.update, **options))
             films.append(film)
     seconds = time.time() - start
@@ -170,7 +179,7 @@ def main(argv=None):
             for c, picture in enumerate(row):
                 write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", encode(picture))
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
-                for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature")]
+                for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "
           f"of {'x'.join(map(str, plan['size']))} in {seconds:.1f} s on {pipe.device}")
     print(f"settings: {', '.join(settings)}, seed {args.seed}".replace("cfg_schedule ", ""))

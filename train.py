@@ -103,7 +103,7 @@ def stage_losses(run, name, stage, model, data, rng, generator):
             loss = model.generation_loss(tokens, ids, is_real, grid, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all)
             yield "draw", loss, len(ids) / draw_n
-        for tokens, ids, labels, is_real, index in data.readings(rng, read_n, stage.size):
+        for tokens, ids, labels, is_real, index in data.readings(rng, read_n, stage.size, stage.thoughts):
             loss = model.understanding_loss(tokens, ids, labels, is_real, index, grid)
             yield "read", loss, len(ids) / read_n * stage.read_weight
 
@@ -312,6 +312,8 @@ def finish(run, pipe):
     own, texts, figures = [s for s in run.data.sources if s.name != "shapes"], [], {}
     shapes = len(own) < len(run.data.sources)
     if shapes:
+        if run.config.stages["3"].thoughts:
+            pipe.meta["draw"]["think"] = True
         pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships

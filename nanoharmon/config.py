@@ -183,6 +183,8 @@ class StageConfig:
     hide_all: float = arg(0.0, "share of steps that draw from the prompt alone, all tokens hidden, beside those that "
                                "mar.mask_ratio gives (official: 0)")
     pairs: float = arg(0.0, "shapes world: share of drawings of two different objects, beside those in the mixture")
+    thoughts: float = arg(0.0, "shapes world: share of readings that have no picture: a prompt, answered by what will "
+                               "be where (sample.py --think)", later=True)
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     read_weight: float = arg(1.0, "weight of the understanding loss (drawing has 1); its gradient can be far longer: "
@@ -199,10 +201,10 @@ def nano_stages():
         "llm": StageConfig(800, 0, 64, train_parts="llm."),
         "mar": StageConfig(1100, 48, 128, lr=2.0, train_parts="mar."),
         "1": StageConfig(150, 48, 64, 24, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
-        "2": StageConfig(1200, 48, 96, 16, caption_drop=0.1, hide_all=0.7, pairs=0.85, read_weight=0.03,
+        "2": StageConfig(1200, 48, 96, 16, caption_drop=0.1, hide_all=0.7, pairs=0.85, read_weight=0.03, thoughts=0.25,
                          train_parts=NOT_VAE),
-        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, pairs=0.1, read_weight=0.03, train_parts=NOT_VAE,
-                         own_positions=True),
+        "3": StageConfig(4000, 96, 64, 16, caption_drop=0.1, pairs=0.2, read_weight=0.03, thoughts=0.25,
+                         train_parts=NOT_VAE, own_positions=True),
     }
 
 
@@ -214,9 +216,9 @@ def micro_stages():
         "mar": StageConfig(20000, 64, 256, lr=0.5, train_parts="mar."),
         "1": StageConfig(2000, 64, 128, 64, lr=0.5, hide_all=0.6, read_weight=0.03, train_parts=ALIGN),
         "2": StageConfig(20000, 64, 128, 64, lr=0.5, caption_drop=0.1, hide_all=0.6, pairs=0.6, read_weight=0.03,
-                         train_parts=NOT_VAE),
+                         thoughts=0.25, train_parts=NOT_VAE),
         "3": StageConfig(10000, 128, 64, 32, lr=0.5, caption_drop=0.1, hide_all=0.1, pairs=0.5, read_weight=0.03,
-                         train_parts=NOT_VAE, own_positions=True),
+                         thoughts=0.25, train_parts=NOT_VAE, own_positions=True),
     }
 
 

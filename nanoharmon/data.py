@@ -58,9 +58,9 @@ class ShapesData:
     def leave_out(self, fits):
         return 0                             # the texts of scenes are short
 
-    def scene(self, i):
-        """The i-th training scene; without unseen pairs."""
-        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), most=self.config.max_objects,
+    def scene(self, i, n=None):
+        """The i-th training scene (of those with n objects); without unseen pairs."""
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), n=n, most=self.config.max_objects,
                                    layout=self.config.layout, board=self.config.board)
 
     def pictures(self, rows, size):
@@ -71,16 +71,23 @@ class ShapesData:
         return shapes.render(self.scene(rng.randrange(10 ** 9)), size)
 
     def text(self, rng):
-        scene = self.scene(rng.randrange(10 ** 9))
         kind = rng.random()
-        if kind < 0.4:                               # a request to draw, answered by where things could be
-            prompt = GENERATE.format(language.draw_prompt(scene, rng))
-            return [("user", prompt), ("assistant", language.describe(scene, rng))], True
+        if kind < 0.4:
+            return self.thought(rng), True
+        scene = self.scene(rng.randrange(10 ** 9))
         if kind < 0.9:                               # questions about a described scene
             (_, first), *rest = self.questions(scene, rng)
             return [("user", language.describe(scene, rng) + "\n" + first), *rest], False
         return [("user", language.describe(scene, rng) + "\n" + DESCRIBE),
                 ("assistant", language.caption(scene, rng))], False
+
+    def thought(self, rng):
+        """A request to draw, answered in words: what could be where. Half of them are about two objects, whose
+        relations are the hardest to learn."""
+        two = self.config.max_objects > 1 and rng.random() < 0.5
+        scene = self.scene(rng.randrange(10 ** 9), 2 if two else None)
+        prompt = language.draw_prompt(scene, rng, places=rng.random() < 0.3)
+        return [("user", GENERATE.format(prompt)), ("assistant", language.think(scene, prompt))]
 
     @functools.cached_property
     def sorted_scenes(self):
@@ -110,7 +117,10 @@ class ShapesData:
         i = rng.choice(self.sorted_scenes[1] or range(self.rows))
         return i, i
 
-    def to_read(self, rng):
+    def to_read(self, rng, thoughts=0.0):
+        """thoughts: how often it is a text without a picture."""
+        if thoughts and rng.random() < thoughts:
+            return None, None
         i = rng.randrange(self.rows)
         return i, i
 
@@ -118,6 +128,8 @@ class ShapesData:
         return language.draw_prompt(self.scene(i), rng)
 
     def conversation(self, i, rng):
+        if i is None:
+            return self.thought(rng)
         scene = self.scene(i)
         kind = rng.random()
         if kind < 0.55:
@@ -192,10 +204,10 @@ class Batches:
         for picked, rows in halves(picked, rows, key=len):
             yield self.tokens(picked, size), *pad(rows, self.tokenizer.pad, self.device)
 
-    def readings(self, rng, n, size):
+    def readings(self, rng, n, size, thoughts=0.0):
         """Latents (m, S, C) and conversations: ids, labels, is_real (n, L), label_index; as two halves. m <= n: a
         conversation without a picture has no latents."""
-        picked = [(source, *source.to_read(rng)) for source in self.pick(rng, n, "told")]
+        picked = [(source, *source.to_read(rng, thoughts)) for source in self.pick(rng, n, "told")]
         places = self.sources[0].latents[size].shape[1] + self.buffers
         rows = [self.encode(source.conversation(item, rng), 0 if row is None else places)
                 for source, row, item in picked]

@@ -21,6 +21,7 @@ Batch k of a task has its own seed: results do not depend on the number of proce
 """
 import random
 import sys
+from argparse import BooleanOptionalAction
 from collections import Counter
 
 import numpy as np
@@ -199,11 +200,12 @@ def main(argv=None):
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
     add("--sampler", choices=SAMPLERS, help=own)
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
+    add("--think", action=BooleanOptionalAction, help="the LLM first says what will be where " + own)
     add("--out", default="out/eval", metavar="DIR", help="where results and pictures go (default out/eval)")
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
+    options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule", "think")}
     if args.prompts or args.pope or args.images:
         return external.run(args, options)
     benches = args.bench.split(",") if args.bench else BENCHES

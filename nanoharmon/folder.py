@@ -239,7 +239,7 @@ class FolderData:
     def prompt(self, item, rng):
         return item["caption"]
 
-    def to_read(self, rng):
+    def to_read(self, rng, thoughts=0.0):
         item = rng.choice(self.told)
         return item["row"], item
 

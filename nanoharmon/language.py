@@ -123,7 +123,19 @@ def describe(scene: Scene, rng: random.Random) -> str:
     scene, so that texts can stand in for pictures; and as a prompt it is the clearest lesson in which goes where."""
     objects = list(scene.objects)
     rng.shuffle(objects)
-    return listing([f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}" for o in objects])
+    return listing([_placed(o) for o in objects])
+
+
+def _placed(o):
+    return f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}"
+
+
+def think(scene: Scene, prompt: str) -> str:
+    """`describe` in the order of a prompt, alike objects line by line: what the LLM says before it draws the scene."""
+    def order(o):
+        mention = prompt.find(f"{o.color} {o.shape}")            # -1 when the prompt leaves the color open
+        return mention if mention >= 0 else prompt.find(o.shape), int(o.y * 3), int(o.x * 3)
+    return listing([_placed(o) for o in sorted(scene.objects, key=order)])
 
 
 # --- GenEval's six tasks ----------------------------------------------------------------------------------------------
@@ -188,8 +200,8 @@ def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int 
             return scene
 
 
-def draw_prompt(scene: Scene, rng: random.Random) -> str:
-    """A training prompt for drawing this scene: a task pattern that fits it, a description of places or a caption.
+def draw_prompt(scene: Scene, rng: random.Random, places: bool = True) -> str:
+    """A training prompt for drawing this scene: a task pattern that fits it, a caption or (`places`) what is where.
 
     Places and relations are frequent, and so are prompts that leave the color open: what is learned last should be met
     most (the weights: LOG.md).
@@ -197,7 +209,9 @@ def draw_prompt(scene: Scene, rng: random.Random) -> str:
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
-    options = [(3, caption(scene, rng)), (12 if len(set(kinds)) == len(kinds) == 2 else 3, describe(scene, rng))]
+    options = [(3, caption(scene, rng))]
+    if places:
+        options.append((12 if len(set(kinds)) == len(kinds) == 2 else 3, describe(scene, rng)))
     if len(kinds) == 1:
         options += [(6, _meta("single_object", *plain)["prompt"]), (3, _meta("colors", *kinds)["prompt"])]
     elif len(set(kinds)) == 1:

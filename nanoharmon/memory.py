@@ -96,7 +96,7 @@ class Blank:
             shape = len(rows), TEXT
             yield self.latents(shape[0], size), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool)
 
-    def readings(self, rng, n, size):
+    def readings(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):
             tokens = self.latents(len(rows), size)
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)

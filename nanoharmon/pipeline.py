@@ -27,7 +27,8 @@ from .safetensors import open_tensors, save_safetensors
 from .tokenizer import Tokenizer
 
 # how the official scripts draw
-OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant"}
+OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
+            "think": False}
 DESCRIBE = "describe the image."            # what the captions of training answer
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 
@@ -84,7 +85,11 @@ class Pipeline:
         Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
         """
         options = OFFICIAL | {k: v for k, v in self.meta.get("draw", {}).items() if k in OFFICIAL}
+        if options["think"] and region is not None:              # its words would place what the region places
+            options["think"] = False
         options |= {k: v for k, v in given.items() if v is not None}
+        if options["think"] and "think" not in self.meta.get("draw", {}):
+            raise ValueError("this checkpoint has not learned to say what it will draw; drop --think")
         size = self.meta.get("draw", {}).get("size", self.size) if size is None else size
         width, height = (size, size) if isinstance(size, int) else size
         grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
@@ -118,18 +123,23 @@ class Pipeline:
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, seed=0, image=None, region=None, on_step=None, progress=None):
+             cfg_schedule=None, think=None, seed=0, image=None, region=None, on_step=None, progress=None):
         """One PIL picture per prompt (a list of strings), drawn together as one batch.
 
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
-        number of tokens; steps: diffusion steps per token. None = the checkpoint's own default, see `plan`.
+        number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
+        None = the checkpoint's own default, see `plan`.
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
         costs nothing. The same arguments draw the same bytes.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        plan = self.plan(prompts, size, image, region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
-                         temperature=temperature, cfg_schedule=cfg_schedule)
+        given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
+                     temperature=temperature, cfg_schedule=cfg_schedule, think=think)
+        plan = self.plan(prompts, **given)
+        if plan["think"]:
+            prompts = self.think(prompts, seed)
+            plan = self.plan(prompts, **given)                                 # these may be too long
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
         order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
@@ -148,6 +158,26 @@ class Pipeline:
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
         tokens = self.model.draw(ids, is_real, grid=grid, generator=generator, on_step=step, **options)
         return to_pictures(self.model.vae.decode(tokens.to(self.dtype), grid))
+
+    @torch.no_grad()
+    def think(self, prompts, seed=0, temperature=1.0, max_new_tokens=64):
+        """What to draw for each prompt, in the LLM's words: all that the prompt left open, and what will be where.
+
+        "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
+        request to draw with text instead of a picture. A prompt that it has no answer to stays as it is.
+        """
+        ids, is_real = pad([self.tokenizer.drawing(p) for p in prompts], self.tokenizer.pad, self.device, left=True)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        said = self.say(self.model.llm.embed(ids), is_real, max_new_tokens, temperature, generator)
+        return [words or prompt for words, prompt in zip(said, prompts)]
+
+    def say(self, embeds, is_real, max_new_tokens, temperature=0.0, generator=None):
+        """One reply to each of a batch of left-padded conversations, as embeddings (B, L, E)."""
+        stop = [self.tokenizer.im_end, self.tokenizer.pad]
+        tokens = self.model.llm.generate(embeds, stop, max_new_tokens, temperature, generator=generator,
+                                         is_real=is_real)
+        rows = torch.stack(list(tokens), dim=1).tolist()
+        return [self.tokenizer.decode([t for t in row if t not in stop]).strip() for row in rows]
 
     @property
     def dtype(self):
@@ -204,11 +234,7 @@ class Pipeline:
         rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max_new_tokens)
                 for q in questions]
         ids, is_real = pad(rows, self.tokenizer.pad, self.device, left=True)
-        embeds = self.embed(ids, images, size)
-        stop = [self.tokenizer.im_end, self.tokenizer.pad]
-        tokens = torch.stack(list(self.model.llm.generate(embeds, stop, max_new_tokens, is_real=is_real)), dim=1)
-        rows = [[t for t in row if t not in stop] for row in tokens.tolist()]
-        return [self.tokenizer.decode(row).strip() for row in rows]
+        return self.say(self.embed(ids, images, size), is_real, max_new_tokens)
 
     @torch.no_grad()
     def likelihoods(self, images, questions, candidates, size=None):
@@ -347,7 +373,7 @@ def check_meta(meta):
         share = type(value) in (int, float) and 0 <= value <= 100
         known = {"size": whole, "board": whole, "iters": whole, "cfg": share, "temperature": share,
                  "steps": whole, "sampler": type(value) is str, "cfg_schedule": type(value) is str,
-                 "layout": value in ("board", "free")}
+                 "think": type(value) is bool, "layout": value in ("board", "free")}
         if not known.get(name, True):
             raise ValueError(f"\"meta\": {name} is {value!r:.80}")
 

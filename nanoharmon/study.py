@@ -21,6 +21,7 @@ Simplified: pictures have 48 px (no stage 3), and the stages before are those of
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import statistics
@@ -88,6 +89,11 @@ def arms(study, budget=1.0, preset="nano"):
     raise ValueError(f"unknown study {study!r}, expected one of {', '.join(STUDIES)}; pass --study shared")
 
 
+def single_thread():
+    """For train.py, which gives a single process all cores: two arms side by side would wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 # --- training an arm --------------------------------------------------------------------------------------------------
 
 def folder(out, arm, seed):
@@ -133,6 +139,15 @@ def start(base, out, arm, seed):
     Pipeline(model, pipe.tokenizer, pipe.meta).save(out / stage)
 
 
+def borrow_latents(out, arm, seed):
+    """Link the latents that another arm with this seed has encoded: the same pictures and the same VAE."""
+    for path in Path(out).glob(f"*-{seed}/cache/latents_*.npy"):
+        mine = folder(out, arm, seed) / "cache" / path.name
+        if not path.name.endswith(".part.npy") and not mine.exists():
+            mine.parent.mkdir(parents=True, exist_ok=True)
+            mine.hardlink_to(path)
+
+
 def train_and_measure(job):
     """One arm with one seed: its figures, read from OUT/.../study.json when it is done already."""
     base, out, arm, seed, preset, scenes = job
@@ -143,6 +158,7 @@ def train_and_measure(job):
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     began = time.time()
+    borrow_latents(out.parent, arm, seed)
     with open(out / "train.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         start(base, out, arm, seed)
         flags = [f"--stage_{stage}.steps={steps}" for stage, steps in arm.steps.items()]
@@ -265,10 +281,11 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
     if missing := [s for s in needed if not (base / f"stage_{s}" / "config.json").exists()]:
         print(f"training the stages {', '.join(missing)} of {base} first")
         train.main(["--preset", preset, "--out", str(base), "--resume", *(f"--stage={s}" for s in needed)])
-    jobs = [(str(base), str(out), arm, seed, preset, scenes) for seed in range(1, seeds + 1) for arm in chosen]
+    # arm by arm: when the second one begins, the first has encoded the pictures of its seed
+    jobs = [(str(base), str(out), arm, seed, preset, scenes) for arm in chosen for seed in range(1, seeds + 1)]
     for job in jobs:
         note(job)
-    with torch.multiprocessing.get_context("spawn").Pool(procs) as pool:
+    with torch.multiprocessing.get_context("spawn").Pool(procs, single_thread) as pool:
         done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
     write_json({"study": study, "seeds": seeds, "budget": budget, "steps": {a.name: a.steps for a in chosen},

@@ -1,6 +1,7 @@
 """Batches of every stage, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
-from collections import namedtuple
+import re
+from collections import Counter, namedtuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nanoharmon.vae import VAE
 
 CONFIG = DataConfig(scenes=60, board=2)
 SCENES = ShapesData(CONFIG)
+CELLS = {place: (x, y) for y, row in enumerate(language.PLACES) for x, place in enumerate(row)}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,40 @@ def test_readings_supervise_answers_only_and_hold_places_for_the_picture(data):
             scene = SCENES.scene(int(latent[0, 0]))
             right = said.strip() and (language.parse_caption(said) is None or language.caption_is_right(said, scene))
             assert right, said
+
+
+def test_thoughts_say_what_a_prompt_leaves_open():
+    rng = random.Random(0)
+    for i in range(300):
+        (_, request), (_, said) = SCENES.thought(rng)
+        prompt = request.removeprefix("Generate an image: ")
+        places = [item.split(" ", 3)[1:] for item in re.split(", | and ", said)]
+        assert len({place for *_, place in places}) == len(places)               # each in a cell of its own
+        for color, shape, place in places:
+            assert (color, shape) in shapes.SEEN and shape in prompt
+            assert f"{color} {shape}" in prompt or not set(shapes.COLORS) & set(prompt.split())     # given or left open
+        mentions = [prompt.find(f"{color} {shape}") for color, shape, _ in places]
+        assert mentions == sorted(mentions)
+        if found := language.parse_caption(prompt):
+            assert found[0] == Counter((color, shape) for color, shape, _ in places)
+            for a, related, b in found[1]:
+                (x0, y0), (x1, y1) = (CELLS[next(p for c, s, p in places if (c, s) == pair)] for pair in (a, b))
+                dx, dy = x1 - x0, y1 - y0
+                assert {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx),
+                        "below": -dy > abs(dx)}[related], (prompt, said)
+
+
+@pytest.mark.parametrize("share, low, high", [(0.0, 0, 0), (0.25, 0.15, 0.35), (1.0, 1, 1)])
+def test_thoughts_are_readings_without_a_picture(data, share, low, high):
+    bare = total = 0
+    for tokens, ids, labels, is_real, index in data.readings(random.Random(0), 200, 16, share):
+        seen = (ids == IMAGE).any(1)
+        assert len(tokens) == seen.sum()
+        for row, marks in zip(ids[~seen], labels[~seen]):
+            text, said = data.tokenizer.decode(row.tolist()), data.tokenizer.decode(marks[marks != IGNORE].tolist())
+            assert "Generate an image: " in text and said in text.split("assistant\n")[1]
+        bare, total = bare + (~seen).sum().item(), total + len(ids)
+    assert total == 200 and low <= bare / 200 <= high
 
 
 def test_texts_have_no_pictures(data):

@@ -100,6 +100,42 @@ def test_half_precision_draws_and_answers(pipe, scenes, tmp_path, dtype):
     assert isinstance(half.answer(picture, "what?", max_new_tokens=4), str)
 
 
+@pytest.fixture(scope="module")
+def thinker():
+    return make_pipeline(draw={"think": True})
+
+
+def test_thinking_first_draws_what_the_llm_says(thinker):
+    prompts = ["a circle", "a red circle left of a blue square"]
+    said = thinker.think(prompts, seed=3)
+    assert all(said) and said != prompts and said == thinker.think(prompts, seed=3) != thinker.think(prompts, seed=4)
+    first = bytes_of(thinker.draw(prompts, seed=3, **FAST))
+    assert first == bytes_of(thinker.draw(said, seed=3, think=False, **FAST))
+    assert first != bytes_of(thinker.draw(prompts, seed=3, think=False, **FAST))
+
+
+def test_thoughts_of_a_batch_are_those_of_its_prompts(thinker):
+    prompts = ["a circle", "a red circle left of a blue square", "two rings and a white cross"]
+    for prompt, said in zip(prompts, thinker.think(prompts, temperature=0.0, max_new_tokens=12)):
+        assert thinker.think([prompt], temperature=0.0, max_new_tokens=12) == [said]
+        asked = [{"role": "user", "content": f"Generate an image: {prompt}"}]
+        assert "".join(thinker.reply(asked, max_new_tokens=12)).strip() == said
+
+
+def test_who_has_nothing_to_say_draws_the_prompt(thinker, monkeypatch):
+    monkeypatch.setattr(thinker, "say", lambda embeds, *_: [""] * len(embeds))
+    assert thinker.think(["a circle", "a ring"]) == ["a circle", "a ring"]
+
+
+def test_thinking_is_for_those_who_have_learned_it(pipe, thinker):
+    with pytest.raises(ValueError, match="drop --think"):
+        pipe.plan(["a circle"], think=True)
+    part = dict(image=Image.new("RGB", (32, 32)), region=(0, 0, 8, 8))       # its place is told already
+    asked = [thinker.plan(["a circle"], **options)["think"]
+             for options in ({}, dict(think=False), part, dict(part, think=True))]
+    assert asked == [True, False, False, True]
+
+
 def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper():
     plain = make_pipeline()
     tuned = make_pipeline(draw={"cfg": 2.5, "steps": 7, "iters": 5, "sampler": "ddim", "note": "x"})

@@ -99,6 +99,12 @@ def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
     first = study.train_and_measure(job)
     assert first == study.train_and_measure(job) and first["minutes"] > 0
     assert json.loads((tmp_path / "joint-1" / "study.json").read_text()) == first
+    second = arm("shared", "drawing only")              # the same seed, so the same pictures: encoded once
+    study.borrow_latents(tmp_path, second, 1)
+    mine, theirs = (list((tmp_path / f"{name}-1" / "cache").iterdir()) for name in ("drawing_only", "joint"))
+    assert mine and all(path.samefile(other) for path, other in zip(sorted(mine), sorted(theirs), strict=True))
+    study.borrow_latents(tmp_path, second, 2)
+    assert not (tmp_path / "drawing_only-2").exists()
 
 
 @pytest.mark.parametrize("name", ["raster order", "l2 loss"])
