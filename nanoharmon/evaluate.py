@@ -52,18 +52,32 @@ KEEP = 8                                                        # pictures and f
 # --- geneval ----------------------------------------------------------------------------------------------------------
 
 def draw_batch(pipe, metas, seed, options):
-    """Draw and judge one batch: [(verdict, meta, picture or None)], pictures only for the first ones and failures."""
-    pictures = [np.asarray(p) for p in pipe.draw([meta["prompt"] for meta in metas], seed=seed, **options)]
+    """Draw and judge one batch: [(verdict, meta, picture or None)], pictures only for the first ones and failures.
+
+    When the model thinks first, meta["said"] is what it said, and meta["said right"] whether that fits the prompt.
+    """
+    prompts = [meta["prompt"] for meta in metas]
+    if pipe.plan(prompts, **options)["think"]:
+        prompts = pipe.think(prompts, seed)
+        metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, prompts)]
+    pictures = [np.asarray(p) for p in pipe.draw(prompts, seed=seed, **options | {"think": False})]
     verdicts = [judge(p, meta) for p, meta in zip(pictures, metas)]
     kept = set(range(KEEP)) | set([i for i, v in enumerate(verdicts) if not v["correct"]][:KEEP])
     return [(v, m, p if i in kept else None) for i, (v, m, p) in enumerate(zip(verdicts, metas, pictures))]
+
+
+def said_right(said, meta):
+    """Whether a perfect picture of these words would be a right one."""
+    scene = language.parse_description(said)
+    return scene is not None and judge(shapes.render(scene, 96), meta)["correct"]
 
 
 def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=language.TASKS, unseen=True, pool=None, progress=None,
                 **options):
     """shapes-GenEval: n prompts per task, n / 4 of unseen pairs. options: cfg, iters, steps... of Pipeline.draw.
 
-    Returns {"seen": {task..., "overall", "color", "shape", "number", "reasons"}, "unseen": ...} and the kept pictures
+    Returns {"seen": {task..., "overall", "color", "shape", "number", "reasons"}, "unseen": ...}, with
+    "words" (the rates of what was said) when the model thinks first, and the kept pictures
     {"seen": [(verdict, meta, picture)], "unseen": ...}.
     """
     jobs, groups = [], []
@@ -94,6 +108,10 @@ def summary(drawn):
     out["shape"] = rate([found.shape == shape for (_, shape), found in matched])
     # a score of 0 marks stray color, which is no object
     out["number"] = rate([sum(o.score > 0 for o in v["objects"]) == len(wanted(m)) for v, m, _ in drawn])
+    if "said" in drawn[0][1]:
+        said = [(meta["tag"], meta["said right"]) for _, meta, _ in drawn]
+        out["words"] = {task: rate([hit for tag, hit in said if tag == task]) for task in tasks}
+        out["words"]["overall"] = rate([hit for _, hit in said])
     out["reasons"] = {task: Counter(v["reason"] for v, _, _ in rows if v["reason"]) for task, rows in by_task.items()}
     return out
 

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import permutations
 
-from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, random_scene, relation
+from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Object, Scene, random_scene, relation
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
@@ -128,6 +128,22 @@ def describe(scene: Scene, rng: random.Random) -> str:
 
 def _placed(o):
     return f"{phrase(*o.pair)} {PLACES[int(o.y * 3)][int(o.x * 3)]}"
+
+
+PLACED = re.compile(r"^an? (\w+) (\w+) (.+)$")
+CELLS = {place: (x, y) for y, line in enumerate(PLACES) for x, place in enumerate(line)}
+
+
+def parse_description(text: str) -> Scene | None:
+    """The inverse of `describe`: every object in the middle of its place. None for nonsense, or two at one place."""
+    found = {}
+    for item in re.split(", | and ", text):
+        color, shape, place = match.groups() if (match := PLACED.match(item)) else ("", "", "")
+        if (color, shape) not in PAIRS or place not in CELLS or place in found:
+            return None
+        x, y = CELLS[place]
+        found[place] = Object(shape, color, (x + 0.5) / 3, (y + 0.5) / 3, 0.4 / 3, COLORS[color])
+    return Scene(tuple(found.values()), 30)
 
 
 def think(scene: Scene, prompt: str) -> str:

@@ -29,11 +29,13 @@ def tables(results, reasons):
     parts = []
     for bench, found in results.items():
         if bench == "geneval":
-            rows = {name: {group: found[group].get(name) for group in found}
-                    for name in found["seen"] if name != "reasons"}
+            columns = {title: rates for group in found for title, rates in (
+                (group, found[group]), (f"{group}, in words", found[group].get("words", {})))}
+            rows = {name: {title: rates.get(name) for title, rates in columns.items() if rates}
+                    for name in found["seen"] if name not in ("reasons", "words")}
             for name in ("color", "shape", "number"):        # single objects, not whole pictures
                 rows[f"  {name} right"] = rows.pop(name)
-            parts.append(table("shapes-GenEval: pictures right, %", rows))
+            parts.append(table("shapes-GenEval: pictures right, %; in words: what the model said before it drew", rows))
             for group in found:
                 wrong = found[group]["reasons"]
                 rows = {"(right)": {task: found[group][task]["right"] for task in wrong}}
@@ -71,7 +73,7 @@ def saw(objects):
 
 def tile(verdict, meta, picture, side=140):
     """A picture in a green or red frame; under it the prompt, what the judge saw, and why it is wrong."""
-    texts = (meta["prompt"], INK), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)
+    texts = (meta["prompt"], INK), (meta.get("said", ""), GREY), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)
     lines = [(line, ink) for text, ink in texts for line in textwrap.wrap(text, 27)]
     out = Image.new("RGB", (side + 16, side + 24 + 12 * len(lines)), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default()

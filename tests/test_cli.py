@@ -141,7 +141,7 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     assert durations == [120] * 4 + [2000]
     out = capsys.readouterr().out
     assert "wrote a.png, a.gif, a: 2 x 2 pictures of 32x32 in" in out
-    assert "cfg 3, constant, iters 4, steps 3, sampler ddpm, temperature 1, seed 1" in out
+    assert "cfg 3, constant, iters 4, steps 3, sampler ddpm, temperature 1, think False, seed 1" in out
 
 
 def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
@@ -153,6 +153,25 @@ def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
     assert (grid[:22] < 128).any() and (grid[-4:] == 255).all()
     long = np.asarray(sample.make_grid(["red circle " * 50], [[Image.new("RGB", (16, 16))]]))
     assert (long[:22, -8:] == 255).all()                     # a long prompt is cut, not painted over the edge
+
+
+def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
+    pipe = make_pipeline(draw={"steps": 3, "iters": 4, "think": True})
+    pipe.save("thinker")
+    said = pipe.think(["a red circle"] * 2, seed=5)
+    monkeypatch.setattr(sample, "load_pipeline", lambda *_: pipe)
+    for flags in ([], ["--no-think"]):
+        call(sample.main, [*P, "--n", "2", "--seed", "5", "--save-each", "each" + "".join(flags), *flags])
+        out = capsys.readouterr().out
+        assert all((words in out) != bool(flags) for words in said) and f"think {not flags}" in out
+    first, second, plain = (Path(name).read_bytes() for name in ("each/000_0.png", "each/000_1.png",
+                                                                 "each--no-think/000_0.png"))
+    assert first != second and first != plain
+    pictures = pipe.draw(["a red circle"] * 2, seed=5)
+    assert np.array_equal(np.asarray(pictures[0]), np.asarray(Image.open("each/000_0.png")))
+    talk = type_in(monkeypatch, "thinker", "/draw a red circle", "what is it?")
+    words = pipe.think(["a red circle"], seed=0)[0]
+    assert f"({words}; drawing-001.png; ask about it)" in capsys.readouterr().out and talk.names == ["drawing-001.png"]
 
 
 def test_prompts_come_from_flags_and_files(ckpt, here, capsys):

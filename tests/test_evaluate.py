@@ -29,17 +29,27 @@ FAST = {"iters": 2, "steps": "3"}
 
 
 class Fake:
-    """Looks like a Pipeline to the scorers. draw_one(meta, rng) -> picture; reply(picture, question) -> text."""
+    """Looks like a Pipeline to the scorers. draw_one(meta, rng) -> picture; reply(picture, question) -> text;
+    say(meta, rng) -> the text that is then drawn exactly."""
     size, meta, device = 96, {}, torch.device("cpu")
 
-    def __init__(self, draw_one=None, reply=None):
+    def __init__(self, draw_one=None, reply=None, say=None):
         self.model = Harmon(Config.preset("nano").model)
-        self.draw_one, self.reply = draw_one, reply
+        self.draw_one, self.reply, self.say = draw_one, reply, say
         self.metas = {meta["prompt"]: meta for task in language.TASKS for unseen in (False, True)
                       for meta in language.geneval_prompts(task, 10 ** 4, 0, unseen)}
 
-    def draw(self, prompts, seed, **options):
+    def plan(self, prompts, think=None, **options):
+        return {"think": bool(self.say) if think is None else think}
+
+    def think(self, prompts, seed):
         rng = random.Random(seed)
+        return [self.say(self.metas[prompt], rng) for prompt in prompts]
+
+    def draw(self, prompts, seed, think=None, **options):
+        rng = random.Random(seed)
+        if self.say and not think:
+            return [Image.fromarray(shapes.render(language.parse_description(prompt), 96)) for prompt in prompts]
         return [Image.fromarray(self.draw_one(self.metas[prompt], rng)) for prompt in prompts]
 
     def answers(self, images, questions, size, max_new_tokens):
@@ -348,6 +358,35 @@ def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys, mon
     assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
     assert {p.name for p in tmp_path.glob("*.png")} == {f"geneval_{a}{b}.png" for a in ("seen", "unseen")
                                                          for b in ("", "_failures")}
+
+
+def scene_in_words(meta, rng):
+    return language.describe(language.scene_for(meta, rng), rng)
+
+
+def other_scene_in_words(meta, rng):
+    return language.describe(shapes.random_scene(rng), rng)
+
+
+@pytest.mark.parametrize("say, low, high", [(scene_in_words, 1, 1), (other_scene_in_words, 0, 0.1)])
+def test_what_is_said_before_drawing_is_judged_beside_the_picture(say, low, high):
+    results, pictures = draw_scores(Fake(say=say), n=8, images_per_prompt=1)
+    for found in results.values():
+        assert set(found["words"]) == set(found["reasons"]) | {"overall"}
+        for task, words in found["words"].items():                  # what is said is drawn exactly, so both are right
+            assert words == found[task] or task == "overall"
+        assert low <= found["words"]["overall"]["rate"] <= high
+    assert all(meta["said"] for _, meta, _ in pictures["seen"])
+    text = report.tables({"geneval": results}, evaluate.REASONS)
+    assert "seen, in words" in text and "unseen, in words" in text
+    assert "in words " not in report.tables({"geneval": draw_scores(Fake(right_picture), 2, 1)[0]}, evaluate.REASONS)
+
+
+@pytest.mark.parametrize("said", ["", "a red circle", "a red circle at the top and a blue ring at the top", "a ring",
+                                  "a red dog at the top", "a red circle at the moon", "a red circle at the top, "])
+def test_nonsense_said_before_drawing_is_wrong(said):
+    meta = language.geneval_prompts("single_object", 1, 0)[0]
+    assert language.parse_description(said) is None and not evaluate.said_right(said, meta)
 
 
 def test_the_tables_say_what_went_wrong_in_each_task():

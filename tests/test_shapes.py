@@ -11,7 +11,8 @@ from PIL import Image, ImageFilter
 
 from nanoharmon.judge import detect, judge, judge_scene
 from nanoharmon.language import (NUMBERS, TASKS, caption, caption_is_right, class_name, describe, draw_prompt,
-                                 geneval_prompts, is_right, parse_caption, questions, scene_for)
+                                 geneval_prompts, is_right, parse_caption, parse_description, questions,
+                                 scene_for)
 from nanoharmon.shapes import (COLORS, NUM_CLASSES, OPPOSITE, PAIRS, RELATIONS, SEEN, SEEN_CLASSES, SHAPES, UNSEEN,
                                Scene, class_scene, random_scene, relation, render, scene_class)
 
@@ -182,6 +183,14 @@ def test_answer_check_is_strict_about_content():
                 assert not is_right(wrong, qa)
             if qa.kind == "count":
                 assert is_right(str(NUMBERS.index(qa.answer)), qa)
+
+
+def test_descriptions_parse_back_to_where_things_are():
+    rng = random.Random(5)
+    for scene in [random_scene(rng, allow_unseen=True) for _ in range(300)]:
+        again = parse_description(describe(scene, rng))
+        where = [sorted((o.pair, int(o.y * 3), int(o.x * 3)) for o in s.objects) for s in (scene, again)]
+        assert where[0] == where[1]
 
 
 def test_description_decides_the_relations_of_a_board():
