@@ -48,8 +48,8 @@ def parse_args(argv=None):
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
     add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
-    add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it must "
-        "have learned to (default: the checkpoint's own, else no)")
+    add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
+        "must have learned to (default: the checkpoint's own, else no)")
     model_flags(parser)
     return parser.parse_args(argv)
 

@@ -33,7 +33,6 @@ import time
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -41,9 +40,11 @@ from tqdm import tqdm
 from nanoharmon import evaluate
 from nanoharmon.checkpoint import latest_state, load_state, save_state, versions
 from nanoharmon.cli import Parser, number, pick_device, run
-from nanoharmon.config import PRESETS, STAGES, Config, describe_flags, nearest, override, quicken, to_dict
-from nanoharmon.data import encode_share, latents_path, make_batches, new_cache, open_sources, parse_mix, training_texts
+from nanoharmon.config import PRESETS, STAGES, Config, nearest, quicken, to_dict
+from nanoharmon.data import make_batches, open_sources, parse_mix, training_texts
 from nanoharmon.files import explained, write_json
+from nanoharmon.flags import describe_flags, override
+from nanoharmon.latents import load_latents, measure_scale
 from nanoharmon.optim import EMA, lr_factor, make_optimizers, select, set_lr
 from nanoharmon.parallel import Stop, agree, average_gradients, average_values, is_lost, launch
 from nanoharmon.pipeline import Pipeline
@@ -272,35 +273,6 @@ def train(run):
         run.wait()
         run.stop.safe()
     return pipe
-
-
-def measure_scale(run, model, data):
-    """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance."""
-    rng = random.Random(f"{run.config.data.seed}/scale")
-    size = run.config.stages["vae"].size
-    with torch.no_grad():
-        latents = torch.cat([model.vae.moments(data.images(rng, 64, size))[0] for _ in range(8)])
-    run.config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
-
-
-def load_latents(run, pipe, data, size):
-    (h, w), vae, cache = pipe.model.vae.grid_of(size, size), pipe.model.vae, run.out / "cache"
-    for source in data.sources:
-        path = latents_path(cache, source, size, vae)
-        if not path.exists():
-            part = path.with_suffix(".part.npy")
-            if run.main:
-                for stale in cache.glob(f"latents_{source.cache_name}_{size}_*"):    # of other pictures or another VAE
-                    stale.unlink()
-                new_cache(part, source.rows, h * w, vae.config.z_channels)
-            run.wait()
-            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.main else (lambda x: x)
-            encode_share(vae, source, size, part, run.rank, run.world, progress=show)
-            run.wait()
-            if run.main:
-                part.rename(path)
-            run.wait()
-        source.latents[size] = np.load(path, mmap_mode="r")
 
 
 def finish(run, pipe):

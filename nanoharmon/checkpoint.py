@@ -26,8 +26,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from .files import explained, sync_folder, write_json
-from .safetensors import SafeTensors, parse_json, require, save_safetensors
+from .config import HarmonConfig, from_dict
+from .files import explained, read_json, sync_folder, write_json
+from .harmon import Harmon
+from .limits import check_model
+from .safetensors import SafeTensors, open_tensors, parse_json, require, save_safetensors
+from .tokenizer import Tokenizer
 
 # --- training states --------------------------------------------------------------------------------------------------
 
@@ -236,3 +240,47 @@ def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore
             owner, _, leaf = tied.rpartition(".")
             setattr(module.get_submodule(owner), leaf, t)
     return report
+
+
+# --- checkpoint directories -------------------------------------------------------------------------------------------
+
+def outline(path):
+    """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,
+    report that they fit it, tokenizer, meta). Raises ValueError for anything wrong."""
+    path = Path(path)
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
+    stored = read_json(path / "config.json", "pass another --ckpt")
+    if "model" not in stored:
+        raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
+                         f"pass another --ckpt")
+    try:
+        config = from_dict(HarmonConfig, stored["model"], "\"model\"")
+        check_model(config)
+        check_meta(stored.get("meta") or {})
+        with torch.device("meta"):           # no memory for weights that are about to be replaced
+            model = Harmon(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
+    report = match_weights(model, tensors := open_tensors(path))
+    tokenizer = Tokenizer.load(path)
+    if len(tokenizer) > config.llm.vocab_size:
+        raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
+                         f"{config.llm.vocab_size} of the model; pass another --ckpt")
+    return model, tensors, report, tokenizer, stored.get("meta")
+
+
+def check_meta(meta):
+    """Complain about a "meta" of config.json that would fail later, in the middle of a drawing or an evaluation."""
+    draw = meta.get("draw", {}) if isinstance(meta, dict) else None
+    if not isinstance(draw, dict):
+        raise ValueError(f"\"meta\" is {meta!r:.80}, expected an object, and in it \"draw\", another")
+    for name, value in [*meta.items(), *draw.items()]:
+        whole = type(value) is int and 1 <= value <= (10 if name == "board" else 10**5)
+        share = type(value) in (int, float) and 0 <= value <= 100
+        known = {"size": whole, "board": whole, "iters": whole, "cfg": share, "temperature": share,
+                 "steps": whole, "sampler": type(value) is str, "cfg_schedule": type(value) is str,
+                 "think": type(value) is bool, "layout": value in ("board", "free")}
+        if not known.get(name, True):
+            raise ValueError(f"\"meta\": {name} is {value!r:.80}")

@@ -21,8 +21,8 @@ import torch
 from . import language, shapes
 from .cli import Parser, load_pipeline, model_flags, number
 from .measure import batches, world
-from .pipeline import pad
 from .probe import markdown
+from .tokenizer import pad
 
 PICTURES, BATCH = 256, 16
 

@@ -28,8 +28,9 @@ import torch
 
 from .checkpoint import load_weights, match_weights
 from .cli import DTYPES, Parser, run
-from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, override, to_dict
+from .config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, to_dict
 from .files import check_folder, read_json, write_bytes, write_json
+from .flags import override
 from .harmon import Harmon, projector
 from .limits import check_fields, check_model
 from .mar import MAR

@@ -1,4 +1,4 @@
-"""Batches for every stage, from one source of data or a weighted mix of several, and the cache of VAE latents.
+"""Batches for every stage, from one source of data or a weighted mix of several.
 
     python -m nanoharmon.data DIR                        what is in a folder: counts, sizes, texts, all that is broken,
     python -m nanoharmon.data FILE.json --images DIR     and five pictures with their texts as data.png
@@ -19,22 +19,16 @@ array of latents, and `item` whatever the source needs to find the text that bel
 import functools
 import hashlib
 import random
-import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from . import cli, language, shapes
-from .entries import read_entries
-from .files import check_output, encode, read_image, write_bytes
-from .folder import MOST_BROKEN, FolderData, decode, folder_name
-from .pipeline import DESCRIBE, pad, pad_square, to_pixels
-from .tokenizer import GENERATE, GENERATE_ANYTHING, IGNORE
-from .watch import captioned
-
+from .files import check_output, encode, write_bytes
+from .folder import FolderData, folder_name, report
+from .pictures import to_pixels
+from .tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING, IGNORE, pad
 
 LOCATE = "say what is where."
 
@@ -287,39 +281,6 @@ def make_batches(config, sources, tokenizer, device):
                    config.model.llm.max_position_embeddings - S - buffers, device)
 
 
-# --- latents ----------------------------------------------------------------------------------------------------------
-
-def latents_path(cache, source, size, vae):
-    """Where the latents of a source's pictures are kept. The name depends on the pictures, their size and the VAE: of
-    anything else than these, the file is not there."""
-    parts = hashlib.sha256(f"{source.content} {vae.config.scale}".encode())
-    for name, tensor in vae.state_dict().items():
-        if not name.startswith(("decoder.", "post_quant_conv.")):
-            parts.update(tensor.float().cpu().contiguous().numpy())
-    return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
-
-
-def encode_share(vae, source, size, path, rank, world, batch=64, progress=lambda x: x):
-    """Encode this process's share of a source's pictures into `path`, a float16 array (N, S, C) made by rank 0."""
-    out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    for start in progress(range(rank * batch, len(out), world * batch)):
-        array = source.pictures(range(start, min(start + batch, len(out))), size)
-        with torch.no_grad():
-            latents = vae.encode(to_pixels(torch.from_numpy(array)).to(device))
-        out[start:start + len(array)] = latents.half().cpu().numpy()
-    out.flush()
-
-
-def new_cache(path, n, tokens, channels):
-    """An empty file for `encode_share`."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    need, free = n * tokens * channels * 2, shutil.disk_usage(Path(path).parent).free
-    if need > free:                          # writing into a mapped file on a full disk would be a bus error
-        raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {Path(path).parent} has only "
-                         f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
-    np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
-
-
 def training_texts(config, n=4000):
     """Texts of the shapes world to train the tokenizer on."""
     rng = random.Random(f"{config.seed}/tokenizer")
@@ -329,43 +290,6 @@ def training_texts(config, n=4000):
                     language.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
         for qa in language.questions(scene, rng):
             yield from (qa.question, qa.answer)
-
-
-# --- what is in a folder ----------------------------------------------------------------------------------------------
-
-def report(name, images=""):
-    """What a source of files holds: lines of text, and five pictures with their texts as one picture (or None)."""
-    entries, problems = read_entries(name, images)
-    total, users, sizes = len(entries) + len(problems), Counter(e.path for e in entries if e.path), {}
-    found = decode(list(users), lambda path: read_image(path).size)
-    for path, size in tqdm(found, total=len(users), desc="decode", disable=None):
-        if isinstance(size, ValueError):
-            problems += [str(size)] * users[path]
-        else:
-            sizes[path] = size
-    entries = [e for e in entries if e.path is None or e.path in sizes]
-    lines = [f"{name}: {total} entries, {len(sizes)} pictures; {len(problems)} entries broken, "
-             f"{len(problems) / total:.1%} (training stops above {MOST_BROKEN:.0%})"]
-    if sizes:
-        by_area = sorted(sizes.values(), key=lambda size: size[0] * size[1])
-        small, middle, large = ("{}x{}".format(*by_area[i]) for i in (0, len(by_area) // 2, -1))
-        lines.append(f"sizes: {small} to {large} pixels, median {middle}; {sum(w == h for w, h in by_area)} square")
-    if captions := sorted(len(e.caption) for e in entries if e.caption):
-        lines.append(f"texts: {len(captions)}, of {captions[0]} to {captions[-1]} characters, "
-                     f"median {captions[len(captions) // 2]}")
-    if without := sum(not (e.caption or e.turns) for e in entries):
-        lines.append(f"without text: {without}, of use to the stages vae and mar")
-    if turns := sorted(len(e.turns) // 2 for e in entries if e.turns):
-        lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
-                     f"{sum(e.path is None for e in entries)} without a picture")
-    if labels := Counter(e.label for e in entries if e.label is not None):
-        lines.append(f"labels: {len(labels)}; " + ", ".join(f"{label} {n}" for label, n in labels.most_common(10)) +
-                     ", ..." * (len(labels) > 10))
-    lines += ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)]
-    shown = [e for e in entries if e.path]
-    shown = [shown[i * len(shown) // 5] for i in range(5)] if shown else []
-    texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
-    return lines, captioned([pad_square(read_image(e.path)) for e in shown], texts, 192) if shown else None
 
 
 def main(argv=None):

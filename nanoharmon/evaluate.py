@@ -35,7 +35,8 @@ from .diffusion import SAMPLERS
 from .files import write_json
 from .judge import judge, judge_scene
 from .measure import batches, fresh_scene, out_folder, rate, spread, workers, world
-from .pipeline import to_pictures
+from .pictures import to_pictures
+from .pipeline import OFFICIAL
 from .probe import probe_scores
 from .quality import NEIGHBOURS, psnr, quality_scores
 from .reading import answer_scores
@@ -223,7 +224,7 @@ def main(argv=None):
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    options = {k: getattr(args, k) for k in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule", "think")}
+    options = {name: getattr(args, name) for name in OFFICIAL}
     if args.prompts or args.pope or args.images:
         return external.run(args, options)
     benches = args.bench.split(",") if args.bench else BENCHES

@@ -38,11 +38,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from .entries import read_entries
 from .files import MAX_BYTES, read_image, write_json
-from .pipeline import DESCRIBE, pad_square
-from .tokenizer import GENERATE, GENERATE_ANYTHING
+from .pictures import pad_square
+from .tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
+from .watch import captioned
 
 MOST_BROKEN = 0.05
 WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resizes without holding Python's lock
@@ -255,3 +257,40 @@ def conversation(item):
 def crop(item, rng):
     """The row of one of an item's crops; a picture that is square needs none."""
     return item["row"] + (1 + rng.randrange(item["views"] - 1) if item["views"] > 1 else 0)
+
+
+# --- what is in a folder ----------------------------------------------------------------------------------------------
+
+def report(name, images=""):
+    """What a source of files holds: lines of text, and five pictures with their texts as one picture (or None)."""
+    entries, problems = read_entries(name, images)
+    total, users, sizes = len(entries) + len(problems), Counter(e.path for e in entries if e.path), {}
+    found = decode(list(users), lambda path: read_image(path).size)
+    for path, size in tqdm(found, total=len(users), desc="decode", disable=None):
+        if isinstance(size, ValueError):
+            problems += [str(size)] * users[path]
+        else:
+            sizes[path] = size
+    entries = [e for e in entries if e.path is None or e.path in sizes]
+    lines = [f"{name}: {total} entries, {len(sizes)} pictures; {len(problems)} entries broken, "
+             f"{len(problems) / total:.1%} (training stops above {MOST_BROKEN:.0%})"]
+    if sizes:
+        by_area = sorted(sizes.values(), key=lambda size: size[0] * size[1])
+        small, middle, large = ("{}x{}".format(*by_area[i]) for i in (0, len(by_area) // 2, -1))
+        lines.append(f"sizes: {small} to {large} pixels, median {middle}; {sum(w == h for w, h in by_area)} square")
+    if captions := sorted(len(e.caption) for e in entries if e.caption):
+        lines.append(f"texts: {len(captions)}, of {captions[0]} to {captions[-1]} characters, "
+                     f"median {captions[len(captions) // 2]}")
+    if without := sum(not (e.caption or e.turns) for e in entries):
+        lines.append(f"without text: {without}, of use to the stages vae and mar")
+    if turns := sorted(len(e.turns) // 2 for e in entries if e.turns):
+        lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
+                     f"{sum(e.path is None for e in entries)} without a picture")
+    if labels := Counter(e.label for e in entries if e.label is not None):
+        lines.append(f"labels: {len(labels)}; " + ", ".join(f"{label} {n}" for label, n in labels.most_common(10)) +
+                     ", ..." * (len(labels) > 10))
+    lines += ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)]
+    shown = [e for e in entries if e.path]
+    shown = [shown[i * len(shown) // 5] for i in range(5)] if shown else []
+    texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
+    return lines, captioned([pad_square(read_image(e.path)) for e in shown], texts, 192) if shown else None

@@ -57,7 +57,7 @@ class Harmon(nn.Module):
         U = self.config.mar.buffer_size
         return x, torch.cat([z[:, U:], z[:, :U]], dim=1)
 
-    def think(self, x, z, text, is_real, cache=None):
+    def through_llm(self, x, z, text, is_real, cache=None):
         """Let the LLM read [text | picture so far] and add what it makes of it to the encoder's output.
 
         x (B, U+K, D) and z (B, K+U, E) from `see`; text (B, T, E) embeddings, right-padded, is_real (B, T). With a
@@ -86,7 +86,7 @@ class Harmon(nn.Module):
         visible, hidden = split or random_split(self.config.mar, *tokens.shape[:2], tokens.device, order_generator,
                                                 hide_all)
         x, z = self.see(tokens, visible, grid)
-        x = self.think(x, z, self.llm.embed(ids), is_real)                       # (B, U+K, D)
+        x = self.through_llm(x, z, self.llm.embed(ids), is_real)                 # (B, U+K, D)
         z = self.mar.decode(x, visible, grid)                                    # (B, S, D)
         return self.mar.loss(z, tokens, hidden, t, noise, generator)
 
@@ -134,7 +134,7 @@ class Harmon(nn.Module):
         def predict(tokens, visible):
             x, z = self.see(tokens, visible, grid)       # the same for both halves of the guided batch: done once
             copies = rows // B
-            x = self.think(x.repeat(copies, 1, 1), z.repeat(copies, 1, 1), None, is_real, cache)
+            x = self.through_llm(x.repeat(copies, 1, 1), z.repeat(copies, 1, 1), None, is_real, cache)
             return self.mar.decode(x, visible.repeat(copies, 1), grid)           # (rows, S, D)
         return self.mar.draw(predict, orders, iters, cfg, generator=generator, **options)
 

@@ -6,7 +6,7 @@ Messages begin with section.field; behind two dashes that is the flag.
 import dataclasses
 import typing
 
-from .config import sections
+from .flags import sections
 
 TEXT = 64                                        # tokens that a stage's prompts and questions may take, at least
 BYTES = 259                                      # a byte-level tokenizer: 256 bytes, three special tokens

@@ -4,9 +4,6 @@
     pipe = Pipeline.load("checkpoints/nano")
     pipe.draw(["a red circle left of a blue square"], seed=1)[0].save("out.png")
     pipe.answer(Image.open("out.png"), "what color is the circle?")
-
-Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127, 127, 127) and
-resized; a drawn one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +12,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoint import load_weights, match_weights
-from .config import HarmonConfig, from_dict, to_dict
+from .checkpoint import load_weights, outline
+from .config import to_dict
 from .diffusion import SAMPLERS, space_timesteps
-from .files import read_json, to_rgb, write_json
-from .harmon import IMAGE, Harmon
-from .limits import check_model
+from .files import to_rgb, write_json
+from .harmon import IMAGE
 from .mar import random_orders
+from .pictures import pad_square, split_region, to_pictures, to_pixels
 from .qwen import KVCache
-from .safetensors import open_tensors, save_safetensors
-from .tokenizer import Tokenizer
+from .safetensors import save_safetensors
+from .tokenizer import pad
 
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
-DESCRIBE = "describe the image."            # what the captions of training answer
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 
 
@@ -334,90 +330,3 @@ class TextPipeline:
     def plan(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
                          "--llm")
-
-
-def outline(path):
-    """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,
-    report that they fit it, tokenizer, meta). Raises ValueError for anything wrong."""
-    path = Path(path)
-    for name in ("config.json", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
-    stored = read_json(path / "config.json", "pass another --ckpt")
-    if "model" not in stored:
-        raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
-                         f"pass another --ckpt")
-    try:
-        config = from_dict(HarmonConfig, stored["model"], "\"model\"")
-        check_model(config)
-        check_meta(stored.get("meta") or {})
-        with torch.device("meta"):           # no memory for weights that are about to be replaced
-            model = Harmon(config)
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
-        raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
-    report = match_weights(model, tensors := open_tensors(path))
-    tokenizer = Tokenizer.load(path)
-    if len(tokenizer) > config.llm.vocab_size:
-        raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
-                         f"{config.llm.vocab_size} of the model; pass another --ckpt")
-    return model, tensors, report, tokenizer, stored.get("meta")
-
-
-def check_meta(meta):
-    """Complain about a "meta" of config.json that would fail later, in the middle of a drawing or an evaluation."""
-    draw = meta.get("draw", {}) if isinstance(meta, dict) else None
-    if not isinstance(draw, dict):
-        raise ValueError(f"\"meta\" is {meta!r:.80}, expected an object, and in it \"draw\", another")
-    for name, value in [*meta.items(), *draw.items()]:
-        whole = type(value) is int and 1 <= value <= (10 if name == "board" else 10**5)
-        share = type(value) in (int, float) and 0 <= value <= 100
-        known = {"size": whole, "board": whole, "iters": whole, "cfg": share, "temperature": share,
-                 "steps": whole, "sampler": type(value) is str, "cfg_schedule": type(value) is str,
-                 "think": type(value) is bool, "layout": value in ("board", "free")}
-        if not known.get(name, True):
-            raise ValueError(f"\"meta\": {name} is {value!r:.80}")
-
-
-def to_pixels(array):
-    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1]."""
-    return array.permute(0, 3, 1, 2).float() * (2 / 255) - 1
-
-
-def to_pictures(image):
-    """(N, 3, H, W) in about [-1, 1] -> PIL pictures; the official rounding."""
-    array = (127.5 * image.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(a) for a in array]
-
-
-def pad_square(image):
-    """Centre a picture on a grey square: nothing is cut off, nothing is stretched."""
-    image = to_rgb(image)
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (127, 127, 127))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def pad(rows, value, device, left=False):
-    """Lists of ids -> ids (B, L) and is_real (B, L), padded on the right (drawing) or left (answering)."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), value)
-    is_real = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(length - len(row), None) if left else slice(0, len(row))
-        ids[i, where], is_real[i, where] = torch.tensor(row), True
-    return ids.to(device), is_real.to(device)
-
-
-def split_region(region, size, grid):
-    """Indices of the tokens that a box touches (n,), and of the others (S-n,). Box in pixels of a picture of `size`."""
-    (x0, y0, x1, y1), (width, height), (h, w) = region, size, grid
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise ValueError(f"region {x0},{y0},{x1},{y1} is not a box inside the {width}x{height} picture; "
-                         f"pass --region x0,y0,x1,y1 in pixels")
-    rows, columns = torch.arange(h) * height, torch.arange(w) * width            # in 1/h and 1/w pixels: all integers
-    inside_rows = (rows < y1 * h) & (rows + height > y0 * h)
-    inside_columns = (columns < x1 * w) & (columns + width > x0 * w)
-    inside = (inside_rows[:, None] & inside_columns).flatten()
-    index = torch.arange(h * w)
-    return index[inside], index[~inside]

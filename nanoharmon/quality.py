@@ -32,7 +32,7 @@ from torch import nn
 from . import cli, language, shapes
 from .measure import batches, rate, spread, world
 from .optim import Muon
-from .pipeline import to_pictures, to_pixels
+from .pictures import to_pictures, to_pixels
 
 NEIGHBOURS = 3                          # k of precision and recall, as in the paper
 STEPS, BATCH, LR, MUON_LR = 200, 64, 4e-3, 0.03                  # of the eye's training

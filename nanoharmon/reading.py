@@ -15,7 +15,7 @@ from PIL import Image
 
 from . import language, shapes
 from .measure import BATCH, batches, fresh_scene, rate, spread
-from .pipeline import DESCRIBE
+from .tokenizer import DESCRIBE
 
 SAMPLINGS = ("random", "popular", "adversarial")
 CANDIDATES = {"is ": ("yes", "no"), "how many ": language.NUMBERS, "what color ": tuple(shapes.COLORS),

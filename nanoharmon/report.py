@@ -72,8 +72,10 @@ def saw(objects):
 
 
 def tile(verdict, meta, picture, side=140):
-    """A picture in a green or red frame; under it the prompt, what the judge saw, and why it is wrong."""
-    texts = (meta["prompt"], INK), (meta.get("said", ""), GREY), ("saw: " + saw(verdict["objects"]), GREY), (verdict["reason"], WRONG)
+    """A picture in a green or red frame; under it the prompt, what the model said first, what the judge saw, and why it
+    is wrong."""
+    texts = ((meta["prompt"], INK), (meta.get("said", ""), GREY), ("saw: " + saw(verdict["objects"]), GREY),
+             (verdict["reason"], WRONG))
     lines = [(line, ink) for text, ink in texts for line in textwrap.wrap(text, 27)]
     out = Image.new("RGB", (side + 16, side + 24 + 12 * len(lines)), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default()

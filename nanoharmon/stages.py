@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from .checkpoint import latest_state
+from .checkpoint import latest_state, outline
 from .cli import bar
 from .config import STAGES, to_dict
 from .convert import Plan, start_from
@@ -17,7 +17,6 @@ from .harmon import Harmon
 from .limits import check_training
 from .memory import measure
 from .optim import select
-from .pipeline import outline
 
 # what each stage reads (nanoharmon/data.py)
 READS = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers", "mar": "pictures with class labels",

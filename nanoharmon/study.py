@@ -41,7 +41,8 @@ from .files import write_json
 from .harmon import Harmon
 from .judge import judge
 from .measure import out_folder, rate, workers
-from .pipeline import OFFICIAL, Pipeline, to_pictures
+from .pictures import to_pictures
+from .pipeline import OFFICIAL, Pipeline
 from .plot import draw_curves
 from .report import cell
 

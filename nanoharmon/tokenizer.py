@@ -12,12 +12,14 @@ characters typed by a user are encoded as plain text, never as control tokens.
 """
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
 
 from .harmon import IMAGE
 
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
 GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
+DESCRIBE = "describe the image."            # what the captions of training answer
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IGNORE = -100                               # label of a token that is not supervised
 MAX_BYTES = 10**8                           # of a tokenizer.json; Qwen2.5's has 7 million
@@ -113,3 +115,14 @@ class Tokenizer:
         """Ids of the request to draw `prompt`; None = the unconditional request."""
         text = GENERATE_ANYTHING if prompt is None else GENERATE.format(prompt)
         return self.chat([{"role": "user", "content": text}])[0]
+
+
+def pad(rows, value, device, left=False):
+    """Lists of ids -> ids (B, L) and is_real (B, L), padded on the right (drawing) or left (answering)."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), value)
+    is_real = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), None) if left else slice(0, len(row))
+        ids[i, where], is_real[i, where] = torch.tensor(row), True
+    return ids.to(device), is_real.to(device)

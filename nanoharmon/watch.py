@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import language, shapes
 from .mar import random_orders
-from .pipeline import DESCRIBE, to_pictures, to_pixels
+from .pictures import to_pictures, to_pixels
+from .tokenizer import DESCRIBE
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
            "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]

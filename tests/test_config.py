@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nanoharmon.config import (PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, describe_flags, from_dict,
-                               nearest, override, parse_value, sections, to_dict)
+from nanoharmon.config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, nearest, to_dict
+from nanoharmon.flags import describe_flags, override, parse_value, sections
 
 ALL = pytest.mark.parametrize("preset", PRESETS)
 

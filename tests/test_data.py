@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanoharmon import data as data_module
-from nanoharmon import language, shapes
+from nanoharmon import language, latents, shapes
 from nanoharmon.config import DataConfig, pico
-from nanoharmon.data import (Batches, ShapesData, encode_share, halves, latents_path, new_cache, parse_mix,
-                             training_texts)
+from nanoharmon.data import Batches, ShapesData, halves, parse_mix, training_texts
 from nanoharmon.harmon import IMAGE
-from nanoharmon.pipeline import to_pixels
+from nanoharmon.latents import encode_share, latents_path, new_cache
+from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import IGNORE, Tokenizer
 from nanoharmon.vae import VAE
 
@@ -216,7 +215,7 @@ def test_a_weight_that_is_none_names_the_flag(entry):
 
 
 def test_a_cache_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
+    monkeypatch.setattr(latents.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
     with pytest.raises(ValueError, match="--data.scenes"):
         new_cache(tmp_path / "x.npy", 20, 4, 16)
     assert not (tmp_path / "x.npy").exists()

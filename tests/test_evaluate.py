@@ -22,8 +22,9 @@ from nanoharmon.evaluate import draw_scores, match, vae_score
 from nanoharmon.harmon import Harmon
 from nanoharmon.judge import Detected, detect
 from nanoharmon.measure import batches, fresh_scene, rate, wilson, workers
-from nanoharmon.pipeline import DESCRIBE, Pipeline
+from nanoharmon.pipeline import Pipeline
 from nanoharmon.reading import answer_scores, pope_questions, yes_no_scores
+from nanoharmon.tokenizer import DESCRIBE
 
 FAST = {"iters": 2, "steps": "3"}
 

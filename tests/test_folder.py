@@ -21,7 +21,9 @@ from nanoharmon.entries import read_entries
 from nanoharmon.files import read_image
 from nanoharmon.folder import FolderData, folder_name, import_source
 from nanoharmon.harmon import IMAGE, Harmon
-from nanoharmon.pipeline import Pipeline, pad_square
+from nanoharmon.latents import encode_share, latents_path, new_cache
+from nanoharmon.pictures import pad_square
+from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, Tokenizer
 
 TEXTS = ["a red thing", "ein blaues Ding", "зелёная вещь", "黄色的东西", "یک چیز سفید", "a 🙂 of sorts"]
@@ -362,8 +364,8 @@ def test_texts_without_any_picture_join_a_mix(tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps([talk("no picture", f"none {i}") for i in range(9)]))
     texts = imported(tmp_path / "chat.json", tmp_path / "cache", tmp_path)
     mixed = batches([ShapesData(DataConfig(scenes=50, board=2)), texts])
-    data.new_cache(tmp_path / "latents.npy", texts.rows, 4, 4)
-    data.encode_share(Harmon(Config.preset("pico").model).vae, texts, 16, tmp_path / "latents.npy", 0, 1)
+    new_cache(tmp_path / "latents.npy", texts.rows, 4, 4)
+    encode_share(Harmon(Config.preset("pico").model).vae, texts, 16, tmp_path / "latents.npy", 0, 1)
     texts.latents[16] = np.load(tmp_path / "latents.npy", mmap_mode="r")
     assert texts.rows == 0 and not texts.held and len(mixed.images(random.Random(0), 9, 16)) == 9
     tokens, ids = zip(*((tokens, ids) for tokens, ids, *_ in mixed.readings(random.Random(0), 40, 16)))
@@ -463,4 +465,4 @@ def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monke
     with torch.no_grad():
         changed = Harmon(pipe.model.config).vae                       # the VAE is trained anew: its latents are, too
     source = FolderData(out / "cache" / folder_name(str(photos)))
-    assert not data.latents_path(out / "cache", source, 16, changed).exists()
+    assert not latents_path(out / "cache", source, 16, changed).exists()

@@ -36,7 +36,7 @@ def test_every_station_of_the_drawing_step_is_official(model):
     x, z = model.see(tokens, visible)
     gold.check("t2i/x_enc_mae", x)
     gold.check("t2i/z_enc", z)                                               # buffers last
-    x = model.think(x, z, model.llm.embed(gold.input("t2i/input_ids")), gold.input("t2i/attention_mask"))
+    x = model.through_llm(x, z, model.llm.embed(gold.input("t2i/input_ids")), gold.input("t2i/attention_mask"))
     gold.check("t2i/x_enc", x)                                               # buffers first
     gold.check("t2i/z", model.mar.decode(x, visible))
 
@@ -130,14 +130,14 @@ def test_for_the_llm_the_buffers_come_last_and_order_is_causal(model):
     generator = torch.Generator().manual_seed(0)
     z, text = torch.randn(B, K + U, 64, generator=generator), torch.randn(B, 3, 64, generator=generator)
     x, is_real = torch.zeros(B, U + K, 64), torch.ones(B, 3, dtype=torch.bool)
-    ref = model.think(x, z, text, is_real)
+    ref = model.through_llm(x, z, text, is_real)
     order = list(range(U, U + K)) + list(range(U))                           # rows of the output, as the LLM reads them
     for j in range(K + U):
         changed = z.clone()
         changed[:, j] += 1
-        moved = (model.think(x, changed, text, is_real) - ref).abs().amax(dim=(0, 2))[order] > 1e-5
+        moved = (model.through_llm(x, changed, text, is_real) - ref).abs().amax(dim=(0, 2))[order] > 1e-5
         assert moved.tolist() == [False] * j + [True] * (K + U - j)
-    assert ((model.think(x, z, text + 1, is_real) - ref).abs().amax(-1) > 1e-5).all()      # all read the prompt
+    assert ((model.through_llm(x, z, text + 1, is_real) - ref).abs().amax(-1) > 1e-5).all()      # all read the prompt
 
 
 @torch.no_grad()
@@ -154,11 +154,11 @@ def test_padding_of_the_prompt_changes_nothing(model):
     ids, is_real = gold.input("t2i/input_ids"), gold.input("t2i/attention_mask")
     visible, hidden = split(mask)
     x, z = model.see(tokens, visible)
-    ref = model.think(x, z, model.llm.embed(ids), is_real)
+    ref = model.through_llm(x, z, model.llm.embed(ids), is_real)
     longer = torch.cat([torch.where(is_real, ids, 250), torch.full((3, 4), 251)], dim=1)   # other padding, and more
-    got = model.think(x, z, model.llm.embed(longer), torch.cat([is_real, torch.zeros(3, 4, dtype=torch.bool)], dim=1))
-    check("think", got, ref)
-    alone = model.think(x[:1], z[:1], model.llm.embed(ids[:1, :is_real[0].sum()]), is_real[:1, is_real[0]])
+    got = model.through_llm(x, z, model.llm.embed(longer), torch.cat([is_real, torch.zeros(3, 4, dtype=torch.bool)], dim=1))
+    check("through_llm", got, ref)
+    alone = model.through_llm(x[:1], z[:1], model.llm.embed(ids[:1, :is_real[0].sum()]), is_real[:1, is_real[0]])
     check("alone", alone, ref[:1])
 
 
@@ -169,7 +169,7 @@ def test_hidden_tokens_never_reach_z(model):
 
     def z(tokens):
         x, z = model.see(tokens, visible)
-        return model.mar.decode(model.think(x, z, model.llm.embed(ids), is_real), visible)
+        return model.mar.decode(model.through_llm(x, z, model.llm.embed(ids), is_real), visible)
     other = tokens.scatter(1, hidden[..., None].expand(-1, -1, 4), 1e6)
     assert torch.equal(z(tokens), z(other)) and not torch.equal(z(tokens), z(tokens + 1))
 
@@ -184,7 +184,7 @@ def test_the_cached_prompt_thinks_as_the_whole_sequence(model):
     cache.append = False
     for K in (0, 1, 20):
         x, z = model.see(torch.randn(4, 36, 4), torch.arange(K).expand(4, K))
-        check("think", model.think(x, z, None, is_real, cache), model.think(x, z, model.llm.embed(ids), is_real))
+        check("through_llm", model.through_llm(x, z, None, is_real, cache), model.through_llm(x, z, model.llm.embed(ids), is_real))
     assert len(cache) == ids.shape[1]
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from nanoharmon.config import pico
 from nanoharmon.harmon import IMAGE, Harmon
 from nanoharmon.language import caption, draw_prompt, questions
-from nanoharmon.pipeline import Pipeline, split_region, to_pictures, to_pixels
+from nanoharmon.pictures import split_region, to_pictures, to_pixels
+from nanoharmon.pipeline import Pipeline
 from nanoharmon.shapes import random_scene, render
 from nanoharmon.tokenizer import Tokenizer
 

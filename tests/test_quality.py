@@ -10,7 +10,7 @@ from PIL import Image
 from nanoharmon import language, quality, shapes
 from nanoharmon.config import Config
 from nanoharmon.harmon import Harmon
-from nanoharmon.pipeline import to_pixels
+from nanoharmon.pictures import to_pixels
 from nanoharmon.quality import frechet, within
 from test_pipeline import make_pipeline
 

@@ -8,7 +8,8 @@ import torch
 
 import train
 from nanoharmon import study
-from nanoharmon.config import Config, override
+from nanoharmon.config import Config
+from nanoharmon.flags import override
 from nanoharmon.pipeline import Pipeline
 
 

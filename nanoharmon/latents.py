@@ -1,0 +1,75 @@
+"""The latents of all pictures, encoded once by the frozen VAE and kept in OUT/cache, as float16.
+
+Simplified: no augmentation after encoding; crops of the user's own pictures are made before (folder.py).
+"""
+import hashlib
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .pictures import to_pixels
+
+
+def measure_scale(run, model, data):
+    """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance."""
+    rng = random.Random(f"{run.config.data.seed}/scale")
+    size = run.config.stages["vae"].size
+    with torch.no_grad():
+        latents = torch.cat([model.vae.moments(data.images(rng, 64, size))[0] for _ in range(8)])
+    run.config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
+
+
+def load_latents(run, pipe, data, size):
+    """Give every source its latents of this size; what OUT/cache does not hold is encoded now, a share per process."""
+    (h, w), vae, cache = pipe.model.vae.grid_of(size, size), pipe.model.vae, run.out / "cache"
+    for source in data.sources:
+        path = latents_path(cache, source, size, vae)
+        if not path.exists():
+            part = path.with_suffix(".part.npy")
+            if run.main:
+                for stale in cache.glob(f"latents_{source.cache_name}_{size}_*"):    # of other pictures or another VAE
+                    stale.unlink()
+                new_cache(part, source.rows, h * w, vae.config.z_channels)
+            run.wait()
+            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.main else (lambda x: x)
+            encode_share(vae, source, size, part, run.rank, run.world, progress=show)
+            run.wait()
+            if run.main:
+                part.rename(path)
+            run.wait()
+        source.latents[size] = np.load(path, mmap_mode="r")
+
+
+def latents_path(cache, source, size, vae):
+    """Where the latents of a source's pictures are kept. The name depends on the pictures, their size and the VAE: of
+    anything else than these, the file is not there."""
+    parts = hashlib.sha256(f"{source.content} {vae.config.scale}".encode())
+    for name, tensor in vae.state_dict().items():
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            parts.update(tensor.float().cpu().contiguous().numpy())
+    return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
+
+
+def encode_share(vae, source, size, path, rank, world, batch=64, progress=lambda x: x):
+    """Encode this process's share of a source's pictures into `path`, a float16 array (N, S, C) made by rank 0."""
+    out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
+    for start in progress(range(rank * batch, len(out), world * batch)):
+        array = source.pictures(range(start, min(start + batch, len(out))), size)
+        with torch.no_grad():
+            latents = vae.encode(to_pixels(torch.from_numpy(array)).to(device))
+        out[start:start + len(array)] = latents.half().cpu().numpy()
+    out.flush()
+
+
+def new_cache(path, n, tokens, channels):
+    """An empty file for `encode_share`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    need, free = n * tokens * channels * 2, shutil.disk_usage(Path(path).parent).free
+    if need > free:                          # writing into a mapped file on a full disk would be a bus error
+        raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {Path(path).parent} has only "
+                         f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
+    np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
