@@ -104,8 +104,8 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
         steps = gold.config["mar"]["num_sampling_steps"]
         return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, steps, randn=randn)
 
-    think = model.think
-    monkeypatch.setattr(model, "think", lambda *args: thoughts.append(think(*args)) or thoughts[-1])
+    think = model.through_llm
+    monkeypatch.setattr(model, "through_llm", lambda *args: thoughts.append(think(*args)) or thoughts[-1])
     got = model.draw(gold.input("sample/input_ids")[:rows], gold.input("sample/attention_mask")[:rows], iters, cfg,
                      grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule, sample=sample,
                      on_step=lambda t, v: (tokens.append(t), visible.append(v)))
