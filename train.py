@@ -298,7 +298,7 @@ def finish(run, pipe):
             (run.out / "samples").mkdir(exist_ok=True)
             sheet.save(run.out / "samples" / "final.png")
     run.log(stage="evaluation", **figures)
-    write_json(figures, results)
+    write_json(results, figures)
     for name, value in figures.items():
         print(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}")
     print(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "

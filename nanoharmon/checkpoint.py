@@ -106,7 +106,7 @@ def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Pa
         try:
             tmp.mkdir()
             save_safetensors(tensors, tmp / "state.safetensors")
-            write_json({"step": step, "tree": tree}, tmp / "state.json")
+            write_json(tmp / "state.json", {"step": step, "tree": tree})
             if final.exists():  # no rename replaces a folder, so the old one steps aside
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(final, old)

@@ -304,7 +304,7 @@ def write(plan, out, dtype=torch.bfloat16):
     (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
     save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
     write_bytes(out / "tokenizer.json", Path(plan.tokenizer).read_bytes())
-    write_json({"model": to_dict(plan.config), "meta": plan.meta}, out / "config.json")
+    write_json(out / "config.json", {"model": to_dict(plan.config), "meta": plan.meta})
 
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------

@@ -245,10 +245,10 @@ def main(argv=None):
     print(report.tables(results, REASONS))
     print("[low, high]: 95 % Wilson score intervals")
     report.save_grids(out, pictures)
-    write_json({"checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
-                "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
-                "draw": {k: plan[k] for k in options} | {"size": plan["size"]}, "results": results},
-               out / "results.json")
+    write_json(out / "results.json", {
+        "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
+        "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
+        "draw": {k: plan[k] for k in options} | {"size": plan["size"]}, "results": results})
     print(f"wrote {out}/results.json" + " and picture grids" * bool(pictures))
 
 

@@ -84,7 +84,7 @@ def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **opt
     settings = {"weights": fingerprint(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
                 "size": list(plan["size"]), **{name: plan[name] for name in OFFICIAL}}
     check_same(out, settings, lines)
-    write_json(settings, out / "settings.json")
+    write_json(out / "settings.json", settings)
     folders, jobs = [out / f"{i:05d}" for i in range(len(lines))], []
     for i, (folder, (line, meta)) in enumerate(zip(folders, lines)):
         (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def write_answers(path, rows, bad, said, out):
                for i, (row, (text, _)) in enumerate(zip(rows, said), 1)]
     write_bytes(out / f"{name}_answers.jsonl", "".join(json.dumps(a) + "\n" for a in answers).encode())
     figures = pope_figures(rows, said, bad)
-    write_json({"questions": len(rows), "unreadable": bad, "results": figures}, out / f"{name}_results.json")
+    write_json(out / f"{name}_results.json", {"questions": len(rows), "unreadable": bad, "results": figures})
     if figures:
         print(report.table(f"{name}: %, [low, high]: 95 % Wilson score intervals", figures))
     if bad:

@@ -208,8 +208,8 @@ def main(argv=None):
     out = out_folder(args.out)
     results, learned = precision(pipe, args.n, args.seed, size, tqdm)
     write_bytes(out / "featuremap.png", encode(picture(pipe, learned, concepts, args.seed, size)))
-    write_json({"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n, "size": size,
-                "interval": "bootstrap over scenes, 95 %", "AUC": results}, out / "featuremap.json")
+    write_json(out / "featuremap.json", {"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n, "size": size,
+                                         "interval": "bootstrap over scenes, 95 %", "AUC": results})
     print(f"tokens of a concept told from others by similarity, {size} px: area under the ROC curve, %\n")
     print(markdown(results) + "\n\n[low, high]: 95 % bootstrap intervals over scenes")
     print(f"wrote {out}/featuremap.png, {out}/featuremap.json")

@@ -165,7 +165,7 @@ def write_chunks(path, chunks):
             tmp.unlink()
 
 
-def write_json(obj, path: str | Path):
+def write_json(path: str | Path, obj):
     write_chunks(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
 
 

@@ -159,8 +159,9 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
                 f.write(json.dumps({"row": row, "views": views, "caption": e.caption, "turns": e.turns,
                                     "class": classes.get(e.label), "held": prints.get(e.path) in held}) + "\n")
         problems = list(dict.fromkeys(problems))
-        write_json({"name": name, "rows": at, "pixels": pixels.hexdigest(), "broken": problems, "made_of": made_of,
-                    "classes": {str(label): i for label, i in sorted(classes.items(), key=str)}}, part / "about.json")
+        write_json(part / "about.json", {
+            "name": name, "rows": at, "pixels": pixels.hexdigest(), "broken": problems, "made_of": made_of,
+            "classes": {str(label): i for label, i in sorted(classes.items(), key=str)}})
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     finally:

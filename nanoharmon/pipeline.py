@@ -70,7 +70,7 @@ class Pipeline:
         save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},
                          path / "model.safetensors", {"format": "pt"}, get=lambda name: weights[name].to(dtype))
         self.tokenizer.save(path / "tokenizer.json")
-        write_json({"model": to_dict(self.model.config), "meta": self.meta}, path / "config.json")
+        write_json(path / "config.json", {"model": to_dict(self.model.config), "meta": self.meta})
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 

@@ -287,8 +287,9 @@ def main(argv=None):
     print(f"linear probe, {args.draws} x {args.n // args.draws} labels: held-out pictures right, %\n")
     print(markdown(table) + "\n")
     print("[low, high]: 95 % intervals over test scenes and draws of labels")
-    write_json({"checkpoints": list(pipes), "seed": args.seed, "n": args.n, "draws": args.draws, "inputs": args.inputs,
-                "interval": "Wilson score over scenes and draws, 95 %", "results": found}, out / "probe.json")
+    write_json(out / "probe.json", {
+        "checkpoints": list(pipes), "seed": args.seed, "n": args.n, "draws": args.draws, "inputs": args.inputs,
+        "interval": "Wilson score over scenes and draws, 95 %", "results": found})
     print(f"wrote {out}/probe.json")
 
 

@@ -220,7 +220,7 @@ def prepare(config, args, out):
     try:
         out.mkdir(parents=True, exist_ok=True)
         command = [flag for flag in args.command if flag != "--resume"]
-        write_json({"preset": args.preset, "command": command, **to_dict(config)}, out / "train_config.json")
+        write_json(out / "train_config.json", {"preset": args.preset, "command": command, **to_dict(config)})
     except OSError as e:
         raise ValueError(f"cannot write in {out}: {e.strerror or e}; pass another --out") from None
 

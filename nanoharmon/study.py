@@ -116,7 +116,7 @@ def note(job):
         changed = ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in what.items() if old.get(k) != v)
         raise ValueError(f"{path.parent} holds an arm with other settings: {changed}; pass another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(what, path)
+    write_json(path, what)
 
 
 def start(base, out, arm, seed):
@@ -169,7 +169,7 @@ def train_and_measure(job):
         pipe = Pipeline.load(out / f"stage_{list(arm.steps)[-1]}")
         figures = measure_classes(pipe) if "mar" in arm.steps else measure(pipe, arm)
     figures["minutes"] = (time.time() - began) / 60
-    write_json(figures, out / "study.json")
+    write_json(out / "study.json", figures)
     return figures
 
 
@@ -250,7 +250,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
             if key not in done:
                 scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
                 done[key] = scores["seen"]["overall"]
-                write_json(done, path)
+                write_json(path, done)
             curves[name].append((value, done[key]))
     draw_curves({("prompts right", name): [(value, entry["rate"]) for value, entry in points]
                  for name, points in curves.items()}, Path(out) / "sampling.png", axis="value")
@@ -289,8 +289,8 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
     with torch.multiprocessing.get_context("spawn").Pool(procs, single_thread) as pool:
         done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
-    write_json({"study": study, "seeds": seeds, "budget": budget, "steps": {a.name: a.steps for a in chosen},
-                "results": results}, out / f"{study}.json")
+    write_json(out / f"{study}.json", {"study": study, "seeds": seeds, "budget": budget,
+                                       "steps": {a.name: a.steps for a in chosen}, "results": results})
     return results
 
 

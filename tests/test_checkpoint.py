@@ -211,7 +211,7 @@ def test_sharded_index(tmp_path):
     save_safetensors({"b": torch.zeros(3)}, tmp_path / "m-2.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     weight_map = {"b": "m-2.safetensors", "a": "m-1.safetensors"}
-    write_json({"metadata": {}, "weight_map": weight_map}, index)
+    write_json(index, {"metadata": {}, "weight_map": weight_map})
     file = open_tensors(tmp_path)
     assert list(file) == ["b", "a"] and file["a"].tolist() == [1, 1] and file.shape("b") == (3,)
     for bad, what in [({"a": "../m-1.safetensors"}, "outside"),
@@ -220,7 +220,7 @@ def test_sharded_index(tmp_path):
                       ({"a": "m-3.safetensors"}, "m-3.safetensors"),
                       ({"a": "m-2.safetensors"}, "'a' is not in its shard"),
                       ({"a": 3}, "weight_map"), ([], "weight_map")]:
-        write_json({"weight_map": bad}, index)
+        write_json(index, {"weight_map": bad})
         with pytest.raises(ValueError, match=what) as e:
             open_tensors(tmp_path)
         assert "\n" not in str(e.value)
@@ -383,14 +383,14 @@ hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 big = torch.zeros(100_000)
 for attempt in (lambda: save_safetensors({"a": big}, out / "a.safetensors"),
-                lambda: write_json(["x" * 200_000], out / "a.json"),
+                lambda: write_json(out / "a.json", ["x" * 200_000]),
                 lambda: save_state(out, 2, {"a": big})):
     try:
         attempt()
     except OSError as e:
         print(e)
 try:
-    write_json({}, out / "none" / "a.json")
+    write_json(out / "none" / "a.json", {})
 except OSError as e:
     print(e)
 """

@@ -162,18 +162,18 @@ def prepare(folder):
     pipe.save(folder / "ckpt")
     index = folder / "shards" / "model.safetensors.index.json"
     shutil.copytree(folder / "ckpt", index.parent)
-    write_json({"weight_map": dict.fromkeys(open_tensors(index.parent), "model.safetensors")}, index)
+    write_json(index, {"weight_map": dict.fromkeys(open_tensors(index.parent), "model.safetensors")})
     llm = folder / "qwen" / "config.json"
     llm.parent.mkdir()
     shutil.copy(folder / "ckpt" / "tokenizer.json", llm.parent)
     save_safetensors({k: v for k, v in pipe.model.llm.state_dict().items() if k != "lm_head.weight"},
                      llm.with_name("model.safetensors"))
-    write_json({"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **to_dict(pico().llm)}, llm)
+    write_json(llm, {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **to_dict(pico().llm)})
     run = folder / "run"
     shutil.copytree(folder / "ckpt", run / "stage_vae")
     config = Config.preset("pico")
-    write_json({"preset": "pico", "command": ["--preset", "pico"], **to_dict(config)}, run / "train_config.json")
+    write_json(run / "train_config.json", {"preset": "pico", "command": ["--preset", "pico"], **to_dict(config)})
     state = save_state(folder, 1, {"step": 1, "params": {"a": torch.ones(2)}, "optimizers": [{"lr": (1, 2.0)}]})
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     lines = {"metadata.jsonl": {"file_name": "a.png", "text": "a cat", "label": "cat"},
@@ -181,8 +181,8 @@ def prepare(folder):
              "geneval.jsonl": {"tag": "colors", "include": [{"class": "cat", "count": 1}], "prompt": "a black cat"}}
     for name, row in lines.items():
         (folder / name).write_text((json.dumps(row) + "\n") * 3)
-    write_json([{"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"},
-                                                     {"from": "gpt", "value": "A cat."}]}] * 2, folder / "llava.json")
+    write_json(folder / "llava.json", [{"image": "a.png", "conversations": [
+        {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}] * 2)
 
     def use(path):
         pipe = Pipeline.load(path.parent)
