@@ -14,7 +14,8 @@ A source, ShapesData here or FolderData (folder.py: your own pictures), gives si
 array of latents, and `item` whatever the source needs to find the text that belongs to it:
 
     picture(rng, size)   class_picture(rng) -> row, class or None   text(rng) -> turns, whole
-    to_draw(rng, pairs) -> row, item   prompt(item, rng) -> text   to_read(rng) -> row, item   conversation(item, rng)
+    to_draw(rng, pairs) -> row, item      prompt(item, rng) -> text
+    to_read(rng, thoughts) -> row, item   conversation(item, rng) -> turns          row None: a text without a picture
 """
 import functools
 import hashlib
