@@ -78,7 +78,7 @@ class ShapesData:
 
     def thought(self, rng):
         """A request to draw, answered in words: what could be where. Half of them are about two objects, whose
-        relations are the hardest to learn."""
+        relations are the hardest to learn; some requests name the places, which are then to be kept."""
         two = self.config.max_objects > 1 and rng.random() < 0.5
         scene = self.scene(rng.randrange(10 ** 9), 2 if two else None)
         prompt = language.draw_prompt(scene, rng, places=rng.random() < 0.3)

@@ -143,7 +143,7 @@ def parse_description(text: str) -> Scene | None:
             return None
         x, y = CELLS[place]
         found[place] = Object(shape, color, (x + 0.5) / 3, (y + 0.5) / 3, 0.4 / 3, COLORS[color])
-    return Scene(tuple(found.values()), 30)
+    return Scene(tuple(found.values()), 30)    # radius and grey: about the middle of what random_scene draws
 
 
 def think(scene: Scene, prompt: str) -> str:

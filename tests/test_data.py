@@ -18,7 +18,6 @@ from nanoharmon.vae import VAE
 
 CONFIG = DataConfig(scenes=60, board=2)
 SCENES = ShapesData(CONFIG)
-CELLS = {place: (x, y) for y, row in enumerate(language.PLACES) for x, place in enumerate(row)}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_thoughts_say_what_a_prompt_leaves_open():
         if found := language.parse_caption(prompt):
             assert found[0] == Counter((color, shape) for color, shape, _ in places)
             for a, related, b in found[1]:
-                (x0, y0), (x1, y1) = (CELLS[next(p for c, s, p in places if (c, s) == pair)] for pair in (a, b))
+                (x0, y0), (x1, y1) = (language.CELLS[next(p for c, s, p in places if (c, s) == pair)] for pair in (a, b))
                 dx, dy = x1 - x0, y1 - y0
                 assert {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx),
                         "below": -dy > abs(dx)}[related], (prompt, said)

@@ -97,19 +97,19 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
     _, cfg, schedule, temperature, iters, rect = RUNS[name]
     folder, rows = f"sample/{name}/", 2 if cfg == 1 else 4
     grid = tuple(gold.config["big"] if rect else gold.config["grid"])
-    thoughts, tokens, visible = [], [], []
+    passed, tokens, visible = [], [], []
 
     def sample(z, scale, i):
         randn = replay(gold.input(f"{folder}noise_init_{i}")[None], gold.input(f"{folder}noise_steps_{i}"))
         steps = gold.config["mar"]["num_sampling_steps"]
         return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, steps, randn=randn)
 
-    think = model.through_llm
-    monkeypatch.setattr(model, "through_llm", lambda *args: thoughts.append(think(*args)) or thoughts[-1])
+    through = model.through_llm
+    monkeypatch.setattr(model, "through_llm", lambda *args: passed.append(through(*args)) or passed[-1])
     got = model.draw(gold.input("sample/input_ids")[:rows], gold.input("sample/attention_mask")[:rows], iters, cfg,
                      grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule, sample=sample,
                      on_step=lambda t, v: (tokens.append(t), visible.append(v)))
-    assert len(tokens) == len(thoughts) == iters
+    assert len(tokens) == len(passed) == iters
     ref, mask = gold.output(folder + "tokens"), gold.output(folder + "mask")
     floor = 10 * gold.config["noise_floor"][folder + "tokens"]
     for i in range(iters):
@@ -117,7 +117,7 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
         hidden = torch.ones_like(mask[0, :2]).scatter(1, visible[i], 0)
         assert torch.equal(hidden, mask[i + 1, :2] if i + 1 < iters else torch.zeros_like(hidden))
     for i in range(2):
-        gold.check(f"{folder}x_enc_iter{i}", thoughts[i])
+        gold.check(f"{folder}x_enc_iter{i}", passed[i])
     gold.check(folder + "image", model.vae.decode(got, grid))
 
 
@@ -156,7 +156,8 @@ def test_padding_of_the_prompt_changes_nothing(model):
     x, z = model.see(tokens, visible)
     ref = model.through_llm(x, z, model.llm.embed(ids), is_real)
     longer = torch.cat([torch.where(is_real, ids, 250), torch.full((3, 4), 251)], dim=1)   # other padding, and more
-    got = model.through_llm(x, z, model.llm.embed(longer), torch.cat([is_real, torch.zeros(3, 4, dtype=torch.bool)], dim=1))
+    got = model.through_llm(x, z, model.llm.embed(longer),
+                            torch.cat([is_real, torch.zeros(3, 4, dtype=torch.bool)], dim=1))
     check("through_llm", got, ref)
     alone = model.through_llm(x[:1], z[:1], model.llm.embed(ids[:1, :is_real[0].sum()]), is_real[:1, is_real[0]])
     check("alone", alone, ref[:1])
@@ -184,7 +185,8 @@ def test_the_cached_prompt_thinks_as_the_whole_sequence(model):
     cache.append = False
     for K in (0, 1, 20):
         x, z = model.see(torch.randn(4, 36, 4), torch.arange(K).expand(4, K))
-        check("through_llm", model.through_llm(x, z, None, is_real, cache), model.through_llm(x, z, model.llm.embed(ids), is_real))
+        check("through_llm", model.through_llm(x, z, None, is_real, cache),
+              model.through_llm(x, z, model.llm.embed(ids), is_real))
     assert len(cache) == ids.shape[1]
 
 
