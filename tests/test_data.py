@@ -114,8 +114,9 @@ def test_thoughts_say_what_a_prompt_leaves_open():
         assert mentions == sorted(mentions)
         if found := language.parse_caption(prompt):
             assert found[0] == Counter((color, shape) for color, shape, _ in places)
+            where = {(color, shape): language.CELLS[place] for color, shape, place in places}
             for a, related, b in found[1]:
-                (x0, y0), (x1, y1) = (language.CELLS[next(p for c, s, p in places if (c, s) == pair)] for pair in (a, b))
+                (x0, y0), (x1, y1) = where[a], where[b]
                 dx, dy = x1 - x0, y1 - y0
                 assert {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx),
                         "below": -dy > abs(dx)}[related], (prompt, said)
