@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing
 
 from . import shapes
+from .parallel import end_with_parent
 
 BATCH = 64                                                      # pictures drawn, or questions answered, at once
 
@@ -45,6 +46,7 @@ def out_folder(path):
 def start_worker(pipe, threads):
     global worker_pipe
     worker_pipe = pipe
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's, which ends its workers
     pipe.tokenizer.inner.encode_special_tokens = True           # lost when a tokenizer goes to another process
     torch.set_num_threads(threads)

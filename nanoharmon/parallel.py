@@ -151,7 +151,7 @@ def launch(target, world, *args):
 
 
 def _child(target, rank, world, store, problems, ready, args):
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     tqdm.set_lock(threading.RLock())                          # its own is a semaphore, which a killed process leaks
     with Stop(rank) as stop:
         if rank == 0:
@@ -164,6 +164,10 @@ def _child(target, rank, world, store, problems, ready, args):
             sys.exit(2)
 
 
-def _end_with_parent():
-    multiprocessing.parent_process().join()                   # returns when the parent is gone, however it ended
-    os._exit(1)
+def end_with_parent():
+    """Called in a child process: let it live no longer than its parent, however that one ends."""
+    def watch():
+        multiprocessing.parent_process().join()               # returns when the parent is gone
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

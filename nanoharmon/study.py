@@ -11,7 +11,7 @@ frozen features is the first of the papers' claims: probe.py.)
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by train.py,
 with the preset's stages: single-threaded, two arms side by side. (Only stage 1 has the batches of stage 2, so that an
-arm without it can make up for it.) An arm's seed decides its pictures, their order, all noise and the projectors' first
+arm without it can make up for it, and nothing is said before drawing.) An arm's seed decides its pictures, their order, all noise and the projectors' first
 weights. Everything goes to --out; a study that was stopped goes on where it was, and finished arms are not repeated,
 also those that two studies share.
 
@@ -41,6 +41,7 @@ from .files import write_json
 from .harmon import Harmon
 from .judge import judge
 from .measure import out_folder, rate, workers
+from .parallel import end_with_parent
 from .pictures import to_pictures
 from .pipeline import OFFICIAL, Pipeline
 from .plot import draw_curves
@@ -66,20 +67,21 @@ def arms(study, budget=1.0, preset="nano"):
     """The arms of a study; the first is the one that the others are compared with."""
     n = {stage: max(1, round(steps * budget)) for stage, steps in STEPS.items()}
     second = Config.preset(preset).stages["2"]
-    draw, read = f"--stage_1.draw_batch={second.draw_batch}", f"--stage_1.read_batch={second.read_batch}"
-    joint = Arm("joint", {"1": n["1"], "2": n["2"]}, [draw, read])
+    both = [f"--stage_1.draw_batch={second.draw_batch}", f"--stage_1.read_batch={second.read_batch}",
+            "--stage_2.thoughts=0"]                              # all readings are of pictures
+    joint = Arm("joint", {"1": n["1"], "2": n["2"]}, both)
     reading = "mar_read.encoder,mar_read.z_proj,mar_read.fake_latent"
     if study == "shared":
         return [joint,
-                replace(joint, name="drawing only", flags=[draw, "--stage_1.read_batch=0", "--stage_2.read_batch=0"]),
-                replace(joint, name="reading only", flags=["--stage_1.draw_batch=0", read, "--stage_2.draw_batch=0"]),
+                replace(joint, name="drawing only", flags=[*both, *(f"--stage_{s}.read_batch=0" for s in "12")]),
+                replace(joint, name="reading only", flags=[*both, *(f"--stage_{s}.draw_batch=0" for s in "12")]),
                 replace(joint, name="separate encoders", separate=True, flags=[
-                    draw, read, f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
+                    *both, f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
                     f"--stage_2.train_parts=mar.,{reading},llm.,proj_in.,proj_out."])]
     if study == "stages":
         return [joint,
                 replace(joint, name="stage 1 only", steps={"1": n["1"]}),
-                Arm("without stage 1", {"2": n["1"] + n["2"]}),              # as many steps in all
+                replace(joint, name="without stage 1", steps={"2": n["1"] + n["2"]}),     # as many in all
                 replace(joint, name="without mar", fresh=("mar",)),
                 replace(joint, name="without llm", fresh=("llm",))]
     if study == "mar":
@@ -90,9 +92,10 @@ def arms(study, budget=1.0, preset="nano"):
     raise ValueError(f"unknown study {study!r}, expected one of {', '.join(STUDIES)}; pass --study shared")
 
 
-def single_thread():
-    """For train.py, which gives a single process all cores: two arms side by side would wait for each other."""
+def start_worker():
+    """One thread for train.py, which gives a single process all cores: arms side by side would wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    end_with_parent()
 
 
 # --- training an arm --------------------------------------------------------------------------------------------------
@@ -286,7 +289,7 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
     jobs = [(str(base), str(out), arm, seed, preset, scenes) for arm in chosen for seed in range(1, seeds + 1)]
     for job in jobs:
         note(job)
-    with torch.multiprocessing.get_context("spawn").Pool(procs, single_thread) as pool:
+    with torch.multiprocessing.get_context("spawn").Pool(procs, start_worker) as pool:
         done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
     write_json(out / f"{study}.json", {"study": study, "seeds": seeds, "budget": budget,

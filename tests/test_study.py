@@ -2,6 +2,9 @@
 import json
 import random
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -126,6 +129,27 @@ def test_measure_reports_what_the_arm_learned(base):
     assert set(study.measure(pipe, arm("shared", "joint"), n=1, scenes=64)) == {
         "prompts right", "draw loss", "answers right", "captions right", "read loss"}
     assert "read loss" not in study.measure(pipe, arm("shared", "drawing only"), n=1, scenes=64)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_workers_end_with_a_killed_parent():
+    code = ("import os, time, torch.multiprocessing as mp; from nanoharmon import study\n"
+            "pool = mp.get_context('fork').Pool(1, study.start_worker)\n"
+            "pid = pool.apply(os.getpid); pool.apply_async(time.sleep, (60,)); time.sleep(1)\n"
+            "print(pid, flush=True); time.sleep(60)")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with open(f"/proc/{int(parent.stdout.readline())}/stat") as stat:        # stays that process, also when it is gone
+        parent.kill()
+        parent.wait()
+        for _ in range(100):
+            try:
+                stat.seek(0)
+                if stat.read().split()[2] == "Z":
+                    return
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+    pytest.fail("a worker outlived its parent by 10 seconds")
 
 
 def test_table():
