@@ -1,7 +1,7 @@
 """The papers' claims at nano scale: train variants with equal budgets and several seeds, measure them, print a table.
 
     python -m nanoharmon.evaluate --study shared      one encoder for both tasks, against one task, and one each
-    python -m nanoharmon.evaluate --study stages      what the llm, mar and first stages are good for: leave one out
+    python -m nanoharmon.evaluate --study stages      what stages add: leave one out; --base itself after 1, 2 and 3
     python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
     python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves, a PNG
 
@@ -11,9 +11,9 @@ frozen features is the first of the papers' claims: probe.py.)
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by train.py,
 with the preset's stages: single-threaded, two arms side by side. (Only stage 1 has the batches of stage 2, so that an
-arm without it can make up for it, and nothing is said before drawing.) An arm's seed decides its pictures, their order, all noise and the projectors' first
-weights. Everything goes to --out; a study that was stopped goes on where it was, and finished arms are not repeated,
-also those that two studies share.
+arm without it can make up for it, and nothing is said before drawing.) An arm's seed decides its pictures, their order,
+all noise and the projectors' first weights. Everything goes to --out; a study that was stopped goes on where it was,
+and finished arms are not repeated, also those that two studies share.
 
 Simplified: pictures have 48 px (no stage 3), and the stages before are those of one seed. The spread that is shown
 (standard deviation over seeds) is therefore that of the last stages of training.
@@ -109,11 +109,16 @@ def before(arm):
     return "vae" if "mar" in arm.steps else "mar"
 
 
+def fingerprint(base, stage):
+    """Of the weights after a stage."""
+    return hashlib.sha256((Path(base) / f"stage_{stage}" / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
 def note(job):
     """Write down what an arm is, or complain that its folder is of another one: of another --budget, for instance."""
     base, out, arm, seed, preset, scenes = job
     path = folder(out, arm, seed) / "arm.json"
-    weights = hashlib.sha256((Path(base) / f"stage_{before(arm)}" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    weights = fingerprint(base, before(arm))
     what = json.loads(json.dumps({"weights": weights, "preset": preset, "scenes": scenes, **asdict(arm)}))
     if path.exists() and (old := json.loads(path.read_text())) != what:
         changed = ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in what.items() if old.get(k) != v)
@@ -206,6 +211,18 @@ def measure(pipe, arm, n=25, scenes=512):
     return figures
 
 
+def measure_after(job):
+    """The same figures for the base's own training, which is far longer than an arm's, after one of its stages."""
+    base, out, stage = job
+    path = Path(out) / f"after_{stage}-{fingerprint(base, stage)}.json"
+    if not path.exists():
+        torch.set_num_threads(1)
+        began = time.time()
+        figures = measure(Pipeline.load(Path(base) / f"stage_{stage}"), Arm("", {}))
+        write_json(path, figures | {"minutes": (time.time() - began) / 60})
+    return json.loads(path.read_text())
+
+
 def measure_classes(pipe, per_class=3):
     """Figures of a class-conditional MAR: share of right pictures, by order and number of iterations."""
     grid = pipe.model.vae.grid_of(pipe.size, pipe.size)
@@ -291,7 +308,10 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
         note(job)
     with torch.multiprocessing.get_context("spawn").Pool(procs, start_worker) as pool:
         done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
+        after = [s for s in "123" if study == "stages" and (base / f"stage_{s}" / "config.json").exists()]
+        whole = pool.map(measure_after, [(str(base), str(out), stage) for stage in after], chunksize=1)
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
+    results |= {f"{base.name}, after stage {stage}": [figures] for stage, figures in zip(after, whole)}
     write_json(out / f"{study}.json", {"study": study, "seeds": seeds, "budget": budget,
                                        "steps": {a.name: a.steps for a in chosen}, "results": results})
     return results

@@ -111,6 +111,14 @@ def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
     assert not (tmp_path / "drawing_only-2").exists()
 
 
+def test_the_base_itself_is_measured_once_per_weights(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "measure", lambda pipe, arm: {"draw loss": random.random()})
+    first = study.measure_after((str(base), str(tmp_path), "mar"))
+    assert first == study.measure_after((str(base), str(tmp_path), "mar"))
+    assert first["draw loss"] != study.measure_after((str(base), str(tmp_path), "llm"))["draw loss"]
+    assert len(list(tmp_path.glob("after_*.json"))) == 2
+
+
 @pytest.mark.parametrize("name", ["raster order", "l2 loss"])
 def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name):
     monkeypatch.setattr(study.shapes, "SEEN_CLASSES", study.shapes.SEEN_CLASSES[:16])
