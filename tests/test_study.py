@@ -166,6 +166,11 @@ def test_table():
     assert "| drawing only | - | 1.000 ± 0.000 |" in text
 
 
+def test_differences_are_those_of_one_seed():
+    results = {"joint": [{"a": 0.5, "b": 1.0}, {"a": 0.75, "b": 2.0}], "x": [{"a": 0.25}, {"a": 1.0}], "once": [{"a": 1}]}
+    assert study.against_first(results) == {"x - joint": [{"a": -0.25}, {"a": 0.25}]}
+
+
 def test_unknown_study():
     with pytest.raises(ValueError, match="shard.*--study"):
         study.arms("shard")
