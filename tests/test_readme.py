@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nanoharmon.config import Config
 
@@ -61,6 +62,26 @@ def test_python_example_runs(tmp_path):
         assert done.returncode == 0, done.stderr
         printed = re.findall(r"print\(.*?#\s*(\w+)\n", block)
         assert done.stdout.split() == printed        # the README says what it prints
+
+
+def test_walk_through_with_real_pictures(tmp_path):
+    """All of it but the download, here two made-up pictures, and the training."""
+    entries = [{"image": "a.png", "name": "TIGER", "category": "Animals & Nature", "subcategory": "animal-mammal"},
+               {"image": "b.png", "name": "TACO", "category": "Food & Drink", "subcategory": "food-prepared"},
+               {"image": "c.png", "name": "KEYCAP 1", "category": "Symbols", "subcategory": "keycap"}]
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "emoji.json").write_text(json.dumps(entries))
+    (tmp_path / "emoji").mkdir()
+    for entry in entries:
+        Image.new("RGBA", (64, 64)).save(tmp_path / "emoji" / entry["image"])
+    lines = [line for line in blocks("sh")[0].splitlines() if not line.startswith(("curl", "tar"))]
+    train = lines.index(next(line for line in lines if "train.py" in line))
+    lines[train] = lines[train].replace("train.py", str(ROOT / "train.py")) + " --dry-run"
+    script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n' + "\n".join(lines[:train + 1])
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "emoji: 2 entries, 2 pictures; 0 entries broken" in done.stdout and (tmp_path / "emoji.png").exists()
 
 
 def test_stage_table_is_the_preset():
