@@ -1,7 +1,7 @@
 """Train Harmon from nothing: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
 
     python train.py --dry-run                   what would be done: a table of the stages
-    python train.py                             the default: preset nano, the shapes world: two hours on 2 CPU cores
+    python train.py                             the default: preset nano, the shapes world: 90 minutes on 2 cores
     python train.py --quick                     the same in a sixth of the time, for a first try
     python train.py --resume                    go on after Ctrl-C, a crash or a power cut, bit for bit
     python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed

@@ -299,7 +299,7 @@ def table(results):
 def against_first(results):
     """What each arm has more than the first, seed by seed: with the same seed, pictures and noise are the same."""
     (first, theirs), *others = results.items()
-    return {f"{arm} - {first}": [{c: f[c] - t[c] for c in f if c in t} for f, t in zip(ours, theirs)]
+    return {f"{arm} - {first}": [{c: f[c] - t[c] for c in f if c in t and c != "minutes"} for f, t in zip(ours, theirs)]
             for arm, ours in others if len(ours) == len(theirs) > 1}
 
 
