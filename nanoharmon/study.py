@@ -1,7 +1,7 @@
 """The papers' claims at nano scale: train variants with equal budgets and several seeds, measure them, print a table.
 
     python -m nanoharmon.evaluate --study shared      one encoder for both tasks, against one task, and one each
-    python -m nanoharmon.evaluate --study stages      what stages add: leave one out; --base itself after 1, 2 and 3
+    python -m nanoharmon.evaluate --study stages      what stages add: leave one out; the whole run after 1, 2 and 3
     python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
     python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves, a PNG
 
@@ -212,7 +212,7 @@ def measure(pipe, arm, n=25, scenes=512):
 
 
 def measure_after(job):
-    """The same figures for the base's own training, which is far longer than an arm's, after one of its stages."""
+    """The same figures for the run in BASE, whose stages are far longer than an arm's, after one of them."""
     base, out, stage = job
     path = Path(out) / f"after_{stage}-{fingerprint(base, stage)}.json"
     if not path.exists():
@@ -320,7 +320,7 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
         after = [s for s in "123" if study == "stages" and (base / f"stage_{s}" / "config.json").exists()]
         whole = pool.map(measure_after, [(str(base), str(out), stage) for stage in after], chunksize=1)
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
-    results |= {f"{base.name}, after stage {stage}": [figures] for stage, figures in zip(after, whole)}
+    results |= {f"whole run, after stage {stage}": [figures] for stage, figures in zip(after, whole)}
     write_json(out / f"{study}.json", {"study": study, "seeds": seeds, "budget": budget,
                                        "steps": {a.name: a.steps for a in chosen}, "results": results})
     return results
