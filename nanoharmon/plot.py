@@ -1,4 +1,4 @@
-"""Loss curves as a PNG, drawn with Pillow: one panel per stage and loss, from log.jsonl."""
+"""Curves as a PNG, drawn with Pillow: losses of train.py from log.jsonl, one panel each; and sweeps (sweep.py)."""
 import json
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT, MARGIN = 300, 180, 34        # of one panel, pixels
 COLUMNS = 3
+COLORS = "#2060c0", "#d06020"               # of the lines of a sweep
 
 
 def read_log(path):
@@ -25,7 +26,7 @@ def read_log(path):
     return {key: sorted(points.items()) for key, points in curves.items()}, damaged
 
 
-def draw_curves(curves, path, axis="step"):
+def draw_curves(curves, path):
     """Write one panel per curve {(title, name): [(x, y)]}. The vertical axis starts at 0 and leaves out the
     first, highest values."""
     rows = max(1, -(-len(curves) // COLUMNS))
@@ -38,9 +39,36 @@ def draw_curves(curves, path, axis="step"):
         high = sorted(values)[int(0.95 * (len(values) - 1))] * 1.1 or 1.0
         pen.rectangle((left, top, left + width, top + height), outline="#cccccc")
         pen.text((left, top - 16), f"{stage}: {name}  (last {values[-1]:.4f})", "black", font)
-        pen.text((left, top + height + 3), f"{axis} 0 .. {steps[-1]}", "#666666", font)
+        pen.text((left, top + height + 3), f"step 0 .. {steps[-1]}", "#666666", font)
         pen.text((left - MARGIN + 2, top - 4), f"{high:.2g}", "#666666", font)
         pen.text((left - MARGIN + 2, top + height - 8), "0", "#666666", font)
         line = [(left + width * s / steps[-1], top + height * (1 - min(v / high, 1))) for s, v in points]
         pen.line(line, fill="#2060c0", width=2) if len(line) > 1 else pen.point(line[0], fill="#2060c0")
+    image.save(path)
+
+
+def draw_sweeps(sweeps, path):
+    """Write one panel per sweep {name: {line: [(value, {"rate", "low", "high"}), ...]}}, and a legend: rates from 0 to
+    100 %, with their intervals, the values at equal distances."""
+    rows = -(-(len(sweeps) + 1) // COLUMNS)
+    image = Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+    for i, (name, lines) in enumerate(sweeps.items()):
+        left, top = i % COLUMNS * WIDTH + MARGIN, i // COLUMNS * HEIGHT + 22
+        width, height = WIDTH - MARGIN - 10, HEIGHT - 44
+        pen.rectangle((left, top, left + width, top + height), outline="#cccccc")
+        pen.text((left, top - 16), f"{name}: pictures right, %", "black", font)
+        for share in (0, 0.5, 1):
+            pen.text((left - 4, top + height * (1 - share)), f"{100 * share:.0f}", "#666666", font, anchor="rm")
+        for points, color in zip(lines.values(), COLORS):
+            at = [left + width * (k + 0.5) / len(points) for k in range(len(points))]
+            rates = [(x, top + height * (1 - entry["rate"])) for x, (_, entry) in zip(at, points)]
+            pen.line(rates, fill=color, width=2)
+            for x, (value, entry) in zip(at, points):
+                pen.line([(x, top + height * (1 - entry[end])) for end in ("low", "high")], fill=color)
+                pen.text((x, top + height + 3), f"{value:g}", "#666666", font, anchor="ma")
+    for k, (line, color) in enumerate(zip(lines, COLORS)):
+        x, y = len(sweeps) % COLUMNS * WIDTH + MARGIN, (rows - 1) * HEIGHT + 30 + 20 * k
+        pen.line((x, y, x + 20, y), fill=color, width=2)
+        pen.text((x + 28, y), line, "black", font, anchor="lm")
     image.save(path)

@@ -3,10 +3,10 @@
     python -m nanoharmon.evaluate --study shared      one encoder for both tasks, against one task, and one each
     python -m nanoharmon.evaluate --study stages      what stages add: leave one out; the whole run after 1, 2 and 3
     python -m nanoharmon.evaluate --study mar         MAR's own: order, diffusion loss against L2, width of its MLP
-    python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: curves, a PNG
+    python -m nanoharmon.evaluate --study sampling    iterations, diffusion steps, temperature, guidance: sweep.py
 
-About 47, 42, 40 and 10 minutes on two cores, reckoned from the time of single steps. (What a linear layer reads from
-frozen features is the first of the papers' claims: probe.py.)
+About 32, 22 (in the --out of shared, whose joint arm it needs), 26 and 16 minutes on two cores. (What a linear layer
+reads from frozen features is the first of the papers' claims: probe.py.)
 
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by train.py,
@@ -33,19 +33,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cli, evaluate, shapes
+from . import cli, evaluate, shapes, sweep
 from .cli import Parser, load_pipeline, model_flags, number
 from .config import Config, DataConfig
 from .data import Batches, ShapesData
 from .files import write_json
 from .harmon import Harmon
 from .judge import judge
-from .measure import out_folder, rate, workers
+from .measure import out_folder, rate
 from .parallel import end_with_parent
 from .pictures import to_pictures
-from .pipeline import OFFICIAL, Pipeline
-from .plot import draw_curves
-from .report import cell
+from .pipeline import Pipeline
 
 STUDIES = ("shared", "stages", "mar", "sampling")
 STEPS = {"mar": 500, "1": 90, "2": 280}         # of an arm, at --budget 1
@@ -248,35 +246,6 @@ def class_rate(pipe, grid, per_class, **options):
     return rate(right)["rate"]
 
 
-SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
-          "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
-
-
-def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
-    """Vary one way of sampling at a time, the others as in the checkpoint: {sweep: [(value, rate)]}, and sampling.png.
-
-    Finished points are kept in OUT/sampling.json, by weights and all options: the sweeps meet in one point.
-    """
-    weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(pipe.plan(["a ring"])["inside"])
-    todo = [(name, value) for name, values in sweeps.items() for value in values if name != "iters" or value <= most]
-    path, curves = Path(out) / "sampling.json", {name: [] for name in sweeps}
-    done = json.loads(path.read_text()) if path.exists() else {}
-    with workers(pipe, procs) as pool:
-        for name, value in tqdm(todo, desc="sampling"):
-            options = {"steps": 25}             # half of the default: a sweep is long
-            options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
-            plan = pipe.plan(["a ring"], **options)
-            key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
-            if key not in done:
-                scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
-                done[key] = scores["seen"]["overall"]
-                write_json(path, done)
-            curves[name].append((value, done[key]))
-    draw_curves({("prompts right", name): [(value, entry["rate"]) for value, entry in points]
-                 for name, points in curves.items()}, Path(out) / "sampling.png", axis="value")
-    return curves
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 def spread(values, digits):
@@ -343,10 +312,8 @@ def main(argv=None):
     pipe, began = load_pipeline(args.ckpt, args.device, args.dtype) if args.study == "sampling" else None, time.time()
     out = out_folder(args.out)
     if pipe:
-        curves = sampling(pipe, out, procs=args.procs)
-        for name, points in curves.items():
-            print(f"{name}: pictures right, % (95 % Wilson intervals)\n" +
-                  "\n".join(f"{value:6g}  {cell(entry)}" for value, entry in points))
+        print(sweep.table(sweep.sampling(pipe, out, procs=args.procs)))
+        print("pictures right, % (95 % Wilson intervals)")
     else:
         results = run(args.study, args.base, out, args.seeds or SEEDS[args.study], args.budget, args.procs)
         minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanoharmon.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, read_log
+from nanoharmon.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, draw_sweeps, read_log
 
 
 def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_counted(tmp_path):
@@ -37,3 +37,12 @@ def test_every_curve_gets_a_panel(tmp_path, n):
 def test_a_single_point_zeros_and_extremes_are_drawn(tmp_path, points):
     draw_curves({("vae", "mse"): points}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_a_sweep_is_drawn_at_its_height(tmp_path, value):
+    points = [(x, {"rate": value, "low": value, "high": value}) for x in (1, 10, 100)]
+    draw_sweeps({"steps": {"a": points}}, tmp_path / "sweep.png")
+    panel = np.asarray(Image.open(tmp_path / "sweep.png")).astype(int)[:, :WIDTH]
+    rows = np.flatnonzero(((panel[..., 2] - panel[..., 0]) > 100).any(1))
+    assert abs(rows.mean() - (22 + (HEIGHT - 44) * (1 - value))) <= 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nanoharmon import study
 from nanoharmon.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,12 @@ def test_results_are_those_of_the_shipped_checkpoint():
         if isinstance(entry, dict) and "rate" in entry and task not in ("color", "shape", "number"):
             row = next(line for line in README.splitlines() if line.startswith(f"| {task} "))
             assert f"{100 * entry['rate']:.1f}" in row, row
+
+
+@pytest.mark.parametrize("name", ["shared", "stages", "mar"])
+def test_study_tables_are_the_stored_ones(name):
+    results = json.loads((ROOT / "docs" / f"study_{name}.json").read_text())["results"]
+    assert study.table(results) in README and study.table(study.against_first(results)) in README
 
 
 def test_checkpoint_is_small():

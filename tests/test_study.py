@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import train
-from nanoharmon import study
+from nanoharmon import study, sweep
 from nanoharmon.config import Config
 from nanoharmon.flags import override
+from nanoharmon.measure import rate
 from nanoharmon.pipeline import Pipeline
 
 
@@ -83,18 +84,27 @@ def test_an_arm_of_another_budget_is_not_mixed_in(base, tmp_path):
         study.note(jobs[1])
 
 
-def test_sampling_draws_no_point_twice(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("think", [False, True])
+def test_sampling_draws_no_point_twice(base, tmp_path, monkeypatch, think):
     def draw_scores(pipe, n, images, unseen, pool, **options):
         drawn.append(options)
-        return {"seen": {"overall": study.rate([True, False])}}, {}
+        return {"seen": {"overall": rate([True, False])}}, {}
     pipe, drawn = Pipeline.load(base / "stage_mar"), []
-    monkeypatch.setattr(study.evaluate, "draw_scores", draw_scores)
+    if think:
+        pipe.meta["draw"] = {"think": True}
+    monkeypatch.setattr(sweep.evaluate, "draw_scores", draw_scores)
     sweeps = {"iters": (1, 4, 5), "steps": (25, 5), "temperature": (1.0,), "cfg": (3.0,), "cfg, linear schedule": (3.0,)}
-    curves = study.sampling(pipe, tmp_path, procs=1, sweeps=sweeps)
-    assert drawn == [{"steps": 25, "iters": 1}, {"steps": 25, "iters": 4}, {"steps": 5},
-                     {"steps": 25, "cfg": 3.0, "cfg_schedule": "linear"}]
-    assert curves == study.sampling(pipe, tmp_path, procs=1, sweeps=sweeps) and len(drawn) == 4
-    assert [value for value, _ in curves["iters"]] == [1, 4] and (tmp_path / "sampling.png").exists()
+    curves = sweep.sampling(pipe, tmp_path, procs=1, sweeps=sweeps)
+    assert drawn == [{"think": t, **options} for t in ([True, False] if think else [False]) for options in (
+        {"steps": 25, "iters": 1}, {"steps": 25, "iters": 4}, {"steps": 5},
+        {"steps": 25, "cfg": 3.0, "cfg_schedule": "linear"})]
+    seen = len(drawn)
+    assert curves == sweep.sampling(pipe, tmp_path, procs=1, sweeps=sweeps) and len(drawn) == seen
+    assert list(curves["iters"]) == ["thinking first"] * think + ["the prompt itself"]
+    assert [value for value, _ in curves["iters"]["the prompt itself"]] == [1, 4]
+    assert (tmp_path / "sampling.png").exists()
+    table = sweep.table(curves)
+    assert table.count("50.0 [9.5, 90.5]") == 7 * (1 + think) and "| iters | 4 | 50.0" in table
 
 
 def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""How to sample: iterations, diffusion steps, temperature and guidance of a checkpoint, one varied at a time.
+
+    python -m nanoharmon.evaluate --study sampling --ckpt checkpoints/nano --out out/study
+
+The others stay as the checkpoint has them, but for 25 diffusion steps instead of 50. A checkpoint that thinks first is
+swept twice, thinking and drawing the prompt itself. Writes OUT/sampling.json and the curves, OUT/sampling.png; a sweep
+that was stopped goes on where it was. The choices are those of MAR (arXiv 2406.11838, sec. 4 and 5).
+
+Simplified: 90 prompts x 2 pictures per point, so the intervals are wide (about +-3 points near 97 %, +-7 near 60 %).
+"""
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import evaluate
+from .files import write_json
+from .measure import workers
+from .pipeline import OFFICIAL
+from .plot import draw_sweeps
+from .report import cell
+
+SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
+          "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
+
+
+def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
+    """Draw and judge n prompts per task x 2 at every point of every sweep.
+
+    Returns {sweep: {line: [(value, rate), ...]}}, line: "thinking first" or "the prompt itself". Finished points are
+    kept by weights and all options: the sweeps meet in one point.
+    """
+    own = pipe.plan(["a ring"])
+    weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
+    lines = {"thinking first": True, "the prompt itself": False} if own["think"] else {"the prompt itself": False}
+    todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values
+            if name != "iters" or value <= most]
+    path, curves = Path(out) / "sampling.json", {name: {line: [] for line in lines} for name in sweeps}
+    done = json.loads(path.read_text()) if path.exists() else {}
+    with workers(pipe, procs) as pool:
+        for line, name, value in tqdm(todo, desc="sampling"):
+            options = {"steps": 25, "think": lines[line]}
+            options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
+            plan = pipe.plan(["a ring"], **options)
+            key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
+            if key not in done:
+                scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
+                done[key] = scores["seen"]["overall"]
+                write_json(path, done)
+            curves[name][line].append((value, done[key]))
+    draw_sweeps(curves, Path(out) / "sampling.png")
+    return curves
+
+
+def table(curves):
+    """Markdown of what `sampling` returns."""
+    rows = [("", "", *next(iter(curves.values()))), ("---",) * (2 + len(next(iter(curves.values()))))]
+    for name, lines in curves.items():
+        rows += [(name, f"{points[0][0]:g}", *(" ".join(cell(entry).split()).replace("[ ", "[") for _, entry in points))
+                 for points in zip(*lines.values())]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
