@@ -104,18 +104,20 @@ def check_outputs(args):
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 def make_grid(prompts, rows):
-    """One row of pictures per prompt, the prompt above it."""
+    """One row of pictures per prompt, the prompt above it; rows of a single picture stand side by side, up to four."""
     width, height = rows[0][0].size
     zoom = -(-SHOWN // min(width, height)) if min(width, height) < SHOWN else 1  # a whole number keeps pixels square
     width, height, step = width * zoom, height * zoom, LABEL + height * zoom + MARGIN
-    grid = Image.new("RGB", (max(map(len, rows)) * (width + MARGIN) + MARGIN, len(rows) * step + MARGIN), "white")
+    longest = max(map(len, rows))
+    beside, across = longest * (width + MARGIN), min(4, len(rows)) if longest == 1 else 1
+    grid = Image.new("RGB", (across * beside + MARGIN, -(-len(rows) // across) * step + MARGIN), "white")
     pen = ImageDraw.Draw(grid)
     for r, (prompt, row) in enumerate(zip(prompts, rows)):
-        font = font_for(prompt)
-        pen.text((MARGIN, r * step + 5), fit(prompt, pen, font, grid.width - 2 * MARGIN), "black", font)
+        left, top, font = MARGIN + r % across * beside, r // across * step, font_for(prompt)
+        pen.text((left, top + 5), fit(prompt, pen, font, beside - MARGIN), "black", font)
         for c, picture in enumerate(row):
             picture = picture.resize((width, height), Image.Resampling.NEAREST)
-            grid.paste(picture, (MARGIN + c * (width + MARGIN), LABEL + r * step + MARGIN // 2))
+            grid.paste(picture, (left + c * (width + MARGIN), LABEL + top + MARGIN // 2))
     return grid
 
 

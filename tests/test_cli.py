@@ -155,6 +155,16 @@ def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
     assert (long[:22, -8:] == 255).all()                     # a long prompt is cut, not painted over the edge
 
 
+def test_single_pictures_stand_side_by_side():
+    pictures = [[Image.new("RGB", (192, 192), (i, 0, 255))] for i in range(5)]
+    grid = np.asarray(sample.make_grid([f"prompt {i}" for i in range(5)], pictures))
+    assert grid.shape == (2 * 222 + 8, 4 * 200 + 8, 3)
+    for i in range(5):
+        x, y = 8 + 200 * (i % 4), 26 + 222 * (i // 4)
+        assert (grid[y:y + 192, x:x + 192] == (i, 0, 255)).all()
+        assert (grid[y - 26:y - 4, x:x + 192] < 128).any()             # its prompt
+
+
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
     pipe = make_pipeline(draw={"steps": 3, "iters": 4, "think": True})
     pipe.save("thinker")

@@ -77,7 +77,7 @@ def test_walk_through_with_real_pictures(tmp_path):
         Image.new("RGBA", (64, 64)).save(tmp_path / "emoji" / entry["image"])
     lines = [line for line in blocks("sh")[0].splitlines() if not line.startswith(("curl", "tar"))]
     train = lines.index(next(line for line in lines if "train.py" in line))
-    lines[train] = lines[train].replace("train.py", str(ROOT / "train.py")) + " --dry-run"
+    lines[train] = lines[train].replace("train.py", f'"{ROOT}/train.py" --dry-run')
     script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n' + "\n".join(lines[:train + 1])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
