@@ -10,6 +10,7 @@ characters typed by a user are encoded as plain text, never as control tokens.
 
 `train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
 """
+import json
 from pathlib import Path
 
 import torch
@@ -50,6 +51,8 @@ class Tokenizer:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")
+            if prefix := json.loads(path.read_bytes())["model"].get("continuing_subword_prefix"):
+                raise ValueError(f"continuing_subword_prefix {prefix!r:.40}, expected none")     # the package panics
             inner = HFTokenizer.from_file(str(path))
         except Exception as e:                       # the package raises plain Exception for every kind of damage
             raise ValueError(f"{path}: not a readable tokenizer.json ({e})") from None

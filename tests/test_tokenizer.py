@@ -1,4 +1,6 @@
 """Text to ids and back, chat layout, labels.     python -m pytest -q tests/test_tokenizer.py"""
+import json
+
 import pytest
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers
 
@@ -107,6 +109,14 @@ def test_damaged_files_are_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ValueError, match="tokenizer.json: not a readable tokenizer.json"):
         Tokenizer.load(path)
+
+
+def test_a_prefix_that_makes_the_package_panic_is_refused(tokenizer, tmp_path):
+    inner = json.loads(tokenizer.inner.to_str())
+    inner["model"]["continuing_subword_prefix"] = "a long prefix"        # found by tests/test_fuzz.py
+    (tmp_path / "tokenizer.json").write_text(json.dumps(inner))
+    with pytest.raises(ValueError, match="not a readable tokenizer.json .*prefix 'a long prefix', expected none"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_tokenizer_without_chat_tokens_is_refused(tmp_path):
