@@ -40,7 +40,11 @@ class Tokenizer:
         tokenizer.no_padding()
         self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)
         self.newline = self.encode("\n")
-        if {self.pad, self.im_start, self.im_end} & set(self.encode("".join(SPECIAL))):
+        control = {self.pad, self.im_start, self.im_end}
+        if shared := [word for word, i in tokenizer.get_vocab().items() if i in control and word not in SPECIAL]:
+            raise ValueError(f"tokenizer.json: gives {shared[0][:40]!r} the id of a control token; expected a Qwen2.5 "
+                             f"chat tokenizer")
+        if control & set(self.encode("".join(SPECIAL))):
             raise ValueError(f"tokenizer.json: takes typed {' '.join(SPECIAL)} for control tokens; expected a Qwen2.5 "
                              f"chat tokenizer")
 

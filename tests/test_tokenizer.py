@@ -119,6 +119,14 @@ def test_a_prefix_that_makes_the_package_panic_is_refused(tokenizer, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_a_word_with_the_id_of_a_control_token_is_refused(tokenizer, tmp_path):
+    inner = json.loads(tokenizer.inner.to_str())
+    inner["model"]["vocab"]["ar"] = tokenizer.im_start
+    (tmp_path / "tokenizer.json").write_text(json.dumps(inner))
+    with pytest.raises(ValueError, match="gives 'ar' the id of a control token"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_tokenizer_without_chat_tokens_is_refused(tmp_path):
     inner = HFTokenizer(models.BPE())
     inner.add_special_tokens(["<|endoftext|>"])
