@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nanoharmon import study
+from nanoharmon import study, sweep
 from nanoharmon.config import Config
+from nanoharmon.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -107,6 +109,12 @@ def test_results_are_those_of_the_shipped_checkpoint():
 def test_study_tables_are_the_stored_ones(name):
     results = json.loads((ROOT / "docs" / f"study_{name}.json").read_text())["results"]
     assert study.table(results) in README and study.table(study.against_first(results)) in README
+
+
+def test_the_sampling_table_is_the_stored_one_and_of_the_shipped_checkpoint(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "docs" / "study_sampling.json", tmp_path / "sampling.json")
+    monkeypatch.setattr(sweep.evaluate, "draw_scores", lambda *_, **__: pytest.fail("a point is missing"))
+    assert sweep.table(sweep.sampling(Pipeline.load(ROOT / "checkpoints" / "nano"), tmp_path, procs=1)) in README
 
 
 def test_checkpoint_is_small():
