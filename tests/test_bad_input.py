@@ -257,7 +257,7 @@ def test_odd_prompts_are_drawn(here, tmp_path, monkeypatch, capsys):
     prompts = [word for text in ODD.values() for word in ("--prompt", text)]
     sample.main([*prompts, "--ckpt", str(here / "ckpt"), "--n", "1", "--steps", "1", "--iters", "1", "--cfg", "1"])
     assert f"{len(ODD)} x 1 pictures" in capsys.readouterr().out
-    assert Image.open("grid.png").height == len(ODD) * (22 + 192 + 8) + 8
+    assert Image.open("grid.png").height == -(-len(ODD) // 4) * (22 + 192 + 8) + 8
 
 
 def test_odd_lines_are_answered_or_refused_and_the_talk_goes_on(here, tmp_path, monkeypatch, capsys):
