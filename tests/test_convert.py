@@ -263,22 +263,27 @@ print("PEAK", before, peak_memory(torch.device("cpu")))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_conversion_streams(files, tmp_path, dtype):
-    """200M parameters, float32 in the file: writing never holds the model, not even the mapped file's pages."""
+@pytest.fixture(scope="module")
+def large(files, tmp_path_factory):
+    """A Qwen2.5 directory with 200M parameters in float32."""
     config = json.loads((files[0]["llm"] / "config.json").read_text())
     config |= {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 13, "num_attention_heads": 8,
                "num_key_value_heads": 8, "tie_word_embeddings": False}
-    folder = tmp_path / "llm"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("large")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_bytes((files[0]["llm"] / "tokenizer.json").read_bytes())
     with torch.device("meta"):
         shapes = Qwen(llm_config(config, "x")).state_dict()
     save_safetensors(shapes, folder / "model.safetensors", None,
                      lambda name: torch.ones_like(shapes[name], device="cpu"))
-    code = [sys.executable, "-c", STREAM, *argv({"llm": folder, "vae": files[0]["vae"], "out": tmp_path / "out"},
+    return folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_conversion_streams(files, large, tmp_path, dtype):
+    """Writing never holds the model, not even the mapped file's pages."""
+    code = [sys.executable, "-c", STREAM, *argv({"llm": large, "vae": files[0]["vae"], "out": tmp_path / "out"},
                                                 ["--preset", "pico", "--dtype", dtype])]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import train
 from nanoharmon import study, sweep
 from nanoharmon.config import Config
 from nanoharmon.pipeline import Pipeline
@@ -78,13 +79,14 @@ def test_walk_through_with_real_pictures(tmp_path):
     for entry in entries:
         Image.new("RGBA", (64, 64)).save(tmp_path / "emoji" / entry["image"])
     lines = [line for line in blocks("sh")[0].splitlines() if not line.startswith(("curl", "tar"))]
-    train = lines.index(next(line for line in lines if "train.py" in line))
-    lines[train] = lines[train].replace("train.py", f'"{ROOT}/train.py" --dry-run')
-    script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n' + "\n".join(lines[:train + 1])
+    training = next(i for i, line in enumerate(lines) if "train.py" in line)
+    script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n' + "\n".join(lines[:training])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "emoji: 2 entries, 2 pictures; 0 entries broken" in done.stdout and (tmp_path / "emoji.png").exists()
+    args, config = train.parse_args(shlex.split(lines[training], comments=True)[2:])
+    assert args.out == "out/emoji" and config.data.mix == ("emoji:1",)
 
 
 def test_stage_table_is_the_preset():
