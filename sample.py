@@ -25,6 +25,7 @@ from nanoharmon.files import check_folder, check_output, encode, open_image, wri
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
+COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
 MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
@@ -104,17 +105,17 @@ def check_outputs(args):
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 def make_grid(prompts, rows):
-    """One row of pictures per prompt, the prompt above it; rows of a single picture stand side by side, up to four."""
+    """One row of pictures per prompt, the prompt above it; rows of a single picture stand side by side."""
     width, height = rows[0][0].size
     zoom = -(-SHOWN // min(width, height)) if min(width, height) < SHOWN else 1  # a whole number keeps pixels square
     width, height, step = width * zoom, height * zoom, LABEL + height * zoom + MARGIN
     longest = max(map(len, rows))
-    beside, across = longest * (width + MARGIN), min(4, len(rows)) if longest == 1 else 1
-    grid = Image.new("RGB", (across * beside + MARGIN, -(-len(rows) // across) * step + MARGIN), "white")
+    columns, block = min(COLUMNS, len(rows)) if longest == 1 else 1, longest * (width + MARGIN)
+    grid = Image.new("RGB", (columns * block + MARGIN, -(-len(rows) // columns) * step + MARGIN), "white")
     pen = ImageDraw.Draw(grid)
     for r, (prompt, row) in enumerate(zip(prompts, rows)):
-        left, top, font = MARGIN + r % across * beside, r // across * step, font_for(prompt)
-        pen.text((left, top + 5), fit(prompt, pen, font, beside - MARGIN), "black", font)
+        left, top, font = MARGIN + r % columns * block, r // columns * step, font_for(prompt)
+        pen.text((left, top + 5), fit(prompt, pen, font, block - MARGIN), "black", font)
         for c, picture in enumerate(row):
             picture = picture.resize((width, height), Image.Resampling.NEAREST)
             grid.paste(picture, (left + c * (width + MARGIN), LABEL + top + MARGIN // 2))

@@ -21,7 +21,7 @@ import torch
 from . import language, shapes
 from .cli import Parser, load_pipeline, model_flags, number
 from .measure import batches, world
-from .probe import markdown
+from .report import markdown
 from .tokenizer import pad
 
 PICTURES, BATCH = 256, 16

@@ -30,7 +30,8 @@ from .cli import Parser, load_pipeline, model_flags, number
 from .config import nearest
 from .files import encode, write_bytes, write_json
 from .measure import batches, out_folder, world
-from .probe import markdown, random_encoder
+from .probe import random_encoder
+from .report import markdown
 
 GROUPS = {"colors": [(c, None) for c in shapes.COLORS], "shapes": [(None, s) for s in shapes.SHAPES],
           "pairs": list(shapes.SEEN), "unseen pairs": sorted(shapes.UNSEEN)}

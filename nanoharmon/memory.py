@@ -27,6 +27,7 @@ from .config import STAGES, Config
 from .data import halves
 from .harmon import Harmon
 from .optim import is_matrix, select
+from .report import markdown_table
 
 TEXT = 64                                                        # tokens of a prompt, question or answer
 CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, what CUDA and fragments take
@@ -153,14 +154,8 @@ def main(argv=None):
             marks = {name: [mark for mark, state, work in rows if state + work + APART <= card]
                      for name, rows in found.items()}
             fits[card].append(", ".join(name + least[0] for name, least in marks.items() if least) or "-")
-    print_table(["preset", *STAGES], cells)
-    print()
-    print_table(["card", *(row[0] for row in cells)], [[f"{card} GB", *row] for card, row in fits.items()])
-
-
-def print_table(header, rows):
-    for row in [header, ["---"] * len(header), *rows]:
-        print("| " + " | ".join(row) + " |", flush=True)
+    print(markdown_table(["preset", *STAGES], cells), end="\n\n")
+    print(markdown_table(["card", *(row[0] for row in cells)], [[f"{card} GB", *row] for card, row in fits.items()]))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from .cli import Parser, load_pipeline, model_flags, number
 from .files import write_json
 from .mar import MAR
 from .measure import batches, out_folder, rate, spread, wilson, workers, world
-from .report import cell
+from .report import markdown
 
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)           # as shares of the trace of the inner products
 KINDS = {"single": ("shape", "color", "place", "shape, unseen", "color, unseen"), "many": ("count",),
@@ -223,15 +223,6 @@ def probe_scores(pipe, n=1000, seed=0, size=None, pool=None, progress=None, enco
                 row = out.setdefault(f"{name}, {view}", {"inputs": min(x.shape[1], inputs)})
                 row.update(fit(x[:n], x[n:], tasks, truth[:n], truth[n:], draws, inputs))
     return dict(sorted(out.items(), key=lambda item: ("answer", "all", "mean", "one").index(item[0].split()[-1])))
-
-
-def markdown(rows):
-    """A Markdown table of {row name: {column name: value}}."""
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(" ".join(cell(row.get(c)).split()).replace("[ ", "[") for c in columns)]
-              for name, row in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def checkpoints(args):

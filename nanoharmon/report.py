@@ -24,6 +24,19 @@ def table(title, rows):
                                for line in lines), ""])
 
 
+def markdown(rows):
+    """A Markdown table of {row name: {column name: value}}."""
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    return markdown_table(["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()])
+
+
+def markdown_table(header, rows):
+    """The same of a list of lists: what `cell` makes of the values, without its padding."""
+    lines = [[" ".join(cell(value).split()).replace("[ ", "[") for value in row] for row in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def tables(results, reasons):
     """All tables of what evaluate.run measured, as one text."""
     parts = []

@@ -44,6 +44,7 @@ from .measure import out_folder, rate
 from .parallel import end_with_parent
 from .pictures import to_pictures
 from .pipeline import Pipeline
+from .report import markdown
 
 STUDIES = ("shared", "stages", "mar", "sampling")
 STEPS = {"mar": 500, "1": 90, "2": 280}         # of an arm, at --budget 1
@@ -258,11 +259,8 @@ def table(results):
     """Markdown of {arm: [figures of each seed]}."""
     columns = list(dict.fromkeys(name for seeds in results.values() for figures in seeds for name in figures))
     digits = {"minutes": 1, "draw loss": 4, "read loss": 4}
-    rows = [("", *columns), ("---",) * (1 + len(columns))] if results else []
-    for arm, seeds in results.items():
-        rows.append((arm, *(spread([f[c] for f in seeds], digits.get(c, 3)) if c in seeds[0] else "-"
-                            for c in columns)))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown({arm: {c: spread([figures[c] for figures in seeds], digits.get(c, 3)) if c in seeds[0] else "-"
+                           for c in columns} for arm, seeds in results.items()})
 
 
 def against_first(results):
@@ -317,7 +315,9 @@ def main(argv=None):
     else:
         results = run(args.study, args.base, out, args.seeds or SEEDS[args.study], args.budget, args.procs)
         minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)
-        print(table(results), table(against_first(results)), sep="\n\n")
+        print(table(results), end="\n\n")
+        if differences := against_first(results):               # of one seed there are none
+            print(table(differences), end="\n\n")
         print(f"mean ± standard deviation over seeds; all arms took {minutes:.0f} process minutes")
     print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
 

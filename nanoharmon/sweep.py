@@ -18,7 +18,7 @@ from .files import write_json
 from .measure import workers
 from .pipeline import OFFICIAL
 from .plot import draw_sweeps
-from .report import cell
+from .report import markdown_table
 
 SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
           "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
@@ -32,7 +32,8 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     """
     own = pipe.plan(["a ring"])
     weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
-    lines = {"thinking first": True, "the prompt itself": False} if own["think"] else {"the prompt itself": False}
+    lines = {"thinking first": True} if own["think"] else {}
+    lines["the prompt itself"] = False
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values
             if name != "iters" or value <= most]
     path, curves = Path(out) / "sampling.json", {name: {line: [] for line in lines} for name in sweeps}
@@ -54,8 +55,6 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
 
 def table(curves):
     """Markdown of what `sampling` returns."""
-    rows = [("", "", *next(iter(curves.values()))), ("---",) * (2 + len(next(iter(curves.values()))))]
-    for name, lines in curves.items():
-        rows += [(name, f"{points[0][0]:g}", *(" ".join(cell(entry).split()).replace("[ ", "[") for _, entry in points))
-                 for points in zip(*lines.values())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [(name, f"{points[0][0]:g}", *(entry for _, entry in points))
+            for name, lines in curves.items() for points in zip(*lines.values())]
+    return markdown_table(["", "", *next(iter(curves.values()))], rows)

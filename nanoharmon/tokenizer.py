@@ -55,9 +55,10 @@ class Tokenizer:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")
-            if prefix := json.loads(path.read_bytes())["model"].get("continuing_subword_prefix"):
+            raw = path.read_bytes()
+            if prefix := json.loads(raw)["model"].get("continuing_subword_prefix"):
                 raise ValueError(f"continuing_subword_prefix {prefix!r:.40}, expected none")     # the package panics
-            inner = HFTokenizer.from_file(str(path))
+            inner = HFTokenizer.from_buffer(raw)
         except Exception as e:                       # the package raises plain Exception for every kind of damage
             raise ValueError(f"{path}: not a readable tokenizer.json ({e})") from None
         return cls(inner)
