@@ -19,11 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanoharmon.cli import DTYPES, Parser, explain, load_pipeline, model_flags, number, pick_device, run, text
+from nanoharmon.cli import Parser, explain, model_flags, number, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.convert import load_llm
-from nanoharmon.files import check_output, encode, open_image, write_bytes
-from nanoharmon.pipeline import TextPipeline
+from nanoharmon.files import check_output, write_bytes
+from nanoharmon.pictures import file_bytes, open_image
+from nanoharmon.pipeline import load_pipeline, load_text_pipeline
 
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
@@ -84,12 +84,12 @@ class Chat:
         while (path := Path(f"drawing-{number:03d}.png")).exists():
             number += 1
         check_output(path, "the folder you start chat.py in")
-        plan, seed, said = self.pipe.plan([words]), self.args.seed + self.drawn, ""
+        plan, seed, said = self.pipe.drawing_options([words]), self.args.seed + self.drawn, ""
         if plan["think"]:
             [said] = self.pipe.think([words], seed)
         with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
             [picture] = self.pipe.draw([said or words], seed=seed, think=False, progress=bar.update)
-        write_bytes(path, encode(picture))
+        write_bytes(path, file_bytes(picture))
         self.drawn += 1
         self.show(picture, path)
         return path, said
@@ -99,7 +99,7 @@ class Chat:
         if path.suffix.lower() == ".png":
             if not self.pictures:
                 raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
-            write_bytes(path, encode(self.pictures[-1]))
+            write_bytes(path, file_bytes(self.pictures[-1]))
             return
         names = iter(self.names)
         turns = [{**m, "content": [{"image": next(names)} if part is None else part for part in
@@ -174,10 +174,7 @@ def main(argv=None):
         text(args.prompt, "--prompt")
     pictures = [open_image(name) for name in args.image]
     if args.llm:
-        try:
-            pipe = TextPipeline(*load_llm(args.llm, pick_device(args.device), DTYPES[args.dtype]))
-        except ValueError as e:
-            raise ValueError(e if "--" in str(e) else f"{e}; pass another --llm") from None
+        pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
         pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     chat = Chat(pipe, args)
@@ -191,4 +188,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

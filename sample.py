@@ -19,9 +19,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, load_pipeline, model_flags, number, run, text
+from nanoharmon.cli import Parser, model_flags, number, run_main, text
 from nanoharmon.diffusion import SAMPLERS
-from nanoharmon.files import check_folder, check_output, encode, open_image, write_bytes
+from nanoharmon.files import check_folder, check_output, write_bytes
+from nanoharmon.pictures import file_bytes, open_image
+from nanoharmon.pipeline import load_pipeline
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -142,7 +144,7 @@ def fit(words, pen, font, width):
 
 def make_gif(frames):
     """Animated GIF as bytes; the last frame stays for a while."""
-    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0, optimize=False,
+    return file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0, optimize=False,
                   duration=[FRAME] * (len(frames) - 1) + [HOLD])
 
 
@@ -157,7 +159,7 @@ def main(argv=None):
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think)
-    plan = pipe.plan(prompts, **options)     # complains about anything wrong with any prompt before the first is drawn
+    plan = pipe.drawing_options(prompts, **options)     # complains about anything wrong with any prompt before the first is drawn
 
     start, rows, films = time.time(), [], []
     options["think"] = False                 # it is done here, to be shown
@@ -172,7 +174,7 @@ def main(argv=None):
             films.append(film)
     seconds = time.time() - start
 
-    write_bytes(args.out, encode(make_grid(prompts, rows)))
+    write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:
         grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
         write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
@@ -180,7 +182,7 @@ def main(argv=None):
         Path(args.save_each).mkdir(parents=True, exist_ok=True)
         for r, row in enumerate(rows):
             for c, picture in enumerate(row):
-                write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", encode(picture))
+                write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", file_bytes(picture))
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
                 for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "
@@ -189,4 +191,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

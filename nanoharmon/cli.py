@@ -1,8 +1,8 @@
-"""What the command lines share: one-line errors, flags that suggest their neighbours, devices, pictures, checkpoints.
+"""What the command lines share: one-line errors, flags that suggest their neighbours, progress bars.
 
     error: <what was got>, <what was expected>, <the flag that fixes it>        on stderr, exit 2, never a traceback
 
-A script ends with `run(main)`; everything below main says what is wrong by raising ValueError or OSError.
+A script ends with `run_main(main)`; everything below main says what is wrong by raising ValueError or OSError.
 NANOHARMON_TRACEBACK=1 in the environment shows the traceback after all.
 """
 import argparse
@@ -12,15 +12,12 @@ import math
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from .config import nearest
-from .pipeline import Pipeline
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = "float32", "bfloat16", "float16"
 # over what may end in an error: its line has stderr to itself, for this bar goes away, and is none in a file or pipe
 bar = functools.partial(tqdm, disable=None, leave=False)
 
@@ -66,7 +63,7 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def run(main):
+def run_main(main):
     """Call main(), then exit: 0, 2 after an error, 130 after Ctrl-C."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         with suppress(AttributeError):                 # characters that the terminal cannot show are no reason to stop
@@ -119,22 +116,9 @@ def one_line(words, most=1000):
     return words if len(words) <= most else f"{words[:most // 2]} ... {words[-most // 2:]}"
 
 
-def pick_device(name):
-    """"auto", "cpu", "cuda", "cuda:1" or "mps" -> torch.device. Raises ValueError for one that is not there."""
-    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    kind, _, index = (next(k for k in found if found[k]) if name == "auto" else name).partition(":")
-    if not (index or "0").isdecimal() or int(index or 0) >= found.get(kind, 0):
-        raise ValueError(f"device {name!r} is not here, torch finds {found}; pass --device auto or --device cpu")
-    return torch.device(kind + (index and f":{index}"))
-
-
-def load_pipeline(path, device="auto", dtype="float32"):
-    """Pipeline.load; path None is the checkpoint that comes with the code."""
-    path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
-    if not path.is_dir():
-        raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
-    device = pick_device(device)
-    try:
-        return Pipeline.load(path, device, DTYPES[dtype])
-    except ValueError as e:
-        raise ValueError(f"{e}" if "--ckpt" in str(e) else f"{e}; pass another --ckpt") from None
+def markdown_table(header, rows):
+    """A Markdown table of values as they print, its columns aligned."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

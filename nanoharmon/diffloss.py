@@ -98,15 +98,17 @@ class DenoisingMLP(nn.Module):
 
 
 class DiffLoss(nn.Module):
-    def __init__(self, channels, z_channels, width, depth, clip=0.0):
-        super().__init__()
-        self.channels, self.clip = channels, clip
-        self.net = DenoisingMLP(channels, z_channels, width, depth)
-        self.train_diffusion = Diffusion()
-        self._spaced = {}                                            # sampling schedules by respacing, made on demand
+    """The head: loss of tokens given their conditions, and tokens drawn from conditions. `config`: MARConfig."""
 
-    def forward(self, target, z, mask=None, t=None, noise=None, generator=None):
-        """Loss (a scalar). target (N, C) clean tokens, z (N, D) conditions, mask (N,): 1 = counts, 0 = does not.
+    def __init__(self, config):
+        super().__init__()
+        self.channels, self.clip = config.token_dim, config.clip_x0
+        self.net = DenoisingMLP(config.token_dim, config.decoder_embed_dim, config.diffloss_w, config.diffloss_d)
+        self.train_diffusion = Diffusion()
+        self._spaced = {}                                            # sampling schedules by their steps, made on demand
+
+    def forward(self, target, z, t=None, noise=None, generator=None):
+        """Loss per row (N,). target (N, C) clean tokens, z (N, D) their conditions.
 
         t (N,) and noise (N, C) are drawn when not given.
         """
@@ -116,9 +118,8 @@ class DiffLoss(nn.Module):
         if noise is None:
             noise = torch.randn(target.shape, device=device, generator=generator)
         target = target.float()
-        x_t = self.train_diffusion.q_sample(target, t, noise)
-        loss, _ = self.train_diffusion.loss(self.net(x_t, t, z), target, x_t, t, noise)    # (N,)
-        return loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
+        x_t = self.train_diffusion.q_sample(target, t, noise)        # (N, C)
+        return self.train_diffusion.loss(self.net(x_t, t, z), target, x_t, t, noise)
 
     def guided(self, x, t, z, cfg):
         """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); z (2N, D), the conditional rows first.
@@ -127,15 +128,17 @@ class DiffLoss(nn.Module):
         """
         cond, uncond = self.net(x.repeat(2, 1), t.repeat(2), z).chunk(2)         # (N, 2C) each
         eps = uncond[:, :self.channels] + cfg * (cond[:, :self.channels] - uncond[:, :self.channels])
-        return torch.cat([eps, cond[:, self.channels:]], dim=-1)
+        return torch.cat([eps, cond[:, self.channels:]], dim=-1)                 # (N, 2C)
 
     @torch.no_grad()
-    def sample(self, z, temperature=1.0, cfg=1.0, steps="100", sampler="ddpm", generator=None, randn=None):
+    def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None):
         """Draw tokens. z (N, D) -> (N, C); with cfg != 1, z is (2N, D), conditional rows first, and N rows come back.
 
-        randn(shape) replaces the random numbers (initial noise first, then one draw per step), for tests.
+        randn(shape) is the source of noise: called for the initial noise first, then once per step.
         """
-        diffusion = self._spaced.setdefault(str(steps), Diffusion(str(steps)))
+        if steps not in self._spaced:
+            self._spaced[steps] = Diffusion(int(steps))
+        diffusion = self._spaced[steps]
         n = z.shape[0] if cfg == 1.0 else z.shape[0] // 2
         if randn is None:
             def randn(shape):
@@ -145,29 +148,3 @@ class DiffLoss(nn.Module):
             return self.net(x, t, z) if cfg == 1.0 else self.guided(x, t, z, cfg)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)
-
-
-class L2Loss(nn.Module):
-    """The baseline that diffusion loss replaces: z -> the token's mean, by squared error. Same use as `DiffLoss`."""
-
-    def __init__(self, channels, z_channels, width):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(z_channels, width), nn.SiLU(), nn.Linear(width, channels))
-
-    def forward(self, target, z, **_):
-        return (self.net(z).float() - target.float()).square().mean()
-
-    @torch.no_grad()
-    def sample(self, z, cfg=1.0, **_):
-        mean = self.net(z)                                           # (N, C), or (2N, C) with guidance
-        if cfg == 1.0:
-            return mean
-        cond, uncond = mean.chunk(2)
-        return uncond + cfg * (cond - uncond)                        # (N, C)
-
-
-def make_head(config):
-    """The head that `config` (MARConfig) asks for."""
-    if config.head == "l2":
-        return L2Loss(config.token_dim, config.decoder_embed_dim, config.diffloss_w)
-    return DiffLoss(config.token_dim, config.decoder_embed_dim, config.diffloss_w, config.diffloss_d, config.clip_x0)

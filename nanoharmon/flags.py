@@ -1,10 +1,13 @@
-"""Every field of a config is a flag: --mar.encoder_depth 6, --stage_2.lr=0.5. Text to values, and the --help text."""
+"""Every field of a config is a flag: --mar.encoder_depth 6, --stage_2.lr=0.5. Text to values, the --help text, and
+which values make a model: checked before anything is built, so that a wrong flag or a damaged config.json is one line
+that names the field, and not a traceback, a hang or a full memory hours later.
+"""
 import dataclasses
 import typing
 
 from .config import nearest
 
-NUMBER = {int: "a whole number", float: "a number"}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def parse_value(kind, text):
@@ -19,7 +22,7 @@ def parse_value(kind, text):
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"got {text!r}, expected {NUMBER.get(kind, kind.__name__)}") from None
+        raise ValueError(f"got {text!r}, expected {NAMES[kind]}") from None
 
 
 def sections(config):
@@ -36,10 +39,13 @@ def sections(config):
 
 
 def override(config, flags):
-    """Apply ["--mar.encoder_depth=6", "--stage_2.lr", "0.5"] to a config in place. Errors name the nearest flag."""
+    """Apply ["--mar.encoder_depth=6", "--stage_2.lr", "0.5"] to a config in place.
+
+    Returns {"mar.encoder_depth": "6", "stage_2.lr": "0.5"}. Errors name the nearest flag.
+    """
     known = {f"--{name}.{f.name}": (section, f) for name, section in sections(config).items()
              for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.type)}
-    flags = list(flags)
+    flags, changed = list(flags), {}
     while flags:
         flag, eq, text = flags.pop(0).partition("=")
         if flag not in known:
@@ -53,6 +59,8 @@ def override(config, flags):
             setattr(section, f.name, parse_value(f.type, text))
         except ValueError as e:
             raise ValueError(f"{flag}: {e}") from None
+        changed[flag.removeprefix("--")] = text
+    return changed
 
 
 def describe_flags(config):
@@ -65,3 +73,48 @@ def describe_flags(config):
                 value = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 lines.append(f"  --{name}.{f.name} {value}\n        {f.metadata.get('help', '')}")
     return "\n".join(lines)
+
+
+# --- which values make a model ----------------------------------------------------------------------------------------
+
+def check_fields(name, section):
+    """Every field of a dataclass has its type, and a value in the range that its definition gives (config.arg)."""
+    for f in dataclasses.fields(section):
+        if dataclasses.is_dataclass(f.type):
+            continue
+        value, kind = getattr(section, f.name), f.type
+        many = typing.get_origin(kind) is tuple
+        kind = typing.get_args(kind)[0] if many else kind
+        if many and type(value) is not tuple:
+            raise ValueError(f"{name}.{f.name} is {value!r:.80}, expected several, each {NAMES[kind]}")
+        low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
+        for x in value if many else (value,):
+            if type(x) is not kind and not (kind is float and type(x) is int):
+                raise ValueError(f"{name}.{f.name} is {x!r:.80}, expected {NAMES[kind]}")
+            if kind in (int, float) and not low <= x <= high:                    # not: so for NaN, too
+                raise ValueError(f"{name}.{f.name} is {x!r:.80}, expected {low} to {high:g}")
+        if choices and value not in choices:
+            raise ValueError(f"{name}.{f.name} is {value!r:.80}, expected {' or '.join(choices)}")
+
+
+def check_model(config):
+    """A HarmonConfig whose parts can be built, and fit each other."""
+    for name, section in sections(config).items():
+        check_fields(name, section)
+    vae, mar, llm = config.vae, config.mar, config.llm
+    if not 1 <= len(vae.ch_mult) <= 10:
+        raise ValueError(f"vae.ch_mult is {vae.ch_mult!r:.80}, expected 1 to 10 numbers such as 1,2,4")
+    if wrong := [vae.ch * m for m in vae.ch_mult if vae.ch * m % 32]:
+        raise ValueError(f"vae.ch x vae.ch_mult is {wrong[0]}, expected multiples of 32 (the groups of GroupNorm)")
+    for half in "encoder", "decoder":
+        width, heads = getattr(mar, f"{half}_embed_dim"), getattr(mar, f"{half}_num_heads")
+        if width % heads:
+            raise ValueError(f"mar.{half}_num_heads is {heads}, expected a divisor of mar.{half}_embed_dim {width}")
+    if llm.hidden_size % (2 * llm.num_attention_heads):
+        raise ValueError(f"llm.hidden_size is {llm.hidden_size}, expected a multiple of twice llm.num_attention_heads "
+                         f"{llm.num_attention_heads}")
+    if llm.num_attention_heads % llm.num_key_value_heads:
+        raise ValueError(f"llm.num_key_value_heads is {llm.num_key_value_heads}, expected a divisor of "
+                         f"llm.num_attention_heads {llm.num_attention_heads}")
+    if vae.z_channels != mar.token_dim:
+        raise ValueError(f"vae.z_channels is {vae.z_channels}, expected mar.token_dim {mar.token_dim}")

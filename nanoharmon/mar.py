@@ -1,14 +1,20 @@
 """MAR: a masked autoregressive image model over continuous tokens (arXiv 2406.11838), the half of Harmon that draws.
 
-An MAE-like pair: the *encoder* sees buffer tokens and the visible image tokens only (hidden ones are dropped, not
-replaced); the *decoder* puts a mask token at every hidden place and predicts a vector z there, from which the diffusion
-loss (diffloss.py) learns or draws the token. Drawing starts with everything hidden and uncovers tokens in random order.
+An MAE-like pair: the *encoder* sees buffers and the visible image tokens only (hidden ones are dropped, not replaced);
+the *decoder* puts a mask token at every hidden place and says there what the token should be, as a vector z, from which
+the diffusion loss (diffloss.py) learns or draws the token. Drawing starts with everything hidden and uncovers tokens in
+random order.
 
-    tokens (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
+    latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
 
 Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered places of picture b in raster order.
 All pictures of a batch hide the same number, so every shape is known on the host and nothing waits for the GPU.
 (The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
+
+Why buffers: with everything hidden the encoder would have no input at all. The U buffers are tokens that are always
+there: they carry the condition (a class; in Harmon nothing, the prompt comes from the LLM) and give the blocks room to
+compute in. Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP
+that learns from it, so each z is used several times.
 
 This file also holds MAR's own use, drawing from class labels (`class_loss`, `class_sample`): the stage `mar` of
 train.py, and what the official MAR checkpoints do. Names of parameters are the official ones.
@@ -22,7 +28,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from .attention import attention
-from .diffloss import make_head
+from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
@@ -71,7 +77,8 @@ class MAR(nn.Module):
         super().__init__()
         self.config = config
         D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
-        # fills all U buffers when there is no class: in Harmon always. They differ only by their position embedding.
+        # the condition of "no class", in the official name: it fills every buffer when there is no class, in Harmon
+        # always. The U buffers then differ only by their position embeddings.
         self.fake_latent = nn.Parameter(torch.zeros(1, D_enc))
         self.class_emb = nn.Embedding(config.class_num, D_enc)
         self.z_proj, self.z_proj_ln = nn.Linear(config.token_dim, D_enc), nn.LayerNorm(D_enc, eps=1e-6)
@@ -86,11 +93,12 @@ class MAR(nn.Module):
         self.decoder_blocks = nn.ModuleList(
             Block(D_dec, config.decoder_num_heads, config) for _ in range(config.decoder_depth))
         self.decoder_norm = nn.LayerNorm(D_dec, eps=1e-6)
+        # the head sees one z at a time and has no attention: what place it is for must be said once more
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, S, D_dec))
 
         self.checkpointing = False                   # recompute each block in backward: less memory
         self.init_weights()
-        self.diffloss = make_head(config)
+        self.diffloss = DiffLoss(config)
 
     def init_weights(self):
         for m in self.modules():
@@ -101,10 +109,10 @@ class MAR(nn.Module):
                   self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned):
             nn.init.normal_(p, std=0.02)
 
-    # --- encoder and decoder ---------------------------------------------------------------------------------------
+    # --- positions -------------------------------------------------------------------------------------------------
 
     def pos_embed(self, table, grid, buffers):
-        """A learned position table (1, [U +] S, D) for another grid: its image part is resized bilinearly."""
+        """A learned position table (1, [U +] S, D) for another grid (h, w): its image part is resized bilinearly."""
         native = self.config.grid
         if grid in (None, (native, native)):
             return table
@@ -127,6 +135,8 @@ class MAR(nn.Module):
             setattr(self, name, nn.Parameter(table.clone()))
         self.config.grid = grid
 
+    # --- encoder and decoder ---------------------------------------------------------------------------------------
+
     def run_blocks(self, blocks, x):
         for block in blocks:
             if self.checkpointing and torch.is_grad_enabled():
@@ -135,129 +145,112 @@ class MAR(nn.Module):
                 x = block(x)
         return x
 
-    def encode(self, tokens, visible=None, grid=None, condition=None):
-        """tokens (B, S, C), visible (B, K) or None = all -> (B, U+K, D), buffers first.
+    def encode(self, latents, visible=None, grid=None, condition=None):
+        """latents (B, S, C), visible (B, K) or None = all -> (B, U+K, D), buffers first.
 
-        condition fills the buffers: (B, D) a class embedding, (B, U, D) one vector per buffer, None = fake_latent.
+        condition (B, D) fills the buffers: a class embedding, None = fake_latent.
         """
-        B, U = tokens.shape[0], self.config.buffer_size
-        if condition is None:
-            condition = self.fake_latent.expand(B, -1)
-        if condition.dim() == 2:
-            condition = condition.unsqueeze(1).expand(-1, U, -1)                 # (B, U, D)
+        B, U = latents.shape[0], self.config.buffer_size
+        condition = self.fake_latent.expand(B, -1) if condition is None else condition
         pos = self.pos_embed(self.encoder_pos_embed_learned, grid, U)            # (1, U+S, D)
-        pos_x = pos[:, U:]                                                       # (1, S, D)
+        buffers = condition.unsqueeze(1) + pos[:, :U]                            # (B, U, D)
+        pos = pos[:, U:]                                                         # (1, S, D)
         if visible is not None:
-            tokens, pos_x = take(tokens, visible), take(pos_x.expand(B, -1, -1), visible)   # (B, K, C), (B, K, D)
-        x = self.z_proj(tokens.to(self.z_proj.weight.dtype)) + pos_x             # (B, K, D)
-        x = self.z_proj_ln(torch.cat([condition + pos[:, :U], x], dim=1))        # (B, U+K, D)
+            latents = take(latents, visible)                                     # (B, K, C)
+            pos = take(pos.expand(B, -1, -1), visible)                           # (B, K, D)
+        x = self.z_proj(latents.to(self.z_proj.weight.dtype)) + pos              # (B, K, D)
+        x = self.z_proj_ln(torch.cat([buffers, x], dim=1))                       # (B, U+K, D)
         return self.encoder_norm(self.run_blocks(self.encoder_blocks, x))
 
-    def decode(self, x, visible=None, grid=None, canvas=None):
-        """Encoder output x (B, U+K, D) -> z (B, S, D), what the diffusion loss is conditioned on, at every place.
-
-        canvas (B, U+S, D): encoder features to start the hidden places from, instead of the mask token.
-        """
+    def decode(self, encoded, visible=None, grid=None):
+        """Encoder output (B, U+K, D) -> z (B, S, D): at every place, what the diffusion loss is conditioned on."""
         U = self.config.buffer_size
-        x = self.decoder_embed(x)                                                # (B, U+K, D)
+        x = self.decoder_embed(encoded)                                          # (B, U+K, D)
         pos = self.pos_embed(self.decoder_pos_embed_learned, grid, U)            # (1, U+S, D)
         if visible is not None:
             B, S, D = x.shape[0], pos.shape[1] - U, x.shape[2]
-            if canvas is None:
-                hidden = self.mask_token.to(x.dtype).expand(B, S, D)
-            else:
-                hidden = self.decoder_embed(canvas)[:, U:]
-            index = visible.unsqueeze(-1).expand(-1, -1, D)
-            x = torch.cat([x[:, :U], hidden.scatter(1, index, x[:, U:])], dim=1)  # (B, U+S, D)
-        x = x + pos
-        x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x))[:, U:]    # (B, S, D)
+            image = self.mask_token.to(x.dtype).expand(B, S, D)                  # a mask token everywhere, then
+            image = image.scatter(1, visible.unsqueeze(-1).expand(-1, -1, D), x[:, U:])    # the visible ones over it
+            x = torch.cat([x[:, :U], image], dim=1)                              # (B, U+S, D)
+        x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x + pos))[:, U:]        # (B, S, D)
         return x + self.pos_embed(self.diffusion_pos_embed_learned, grid, 0)
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def loss(self, z, tokens, hidden, t=None, noise=None, generator=None):
-        """Diffusion loss on the hidden tokens. z (B, S, D), tokens (B, S, C), hidden (B, S-K) indices.
+    def loss(self, z, latents, hidden, t=None, noise=None, generator=None):
+        """Diffusion loss on the hidden tokens, a scalar. z (B, S, D), latents (B, S, C), hidden (B, S-K) indices.
 
-        Every token is used `diffusion_batch_mul` times, with another timestep and noise each: the head is much
-        cheaper than the transformer. t (mul*B*(S-K),) and noise likewise, in that tiled order, are drawn if None.
+        Every token is used `diffusion_batch_mul` times, with another timestep and noise each.
+        t (mul*B*(S-K),) and noise likewise, in that tiled order, are drawn if None.
         """
         mul = self.config.diffusion_batch_mul
-        target = take(tokens, hidden).flatten(0, 1).repeat(mul, 1)               # (mul*B*(S-K), C)
+        target = take(latents, hidden).flatten(0, 1).repeat(mul, 1)              # (mul*B*(S-K), C)
         z = take(z, hidden).flatten(0, 1).repeat(mul, 1)                         # (mul*B*(S-K), D)
-        return self.diffloss(target, z, t=t, noise=noise, generator=generator)
+        return self.diffloss(target, z, t, noise, generator).mean()
 
-    def class_loss(self, tokens, labels, generator=None, order_generator=None, grid=None):
-        """MAR's own training step: tokens (B, S, C), labels (B,), -1 = none. A share is dropped, for guidance."""
-        B, S, _ = tokens.shape
-        visible, hidden = random_split(self.config, B, S, tokens.device, order_generator)
+    def class_loss(self, latents, labels, generator=None, order_generator=None, grid=None):
+        """MAR's own training step: latents (B, S, C), labels (B,), -1 = none. A share is dropped, for guidance."""
+        B, S, _ = latents.shape
+        visible, hidden = random_split(self.config, B, S, latents.device, order_generator)
         condition = self.class_emb(labels.clamp(min=0))                          # (B, D)
-        drop = torch.rand(B, 1, device=tokens.device, generator=generator) < self.config.label_drop_prob
+        drop = torch.rand(B, 1, device=latents.device, generator=generator) < self.config.label_drop_prob
         condition = torch.where(drop & self.training | (labels < 0)[:, None], self.fake_latent, condition)
-        z = self.decode(self.encode(tokens, visible, grid, condition), visible, grid)
-        return self.loss(z, tokens, hidden, generator=generator)
+        z = self.decode(self.encode(latents, visible, grid, condition), visible, grid)     # (B, S, D)
+        return self.loss(z, latents, hidden, generator=generator)
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", tokens=None, known=None, on_step=None,
-             sample=None, **sampler):
-        """Uncover tokens in `iters` steps: the drawing loop of MAR and of Harmon. Returns tokens (B, S, C).
+    def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
+             **sampler):
+        """Uncover tokens in `iters` steps: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
 
-        predict(tokens, visible) -> z (B or 2B, S, D): doubled, conditional rows first, when cfg != 1.
+        predict(latents, visible) -> z (B or 2B, S, D): doubled, conditional rows first, when cfg != 1.
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
-        tokens (B, S, C) and known (B, S-n): a picture of which only n tokens are drawn anew (in-painting).
-        sample(z, cfg, iteration) replaces the diffusion head's sampler, for tests; **sampler goes to that sampler.
-        on_step(tokens, visible) is called after every step (progress bars, GIFs).
+        latents (B, S, C) and known (B, S-n): a picture of which only n tokens are drawn anew (in-painting).
+        on_step(latents, visible) is called after every step (progress bars, GIFs). **sampler: see DiffLoss.sample.
         """
-        if cfg_schedule not in ("constant", "linear"):
-            raise ValueError(f"unknown cfg_schedule {cfg_schedule!r}, expected constant or linear; pass --cfg-schedule")
         B, n = orders.shape
-        if tokens is None:
-            tokens = torch.zeros(B, n, self.config.token_dim, device=orders.device)
+        if latents is None:
+            latents = torch.zeros(B, n, self.config.token_dim, device=orders.device)       # never seen: all hidden
         known = orders[:, :0] if known is None else known
         counts = unmasking_schedule(n, iters)
-        for i, (n_now, n_next) in enumerate(zip(counts, counts[1:])):
+        for n_now, n_next in zip(counts, counts[1:]):
             if n_now == n_next:
                 continue                             # more iterations than tokens: nothing to draw in this one
             visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
-            drawn = orders[:, n_next:n_now].sort(dim=1).values                   # (B, n_now-n_next)
+            drawn = orders[:, n_next:n_now].sort(dim=1).values                   # (B, m), m = n_now - n_next
             # "linear" grows from 1 to cfg; max(1, ...): the official count after the last step is 1, not 0
             scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
-            z = predict(tokens, visible)                                         # (B or 2B, S, D)
+            z = predict(latents, visible)                                        # (B or 2B, S, D)
             z = take(z, drawn.repeat(z.shape[0] // B, 1)).flatten(0, 1)          # (B*m or 2B*m, D)
-            if sample is None:
-                new = self.diffloss.sample(z, cfg=scale if cfg != 1.0 else 1.0, **sampler)
-            else:
-                new = sample(z, scale, i)
-            new = new.unflatten(0, (B, -1)).to(tokens.dtype)                     # (B, m, C)
-            tokens = tokens.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
+            new = self.diffloss.sample(z, cfg=scale if cfg != 1.0 else 1.0, **sampler)     # (B*m, C)
+            new = new.unflatten(0, (B, -1)).to(latents.dtype)                    # (B, m, C)
+            latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
             if on_step is not None:
-                on_step(tokens, torch.cat([known, orders[:, n_next:]], dim=1))
-        return tokens
+                on_step(latents, torch.cat([known, orders[:, n_next:]], dim=1))
+        return latents
 
     @torch.no_grad()
-    def class_sample(self, labels, iters=64, cfg=3.0, cfg_schedule="linear", order="random", grid=None, orders=None,
-                     generator=None, **options):
+    def class_sample(self, labels, iters=64, cfg=3.0, cfg_schedule="linear", grid=None, orders=None, generator=None,
+                     **options):
         """Draw from class labels (B,), MAR's own use. labels=None draws without a class: give `orders` then.
 
-        order "random" or "raster"; "raster" with iters >= S is the classic left-to-right model, one token at a time.
-        Returns tokens (B, S, C). **options: those of `draw` and of the diffusion sampler.
+        orders (B, S): default random ones. Returns latents (B, S, C). **options: those of `draw` and the sampler.
         """
-        if order not in ("random", "raster"):
-            raise ValueError(f"unknown order {order!r}, expected random or raster")
         S = self.config.grid ** 2 if grid is None else grid[0] * grid[1]
         B, device = (len(orders) if labels is None else len(labels)), self.fake_latent.device
         if orders is None:
-            orders = random_orders(B, S, device, generator) if order == "random" else raster_orders(B, S, device)
+            orders = random_orders(B, S, device, generator)
         nothing = self.fake_latent.expand(B, -1)
         condition = nothing if labels is None else self.class_emb(labels)        # (B, D)
         if cfg != 1.0:
             condition = torch.cat([condition, nothing])                          # (2B, D)
 
-        def predict(tokens, visible):
+        def predict(latents, visible):
             copies = len(condition) // B
-            tokens, visible = tokens.repeat(copies, 1, 1), visible.repeat(copies, 1)
-            return self.decode(self.encode(tokens, visible, grid, condition), visible, grid)
+            latents, visible = latents.repeat(copies, 1, 1), visible.repeat(copies, 1)
+            return self.decode(self.encode(latents, visible, grid, condition), visible, grid)
         return self.draw(predict, orders, iters, cfg, cfg_schedule, generator=generator, **options)
 
 
@@ -269,11 +262,6 @@ def take(x, index):
 def random_orders(B, S, device, generator=None):
     """B random permutations of range(S): (B, S)."""
     return torch.rand(B, S, device=device, generator=generator).argsort(dim=1)
-
-
-def raster_orders(B, S, device):
-    """Left to right, top to bottom. Reversed, because the last entry of an order is drawn first."""
-    return torch.arange(S - 1, -1, -1, device=device).expand(B, S)
 
 
 def unmasking_schedule(S, iters):
@@ -305,15 +293,11 @@ def draw_mask_ratio(config, u):
 def random_split(config, B, S, device, generator=None, hide_all=0.0):
     """A random division of S tokens, for training: visible (B, K) and hidden (B, S-K) indices, raster order.
 
-    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes. With config.order
-    "raster" the hidden tokens are those after some point, as a left-to-right model meets them. hide_all: share of
+    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes. hide_all: share of
     batches with everything hidden, beside those that the ratio's distribution gives.
     """
     u = torch.rand((), generator=generator).item()
     ratio = 1.0 if u < hide_all else draw_mask_ratio(config, (u - hide_all) / (1 - hide_all))
     n_hidden = min(S, max(1, math.ceil(S * ratio)))
-    if config.order == "raster":
-        orders = raster_orders(B, S, device)
-    else:
-        orders = torch.rand(B, S, generator=generator).argsort(dim=1).to(device, non_blocking=True)
+    orders = random_orders(B, S, "cpu", generator).to(device, non_blocking=True)            # (B, S)
     return orders[:, n_hidden:].sort(dim=1).values, orders[:, :n_hidden].sort(dim=1).values

@@ -1,13 +1,77 @@
-"""Between PIL pictures and the numbers that the VAE reads and writes, and between pixels and tokens.
+"""Pictures: files of users as RGB, the numbers that the VAE reads and writes, boxes of pixels as tokens, and grids.
 
-Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127, 127, 127) and
-resized; a drawn one is clamp(127.5 x + 128, 0, 255), cut to integers.
+Files are read as they come: turned upright (EXIF), without transparency, 8 bits, of a bearable size. Pixels follow the
+official scripts: a picture to be understood is padded to a square with grey (127, 127, 127) and resized; a generated
+one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
+import logging
+import textwrap
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .files import to_rgb
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
+MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
+MAX_BYTES = 5 * 10**8                                              # of a picture: 64 million pixels, uncompressed
+MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
+logging.getLogger("PIL").addHandler(logging.NullHandler())         # or damaged files are lines on stderr, too
 
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+def open_image(path, flag="--image"):
+    """`read_image` for a file that a flag names."""
+    try:
+        return read_image(path)
+    except ValueError as e:
+        raise ValueError(f"{e}, expected a picture ({', '.join(FORMATS)}); change {flag}") from None
+
+
+def read_image(path):
+    """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
+    frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
+            image = Image.open(path, formats=FORMATS)  # lazy: reads the header only
+            if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
+                return to_rgb(ImageOps.exif_transpose(image))
+        problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
+                   f"{MAX_SIDE:,} along a side")
+    except Exception as e:                             # damaged files raise a dozen types, not only OSError
+        problem = "not a picture" if isinstance(e, Image.UnidentifiedImageError) else f"damaged or truncated ({e})"
+        problem = "too many pixels" if isinstance(e, Image.DecompressionBombError) else problem
+    raise ValueError(f"{path}: {problem}")
+
+
+def to_rgb(image):
+    """Any PIL mode -> RGB."""
+    if image.mode[0] in "IF":                          # 16 or 32 bits, or floats: Pillow would clip, not scale
+        array = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 1 if array.max() <= 1 else 255
+        return Image.fromarray((array * (255 / white)).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def file_bytes(picture, format="PNG", **options):
+    """A PIL picture as the bytes of a file."""
+    buffer = BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+# --- pixels and tokens ------------------------------------------------------------------------------------------------
 
 def to_pixels(array):
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1]."""
@@ -41,3 +105,30 @@ def split_region(region, size, grid):
     inside = (inside_rows[:, None] & inside_columns).flatten()
     index = torch.arange(h * w)
     return index[inside], index[~inside]
+
+
+# --- several pictures as one ------------------------------------------------------------------------------------------
+
+def grid(tiles, columns, gap=2, background="white"):
+    """PIL pictures row by row, `columns` side by side, `gap` pixels after each; cells fit the largest of a row, column.
+
+    Returns one PIL picture.
+    """
+    rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
+    widths = [max(row[c].width for row in rows if c < len(row)) + gap for c in range(min(columns, len(tiles)))]
+    heights = [max(tile.height for tile in row) + gap for row in rows]
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), background)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            sheet.paste(tile, (sum(widths[:c]), sum(heights[:r])))
+    return sheet
+
+
+def captioned(picture, text, width, lines=3):
+    """A picture, `width` wide, above the first lines of its text."""
+    height = round(width * picture.height / picture.width)
+    tile = Image.new("RGB", (width, height + 4 + 15 * lines), "white")
+    tile.paste(picture.resize((width, height), Image.Resampling.BICUBIC))
+    words = textwrap.wrap(text, width // 6, max_lines=lines, placeholder=" ...")
+    ImageDraw.Draw(tile).multiline_text((2, height + 2), "\n".join(words), "black", ImageFont.load_default(11))
+    return tile

@@ -6,22 +6,21 @@
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoint import load_weights, outline
 from .config import to_dict
 from .diffusion import SAMPLERS, space_timesteps
-from .files import to_rgb, write_json
-from .harmon import IMAGE
+from .files import write_json
 from .mar import random_orders
-from .pictures import pad_square, split_region, to_pictures, to_pixels
+from .pictures import pad_square, split_region, to_pictures, to_pixels, to_rgb
 from .qwen import KVCache
-from .safetensors import save_safetensors
-from .tokenizer import pad
+from .tokenizer import IMAGE, pad
+from .weights.checkpoint import load_weights, open_checkpoint
+from .weights.convert import load_llm
+from .weights.safetensors import save_safetensors
 
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
@@ -50,13 +49,12 @@ class Pipeline:
     @classmethod
     def load(cls, path, device="cpu", dtype=torch.float32):
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
-        model, tensors, report, tokenizer, meta = outline(path)
+        model, tensors, report, tokenizer, meta = open_checkpoint(path)
         load_weights(model, tensors, dtype=dtype, assign=True, report=report)
         model.llm.tie()
         for name, p in model.named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
-                raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}; pass another --ckpt, or --dtype "
-                                 f"float32")
+                raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}; a wider --dtype may hold it")
         return cls(model.to(device), tokenizer, meta)
 
     def save(self, path, dtype=torch.float32, weights=None):
@@ -74,7 +72,7 @@ class Pipeline:
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
-    def plan(self, prompts, size=None, image=None, region=None, **given):
+    def drawing_options(self, prompts, size=None, image=None, region=None, **given):
         """All options of a drawing: what is given, else "draw" in config.json's meta, else the official ones.
 
         Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
@@ -107,7 +105,7 @@ class Pipeline:
             if options[name] not in known:
                 raise ValueError(f"{name} {options[name]!r} is none of {', '.join(known)}; "
                                  f"pass --{name.replace('_', '-')} with one of them")
-        space_timesteps(1000, str(options["steps"]))
+        space_timesteps(1000, options["steps"])
         if not prompts or not all(p.strip() for p in prompts):
             raise ValueError("an empty prompt, expected some text; pass --prompt TEXT")
         for prompt in prompts:
@@ -124,7 +122,7 @@ class Pipeline:
 
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
         number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
-        None = the checkpoint's own default, see `plan`.
+        None = the checkpoint's own default, see `drawing_options`.
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
         costs nothing. The same arguments draw the same bytes.
@@ -132,28 +130,28 @@ class Pipeline:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
                      temperature=temperature, cfg_schedule=cfg_schedule, think=think)
-        plan = self.plan(prompts, **given)
+        plan = self.drawing_options(prompts, **given)
         if plan["think"]:
             prompts = self.think(prompts, seed)
-            plan = self.plan(prompts, **given)                                 # these may be too long
+            plan = self.drawing_options(prompts, **given)                                 # these may be too long
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
         order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
         order = random_orders(B, len(plan["inside"]), "cpu", order_generator)    # (B, n)
         options = {"orders": plan["inside"][order].to(device)}
         if image is not None:
-            tokens = self.model.vae.encode(self.pixels([to_rgb(image).resize(plan["size"])]))
-            options |= {"tokens": tokens.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
+            latents = self.model.vae.encode(self.pixels([to_rgb(image).resize(plan["size"])]))
+            options |= {"latents": latents.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
 
-        def step(tokens, visible):
+        def step(latents, visible):
             if on_step is not None:
-                on_step(self.unfinished(tokens, visible, grid))
+                on_step(self.unfinished(latents, visible, grid))
             if progress is not None:
                 progress()
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0)
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
-        tokens = self.model.draw(ids, is_real, grid=grid, generator=generator, on_step=step, **options)
-        return to_pictures(self.model.vae.decode(tokens.to(self.dtype), grid))
+        latents = self.model.draw(ids, is_real, grid=grid, generator=generator, on_step=step, **options)
+        return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
 
     @torch.no_grad()
     def think(self, prompts, seed=0, temperature=0.5, max_new_tokens=64):
@@ -186,10 +184,10 @@ class Pipeline:
         rows += [self.tokenizer.drawing(None)] * len(prompts) if guided else []
         return pad(rows, self.tokenizer.pad, self.device)
 
-    def unfinished(self, tokens, visible, grid):
-        """Pictures of half-drawn tokens: decoded, with the hidden places grey."""
-        shown = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, visible, True)
-        image = self.model.vae.decode(tokens.to(self.dtype), grid)
+    def unfinished(self, latents, visible, grid):
+        """Half-drawn pictures: decoded, with the hidden places grey."""
+        shown = torch.zeros(latents.shape[:2], dtype=torch.bool, device=latents.device).scatter(1, visible, True)
+        image = self.model.vae.decode(latents.to(self.dtype), grid)
         shown = shown.view(-1, 1, *grid).float()
         shown = torch.nn.functional.interpolate(shown, size=image.shape[-2:], mode="nearest")
         return to_pictures(image * shown)
@@ -205,17 +203,7 @@ class Pipeline:
         """
         ids = self.chat_ids(messages, size, max_new_tokens)
         embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        temperature = 0.0 if temperature < 1e-4 else temperature         # dividing by less overflows
-        said, text, shown = [], "", ""
-        for token in self.model.llm.generate(embeds, [self.tokenizer.im_end, self.tokenizer.pad], max_new_tokens,
-                                             temperature, top_p, generator):
-            said.append(token.item())
-            text = self.tokenizer.decode(said)
-            if not text.endswith("\ufffd"):                  # a character of several bytes may still be incomplete
-                yield text[len(shown):]
-                shown = text
-        yield text[len(shown):]
+        yield from stream(self.model.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
 
     def answer(self, image, question, **options):
         """One answer to one question about a PIL picture."""
@@ -261,11 +249,7 @@ class Pipeline:
     def chat_ids(self, messages, size, max_new_tokens):
         """Ids of a conversation whose reply is to come. Raises ValueError when the context is too short for both."""
         ids, _ = self.tokenizer.chat(self.count_images(messages, size))
-        limit = self.model.config.llm.max_position_embeddings
-        if len(ids) + max_new_tokens > limit:
-            raise ValueError(f"the conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
-                             f"{max_new_tokens} for the reply; type /reset, or pass a smaller --max-new-tokens")
-        return ids
+        return check_length(ids, self.model.config.llm, max_new_tokens)
 
     def placeholders(self, size):
         """How many places of the conversation one picture takes: S + U."""
@@ -283,11 +267,11 @@ class Pipeline:
             raise ValueError(f"{len(images)} pictures given, expected one for each None in the messages")
         if not images:
             return self.model.llm.embed(ids)
-        tokens, grid = self.tokens(images, size)
-        return self.model.embed_with_images(tokens, ids, grid)
+        latents, grid = self.latents(images, size)
+        return self.model.embed_with_images(latents, ids, grid)
 
-    def tokens(self, images, size=None):
-        """PIL pictures -> latent tokens (N, S, C) and their grid, padded to a square and resized."""
+    def latents(self, images, size=None):
+        """PIL pictures -> latents (N, S, C) and their grid, padded to a square and resized."""
         size = size or self.size
         grid = self.model.vae.grid_of(size, size)
         pixels = self.pixels([pad_square(image).resize((size, size), Image.Resampling.BICUBIC)
@@ -297,8 +281,8 @@ class Pipeline:
     @torch.no_grad()
     def features(self, images, size=None):
         """What the shared encoder makes of whole pictures: (N, S, D) image tokens and (N, U, D) buffers."""
-        tokens, grid = self.tokens(images, size)
-        x = self.model.mar.encode(tokens, None, grid)
+        latents, grid = self.latents(images, size)
+        x = self.model.mar.encode(latents, None, grid)
         U = self.model.config.mar.buffer_size
         return x[:, U:], x[:, :U]
 
@@ -311,23 +295,74 @@ class Pipeline:
 class TextPipeline:
     """A bare LLM behind what chat.py needs of a Pipeline: text only, no pictures."""
 
-    reply, chat_ids, meta = Pipeline.reply, Pipeline.chat_ids, {}
-
     def __init__(self, llm, tokenizer):
-        self.model, self.tokenizer = SimpleNamespace(llm=llm, config=SimpleNamespace(llm=llm.config)), tokenizer
+        self.llm, self.tokenizer = llm, tokenizer
 
-    @property
-    def device(self):
-        return self.model.llm.lm_head.weight.device
+    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
+        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first."""
+        if images:
+            self.drawing_options()
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": SYSTEM}, *messages]
+        ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
+        embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))
+        yield from stream(self.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
 
-    def count_images(self, messages, size):
-        if any(None in m["content"] for m in messages if isinstance(m["content"], list)):
-            self.plan()
-        return ([] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]) + messages
+    def drawing_options(self, *_, **__):
+        raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
+                         "instead of --llm")
 
-    def embed(self, ids, images, size):
-        return self.model.llm.embed(ids)
 
-    def plan(self, *_, **__):
-        raise ValueError("a bare language model neither sees nor draws; pass --ckpt with a Harmon directory instead of "
-                         "--llm")
+@torch.no_grad()
+def stream(llm, tokenizer, embeds, temperature, top_p, max_new_tokens, seed):
+    """Continue one conversation, embeds (1, L, E), as pieces of text."""
+    generator = torch.Generator(embeds.device).manual_seed(seed)
+    temperature = 0.0 if temperature < 1e-4 else temperature             # dividing by less overflows
+    said, text, shown = [], "", ""
+    for token in llm.generate(embeds, [tokenizer.im_end, tokenizer.pad], max_new_tokens, temperature, top_p, generator):
+        said.append(token.item())
+        text = tokenizer.decode(said)
+        if not text.endswith("\ufffd"):                      # a character of several bytes may still be incomplete
+            yield text[len(shown):]
+            shown = text
+    yield text[len(shown):]
+
+
+def check_length(ids, config, max_new_tokens):
+    """The ids of a conversation, or ValueError when the context (LLMConfig) is too short for them and a reply."""
+    limit = config.max_position_embeddings
+    if len(ids) + max_new_tokens > limit:
+        raise ValueError(f"the conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
+                         f"{max_new_tokens} for the reply; type /reset, or pass a smaller --max-new-tokens")
+    return ids
+
+
+# --- loading by name -------------------------------------------------------------------------------------------------
+
+def pick_device(name):
+    """"auto", "cpu", "cuda", "cuda:1" or "mps" -> torch.device. Raises ValueError for one that is not there."""
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    kind, _, index = (next(k for k in found if found[k]) if name == "auto" else name).partition(":")
+    if not (index or "0").isdecimal() or int(index or 0) >= found.get(kind, 0):
+        raise ValueError(f"device {name!r} is not here, torch finds {found}; pass --device auto or --device cpu")
+    return torch.device(kind + (index and f":{index}"))
+
+
+def load_pipeline(path, device="auto", dtype="float32"):
+    """Pipeline.load; path None is the checkpoint that comes with the code."""
+    path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
+    if not path.is_dir():
+        raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
+    device = pick_device(device)
+    try:
+        return Pipeline.load(path, device, getattr(torch, dtype))
+    except ValueError as e:
+        raise ValueError(f"{e}; pass another --ckpt") from None
+
+
+def load_text_pipeline(path, device="auto", dtype="float32"):
+    """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
+    try:
+        return TextPipeline(*load_llm(path, pick_device(device), getattr(torch, dtype)))
+    except ValueError as e:
+        raise ValueError(f"{e}; pass another --llm") from None

@@ -4,8 +4,6 @@ RMSNorm, rotary positions, grouped-query attention with q/k/v biases, SwiGLU, ti
 cache. One class for all sizes (0.5B ... 72B, or the toy LLM of the nano preset): only `LLMConfig` differs. Parameter
 names are Hugging Face's, so `model.safetensors` loads without renaming.
 
-    python -m nanoharmon.qwen        prints parameters of the presets
-
 Simplified: no sliding window (off in all released Qwen2.5 chat models), no RoPE scaling.
 """
 import torch
@@ -237,18 +235,3 @@ def sample_token(logits, temperature, top_p, generator=None):
     outside = probs.cumsum(dim=-1) - probs >= top_p                              # the first one is never outside
     chosen = torch.multinomial(probs.masked_fill(outside, 0), 1, generator=generator)
     return ids.gather(1, chosen).squeeze(1)
-
-
-def main(argv=None):
-    from .cli import Parser                                                      # here: it imports this file
-    from .config import PRESETS
-    Parser(prog="python -m nanoharmon.qwen", description=__doc__).parse_args(argv)
-    for name, make in PRESETS.items():
-        with torch.device("meta"):
-            n = sum(p.numel() for p in Qwen(make().llm).parameters())
-        print(f"{name:12s} LLM {n / 1e6:9.2f}M parameters")
-
-
-if __name__ == "__main__":
-    from .cli import run
-    run(main)

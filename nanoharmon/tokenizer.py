@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
 
-from .harmon import IMAGE
 
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
 GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
 DESCRIBE = "describe the image."            # what the captions of training answer
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+IMAGE = -200                                # stands in the ids for one image token or buffer (the official number)
 IGNORE = -100                               # label of a token that is not supervised
 MAX_BYTES = 10**8                           # of a tokenizer.json; Qwen2.5's has 7 million
 

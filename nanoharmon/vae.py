@@ -7,8 +7,6 @@ At the default config the layers and the parameter names are those of the offici
 the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds
 them after the last), which is what makes the nano VAE ten times cheaper; `attn_resolutions` may be empty.
 
-    python -m nanoharmon.vae         prints shapes and parameters at the nano and the KL-16 config
-
 Left out of the official training: the adversarial and perceptual losses (see `vae_loss`).
 """
 import torch
@@ -210,22 +208,3 @@ def vae_loss(vae, image, kl_weight, noise=None):
 def kl_divergence(mean, logvar):
     """KL(N(mean, var) || N(0, 1)), elementwise, in nats."""
     return 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar)
-
-
-def main(argv=None):
-    from .cli import Parser                                                      # here: it imports this file
-    from .config import PRESETS
-    Parser(prog="python -m nanoharmon.vae", description=__doc__).parse_args(argv)
-    for name in ("nano", "harmon-0.5b"):
-        config = PRESETS[name]().vae
-        vae = VAE(config)
-        image = torch.randn(1, 3, 6 * config.stride, 6 * config.stride)
-        with torch.no_grad():
-            tokens = vae.encode(image)
-        n = sum(p.numel() for p in vae.parameters())
-        print(f"{name:12s} {n / 1e6:7.2f}M parameters  {tuple(image.shape)} -> tokens {tuple(tokens.shape)}")
-
-
-if __name__ == "__main__":
-    from .cli import run
-    run(main)

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from nanoharmon.config import Config
-from nanoharmon.data import training_texts
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.training.recipe import Config
+from nanoharmon.world.source import training_texts
 
 
 @pytest.fixture(scope="module")

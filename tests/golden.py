@@ -111,7 +111,7 @@ def loss_rows(mask, mul):
 
 
 def replay(*tensors):
-    """A randn(shape) that hands out the given numbers one after the other, and checks that the shapes agree."""
+    """A randn(shape) that hands out the rows of the given tensors one after the other, and checks the shapes."""
     numbers = iter([row for t in tensors for row in t])
 
     def randn(shape):
@@ -119,3 +119,12 @@ def replay(*tensors):
         assert noise.shape == tuple(shape)
         return noise
     return randn
+
+
+def drawing_noise(golden, folder, iters, rows=None):
+    """The noise of a whole drawing, as the head asks for it: in each iteration the initial noise, then each step's."""
+    tensors = []
+    for i in range(iters):
+        start, steps = golden.input(f"{folder}init_{i}"), golden.input(f"{folder}steps_{i}")
+        tensors += [start[None], steps[:, :len(start)]]
+    return replay(*tensors)

@@ -31,10 +31,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch._dynamo                # noqa: E402, F401: the first optimizer would import it, in every victim anew
 import train                                                                    # noqa: E402
-from nanoharmon import data                                                     # noqa: E402
-from nanoharmon.config import STAGES                                            # noqa: E402
-from nanoharmon.pipeline import Pipeline                                        # noqa: E402
-from nanoharmon.stages import progress                                          # noqa: E402
+from nanoharmon.pipeline import Pipeline
+from nanoharmon.training import batches as data
+from nanoharmon.training.recipe import STAGES
+from nanoharmon.training.resume import progress
 
 # (function of os, part of the path): the group dies when a victim is about to call it
 CHOSEN = (("rename", "step_0000002"), ("replace", "state.safetensors"), ("replace", "/model.safetensors"),

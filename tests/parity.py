@@ -1,6 +1,6 @@
 """The parity table: official numbers against ours, with weights that came through the public loader.
 
-    python -m nanoharmon.convert --parity        (or: python tests/parity.py)
+    python tests/parity.py
 
 Each golden model is written as the official files are laid out (harmon.pth without VAE, kl16.ckpt, MAR's
 checkpoint-last.pth, a Hugging Face Qwen2 directory), converted by `python -m nanoharmon.convert`, and loaded by
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from golden import Golden, loss_rows, mar_config, pixels, replay, split      # noqa: E402
-from nanoharmon import convert                                               # noqa: E402
-from nanoharmon.checkpoint import save_safetensors                           # noqa: E402
-from nanoharmon.mar import MAR                                               # noqa: E402
-from nanoharmon.pipeline import Pipeline                                     # noqa: E402
-from nanoharmon.tokenizer import Tokenizer                                   # noqa: E402
+from golden import Golden, drawing_noise, loss_rows, mar_config, pixels, replay, split      # noqa: E402
+from nanoharmon.mar import MAR
+from nanoharmon.pipeline import Pipeline
+from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.weights import convert
+from nanoharmon.weights.checkpoint import save_safetensors
 
 
 class Rows(list):
@@ -137,13 +137,10 @@ def class_rows(rows, mar):
     for name, cfg, schedule, temperature, with_labels in gold.config["samples"]:
         folder = "sample/noise_" + ("nocfg" if cfg == 1 else "cfg")
 
-        def sample(z, scale, i):
-            n = len(gold.input(f"{folder}/init_{i}"))
-            randn = replay(gold.input(f"{folder}/init_{i}")[None], gold.input(f"{folder}/steps_{i}")[:, :n])
-            return mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0,
-                                       gold.config["lth14"]["num_sampling_steps"], randn=randn)
-        tokens = mar.class_sample(gold.input("labels") if with_labels else None, gold.config["num_iter"], cfg, schedule,
-                                  orders=gold.input("sample/orders"), sample=sample)
+        iters, steps = gold.config["num_iter"], int(gold.config["lth14"]["num_sampling_steps"])
+        tokens = mar.class_sample(gold.input("labels") if with_labels else None, iters, cfg, schedule, steps=steps,
+                                  temperature=temperature, orders=gold.input("sample/orders"),
+                                  randn=drawing_noise(gold, folder + "/", iters))
         rows.add("mar class sampling", gold, "sample/" + name, tokens.transpose(1, 2).unflatten(2, (6, 6)))
 
 
@@ -152,7 +149,7 @@ def head_rows(rows, variant, head):
     with torch.no_grad():
         rows.add("diffusion head", g, "mlp", head.net(*(gold.input("mlp/" + k) for k in ("x", "t", "c"))))
     x, t, noise, z, mask = (gold.input("loss/" + k) for k in ("x_start", "t", "noise", "z", "mask"))
-    loss = head(x, z.requires_grad_(), mask, t, noise)
+    loss = (head(x, z.requires_grad_(), t, noise) * mask).sum() / mask.sum()
     rows.add("diffusion head", g, "loss_masked", loss)
     loss.backward()
     rows.add("diffusion head", g, "grad_z", z.grad)
@@ -161,7 +158,7 @@ def head_rows(rows, variant, head):
     n, start, z = gold.config["n_sample"], gold.input("sample/noise_init"), gold.input("sample/z")
     for steps, cfg, temperature in product(*(gold.config[k] for k in ("sample_respacings", "cfgs", "temps"))):
         randn = replay(start[None], gold.input(f"sample/noise_steps_r{steps}")[:, :n])
-        got = head.sample(z if cfg != 1 else z[:n], temperature, cfg, steps, randn=randn)
+        got = head.sample(z if cfg != 1 else z[:n], temperature, cfg, int(steps), randn=randn)
         key = f"sample/r{steps}_cfg{cfg:g}_temp{temperature:g}"
         rows.add("diffusion sampling", gold, key, torch.cat([got] * (len(gold.output(key)) // n)), slice(0, n))
 
@@ -197,14 +194,10 @@ def harmon_rows(rows, pipe):
     for name, cfg, schedule, temperature, iters, rect in gold.config["runs"]:
         folder, n, stations = f"sample/{name}/", 2 if cfg == 1 else 4, []
         grid = tuple(gold.config["big"] if rect else gold.config["grid"])
-
-        def sample(z, scale, i):
-            randn = replay(gold.input(f"{folder}noise_init_{i}")[None], gold.input(f"{folder}noise_steps_{i}"))
-            return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0,
-                                             gold.config["mar"]["num_sampling_steps"], randn=randn)
         got = model.draw(gold.input("sample/input_ids")[:n], gold.input("sample/attention_mask")[:n], iters, cfg, grid,
-                         gold.input(folder + "orders")[:2], cfg_schedule=schedule, sample=sample,
-                         on_step=lambda t, v: stations.append(t))
+                         gold.input(folder + "orders")[:2], cfg_schedule=schedule, temperature=temperature,
+                         steps=int(gold.config["mar"]["num_sampling_steps"]),
+                         randn=drawing_noise(gold, folder + "noise_", iters), on_step=lambda t, v: stations.append(t))
         ref = gold.output(folder + "tokens")                                 # before and after each iteration
         stations = torch.stack([ref[0, :2], *stations])
         rows.add("harmon drawing", gold, folder + "tokens", torch.cat([stations] * (n // 2), dim=1),

@@ -26,14 +26,18 @@ from PIL import Image
 import chat
 import sample
 import train
-from nanoharmon import bench, convert, data, evaluate, featuremap, harmon, memory, probe, quality, qwen, shapes, vae
-from nanoharmon.cli import load_pipeline, run
+from nanoharmon import harmon, qwen, vae
+from nanoharmon.cli import run_main
 from nanoharmon.config import to_dict
-from nanoharmon.harmon import IMAGE, Harmon
-from nanoharmon.pipeline import Pipeline
+from nanoharmon.harmon import Harmon
+from nanoharmon.pipeline import Pipeline, load_pipeline
 from nanoharmon.qwen import Qwen
-from nanoharmon.safetensors import save_safetensors
-from nanoharmon.tokenizer import SPECIAL, Tokenizer
+from nanoharmon.tokenizer import IMAGE, SPECIAL, Tokenizer
+from nanoharmon.evals import bench, evaluate, featuremap, probe, quality
+from nanoharmon.training import batches as data, memory
+from nanoharmon.weights import convert
+from nanoharmon.weights.safetensors import save_safetensors
+from nanoharmon.world import shapes
 from test_pipeline import make_pipeline
 
 MAIN = {"sample": sample.main, "chat": chat.main, "train": train.main, "convert": convert.main, "bench": bench.main,
@@ -203,7 +207,7 @@ def test_a_mistake_is_one_line_that_says_what_to_change(row, here, known, nothin
     command, flags, words = row
     monkeypatch.chdir(here)
     with pytest.raises(SystemExit) as e:
-        run(lambda: MAIN[command](list(typed(flags))))
+        run_main(lambda: MAIN[command](list(typed(flags))))
     out, err = capsys.readouterr()
     assert e.value.code == 2 and err.startswith("error: ") and err[-1] == "\n" and err[:-1].isprintable(), err
     assert all(word in err for word in words) and len(err) < 1100, err

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanoharmon.checkpoint import describe, latest_state, load_state, load_weights, pack, save_state, unpack
 from nanoharmon.files import write_json
-from nanoharmon.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
+from nanoharmon.weights.checkpoint import describe, latest_state, load_state, load_weights, pack, save_state, unpack
+from nanoharmon.weights.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -374,7 +374,7 @@ def run(script, *args):
 
 FULL_DISK = """
 import os, resource, sys, torch
-from nanoharmon.checkpoint import *
+from nanoharmon.weights.checkpoint import *
 from pathlib import Path
 out = Path(sys.argv[1])
 save_safetensors({"a": torch.zeros(10)}, out / "a.safetensors")
@@ -410,8 +410,8 @@ def test_full_disk_is_explained_and_leaves_the_old_file(tmp_path):
 # one process imports torch and forks the victims, because importing torch takes seconds
 KILL = """
 import os, random, shutil, signal, sys, time, torch
-from nanoharmon import checkpoint
-from nanoharmon.checkpoint import *
+from nanoharmon.weights import checkpoint
+from nanoharmon.weights.checkpoint import *
 torch.set_num_threads(1)
 out, rng = sys.argv[1], random.Random(0)
 

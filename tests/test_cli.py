@@ -15,8 +15,9 @@ from PIL import Image
 import chat
 import sample
 from nanoharmon import files
-from nanoharmon.cli import Parser, load_pipeline, number, pick_device, run
-from nanoharmon.files import open_image
+from nanoharmon.cli import Parser, number, run_main
+from nanoharmon.pictures import open_image
+from nanoharmon.pipeline import load_pipeline, pick_device
 from test_pipeline import make_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def here(tmp_path, monkeypatch):
 def call(main, argv):
     """Exit code of a command run in this process."""
     with pytest.raises(SystemExit) as e:
-        run(lambda: main(argv))
+        run_main(lambda: main(argv))
         raise SystemExit(0)
     return e.value.code
 
@@ -84,7 +85,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
     for error, variable in (RuntimeError("shapes"), ""), (TypeError("x"), ""), (ValueError("x"), "1"):
         monkeypatch.setenv("NANOHARMON_TRACEBACK", variable)
         with pytest.raises(type(error)):
-            run(main)
+            run_main(main)
 
 
 def test_numbers_devices_and_flags():

@@ -1,13 +1,13 @@
 """Wrong prompts are wrong in one thing, and a model that cannot hear has no rise.    python -m pytest -q tests/test_contrast.py"""
 import torch
 
-from nanoharmon import language, shapes
-from nanoharmon.config import Config
-from nanoharmon.contrast import contrast, lies, main
-from nanoharmon.data import training_texts
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.evals.contrast import contrast, lies, main
+from nanoharmon.training.recipe import Config
+from nanoharmon.world import language, shapes
+from nanoharmon.world.source import training_texts
 
 
 def pico():

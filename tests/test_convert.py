@@ -16,16 +16,16 @@ from tokenizers import Tokenizer as HFTokenizer
 
 import parity
 from golden import Golden
-from nanoharmon import bench, convert
-from nanoharmon.cli import run
+from nanoharmon.cli import run_main
 from nanoharmon.config import PRESETS, LLMConfig, MARConfig, pico
-from nanoharmon.convert import Plan, llm_config, load_llm, start_from
-from nanoharmon.harmon import IMAGE
 from nanoharmon.mar import MAR
 from nanoharmon.pipeline import Pipeline, TextPipeline
 from nanoharmon.qwen import Qwen
-from nanoharmon.safetensors import open_tensors, save_safetensors
-from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.tokenizer import IMAGE, Tokenizer
+from nanoharmon.evals import bench
+from nanoharmon.weights import convert
+from nanoharmon.weights.convert import Assembly, llm_config, load_llm, start_from
+from nanoharmon.weights.safetensors import open_tensors, save_safetensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ def test_a_hugging_face_directory_of_harmon_holds_everything(files, tmp_path):
     (folder / "config.json").write_text(json.dumps({"model_type": "harmon", "llm": inner, "mar": {"type": "mar_base"}}))
     (folder / "model.safetensors").unlink()
     shard(weights, folder, 3)
-    plan = Plan(pico(), folder, flags=flags)
+    plan = Assembly(pico(), folder, flags=flags)
     assert set(plan.sources) == set(convert.PARTS) and plan.meta["size"] == 512 and plan.config.grad_scale == 0.1
     convert.main(argv({"harmon": folder, "out": tmp_path / "a"}, flags))
     convert.main(argv(files[0], flags, out=tmp_path / "b"))
@@ -255,8 +255,8 @@ def test_prompts_are_those_of_the_real_tokenizer():
 
 STREAM = """
 import sys, torch
-from nanoharmon import convert
-from nanoharmon.bench import peak_memory
+from nanoharmon.weights import convert
+from nanoharmon.evals.bench import peak_memory
 before = peak_memory(torch.device("cpu"))
 convert.main(sys.argv[1:])
 print("PEAK", before, peak_memory(torch.device("cpu")))
@@ -297,7 +297,7 @@ def test_conversion_streams(files, large, tmp_path, dtype):
 
 def call(capsys, arguments):
     with pytest.raises(SystemExit) as e:
-        run(lambda: convert.main(arguments))
+        run_main(lambda: convert.main(arguments))
     out, err = capsys.readouterr()
     assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     return err

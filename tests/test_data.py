@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from nanoharmon import language, latents, shapes
-from nanoharmon.config import DataConfig, pico
-from nanoharmon.data import Batches, ShapesData, halves, parse_mix, training_texts
-from nanoharmon.harmon import IMAGE
-from nanoharmon.latents import encode_share, latents_path, new_cache
+from nanoharmon.config import pico
 from nanoharmon.pictures import to_pixels
-from nanoharmon.tokenizer import IGNORE, Tokenizer
+from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
 from nanoharmon.vae import VAE
+from nanoharmon.training import latents
+from nanoharmon.training.batches import Batches, halves, parse_mix
+from nanoharmon.training.latents import encode_share, latents_path, new_cache
+from nanoharmon.training.recipe import DataConfig
+from nanoharmon.world import language, shapes
+from nanoharmon.world.source import ShapesData, training_texts
 
 CONFIG = DataConfig(scenes=60, board=2)
 SCENES = ShapesData(CONFIG)
@@ -30,8 +32,8 @@ def data():
 
 BATCHES = {"images": lambda d, rng: [d.images(rng, 4, 16)], "texts": lambda d, rng: list(d.texts(rng, 6)),
            "class_pictures": lambda d, rng: [d.class_pictures(rng, 6, 16)],
-           "drawings": lambda d, rng: list(d.drawings(rng, 6, 16, 0.5)),
-           "readings": lambda d, rng: list(d.readings(rng, 6, 16))}
+           "drawings": lambda d, rng: list(d.generation(rng, 6, 16, 0.5)),
+           "readings": lambda d, rng: list(d.understanding(rng, 6, 16))}
 
 
 @pytest.mark.parametrize("kind", BATCHES)
@@ -58,7 +60,7 @@ def test_pictures_are_renders_in_minus_one_to_one(data):
 def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
     monkeypatch.setattr(language, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
     tokens, ids, is_real = (torch.cat([p.flatten(1) if p.ndim == 3 else torch.nn.functional.pad(p, (0, 99 - p.shape[1]))
-                                       for p in parts]) for parts in zip(*data.drawings(random.Random(0), 12, 16, 0.0)))
+                                       for p in parts]) for parts in zip(*data.generation(random.Random(0), 12, 16, 0.0)))
     assert tokens.shape == (12, 16) and is_real.sum(1).min() > 5
     for latent, row, real in zip(tokens, ids, is_real):
         text = data.tokenizer.decode(row[real].tolist())
@@ -67,7 +69,7 @@ def test_drawings_pair_pictures_with_their_own_prompts(data, monkeypatch):
 
 @pytest.mark.parametrize("pairs, low, high", [(0.0, 0.3, 0.65), (0.5, 0.6, 0.9), (1.0, 1, 1)])
 def test_pairs_are_scenes_of_two_different_objects(data, pairs, low, high):
-    rows = [i for tokens, *_ in data.drawings(random.Random(1), 200, 16, 0.0, pairs) for i in tokens[:, 0, 0].tolist()]
+    rows = [i for tokens, *_ in data.generation(random.Random(1), 200, 16, 0.0, pairs) for i in tokens[:, 0, 0].tolist()]
     two = [len(s.objects) == len({o.pair for o in s.objects}) == 2 for s in (SCENES.scene(int(i)) for i in rows)]
     assert len(two) == 200 and low <= sum(two) / 200 <= high
     assert SCENES.to_draw(random.Random(2)) == SCENES.to_read(random.Random(2))
@@ -81,13 +83,13 @@ def test_without_pairs_in_the_world_any_scene_will_do():
 @pytest.mark.parametrize("drop, found", [(0.0, 0), (1.0, 20)])
 def test_dropped_captions_become_the_unconditional_prompt(data, drop, found):
     nothing = data.tokenizer.drawing(None)
-    rows = [row[is_real].tolist() for _, ids, real in data.drawings(random.Random(0), 20, 16, drop)
+    rows = [row[is_real].tolist() for _, ids, real in data.generation(random.Random(0), 20, 16, drop)
             for row, is_real in zip(ids, real)]
     assert rows.count(nothing) == found
 
 
 def test_readings_supervise_answers_only_and_hold_places_for_the_picture(data):
-    for tokens, ids, labels, is_real, index in data.readings(random.Random(3), 8, 16):
+    for tokens, ids, labels, is_real, index in data.understanding(random.Random(3), 8, 16):
         assert tokens.shape == (4, 4, 4) and ids.shape == labels.shape == is_real.shape
         assert ((ids == IMAGE).sum(1) == 4 + 2).all()                 # S + U
         assert (labels[ids == IMAGE] == IGNORE).all() and (labels[~is_real] == IGNORE).all()
@@ -125,7 +127,7 @@ def test_thoughts_say_what_a_prompt_leaves_open():
 @pytest.mark.parametrize("share, low, high", [(0.0, 0, 0), (0.25, 0.15, 0.35), (1.0, 1, 1)])
 def test_thoughts_are_readings_without_a_picture(data, share, low, high):
     bare = total = 0
-    for tokens, ids, labels, is_real, index in data.readings(random.Random(0), 200, 16, share):
+    for tokens, ids, labels, is_real, index in data.understanding(random.Random(0), 200, 16, share):
         seen = (ids == IMAGE).any(1)
         assert len(tokens) == seen.sum()
         for row, marks in zip(ids[~seen], labels[~seen]):

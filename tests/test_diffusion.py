@@ -1,11 +1,11 @@
 """Schedules, losses and samplers of the diffusion head.     python -m pytest -q tests/test_diffusion.py"""
-import math
 
 import numpy as np
 import pytest
 import torch
 
 from golden import Golden, check, check_gradients, replay
+from nanoharmon.config import MARConfig
 from nanoharmon.diffloss import DiffLoss
 from nanoharmon.diffusion import Diffusion, cosine_betas, space_timesteps
 
@@ -15,16 +15,17 @@ VARIANTS = ("craft", "rand")
 
 def head(variant):
     c, g = gold.config, Golden("diffloss", variant + "/")
-    model = DiffLoss(c["in_channels"], c["z_channels"], c["width"], c["depth"])
+    model = DiffLoss(MARConfig(token_dim=c["in_channels"], decoder_embed_dim=c["z_channels"], diffloss_w=c["width"],
+                               diffloss_d=c["depth"]))
     model.load_state_dict(g.state_dict())
     return g, model
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["train1000"] + ["r" + r for r in gold.config["respacings"]])
+@pytest.mark.parametrize("name", ["train1000", "r10", "r20", "r50", "r100"])
 def test_every_table_is_official_to_float64(name):
-    diffusion = Diffusion(name.removeprefix("train").removeprefix("r"))
+    diffusion = Diffusion(int(name.removeprefix("train").removeprefix("r")))
     tables = {**diffusion.tables, "timestep_map": diffusion.timestep_map}
     stored = gold.outputs(f"schedule/{name}/")
     assert "betas" in stored
@@ -36,15 +37,15 @@ def test_cosine_betas_are_official():
     np.testing.assert_allclose(cosine_betas(), gold.output("schedule/cosine1000/betas_raw").numpy(), rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("respacing", ["10,15,20", "1", "1000"])
-def test_sections_of_timesteps_are_official(respacing):
-    assert space_timesteps(1000, respacing) == gold.output("schedule/space_timesteps/" + respacing).tolist()
+@pytest.mark.parametrize("count", [1, 1000])
+def test_spaced_timesteps_are_official(count):
+    assert space_timesteps(1000, count) == gold.output(f"schedule/space_timesteps/{count}").tolist()
 
 
-@pytest.mark.parametrize("respacing", ["0", "1001", "ddim600", "600,600"])
-def test_impossible_spacings_are_refused(respacing):
+@pytest.mark.parametrize("count", [0, 1001])
+def test_impossible_spacings_are_refused(count):
     with pytest.raises(ValueError, match="steps"):
-        space_timesteps(1000, respacing)
+        space_timesteps(1000, count)
 
 
 # --- network and loss ------------------------------------------------------------------------------------------------
@@ -69,13 +70,14 @@ def test_loss_and_all_its_parts_are_official(variant):
     diffusion = model.train_diffusion
     x_t = diffusion.q_sample(x0, t, noise)
     output = model.net(x_t, t, z)
-    loss, mse = diffusion.loss(output, x0, x_t, t, noise)
+    loss, vb = diffusion.loss(output, x0, x_t, t, noise), diffusion.variational_bound(output, x0, x_t, t)
     mean, logvar, pred_x0 = diffusion.p_mean_variance(output, x_t, t)
     if g.has("x_t"):
         g.check("x_t", x_t)
-    for key, got in {"mse": mse, "vb": diffusion.variational_bound(output, x0, x_t, t), "loss": loss, "p_mean": mean,
+    rows = model(x0, z, t, noise)
+    for key, got in {"mse": loss - vb, "vb": vb, "loss": loss, "p_mean": mean,
                      "p_log_variance": logvar.expand_as(mean), "p_pred_xstart": pred_x0,
-                     "loss_nomask": model(x0, z, None, t, noise), "loss_masked": model(x0, z, mask, t, noise)}.items():
+                     "loss_nomask": rows.mean(), "loss_masked": (rows * mask).sum() / mask.sum()}.items():
         g.check(key, got)
 
 
@@ -84,7 +86,7 @@ def test_gradients_of_the_loss_are_official(variant):
     """Also: the variance's bound sends no gradient into eps, otherwise final_layer's would be larger."""
     g, model = head(variant)
     x0, t, noise, z, mask = (gold.input("loss/" + k) for k in ("x_start", "t", "noise", "z", "mask"))
-    model(x0, z.requires_grad_(), mask, t, noise).backward()
+    ((model(x0, z.requires_grad_(), t, noise) * mask).sum() / mask.sum()).backward()
     g.check("grad_z", z.grad)
     if variant == "rand":
         check_gradients(g, "", model)
@@ -94,9 +96,8 @@ def test_the_variational_bound_gives_no_gradient_to_eps():
     output, x0, noise, t = torch.randn(6, 8, requires_grad=True), *torch.randn(2, 6, 4), torch.arange(6) * 150
     diffusion = Diffusion()
     x_t = diffusion.q_sample(x0, t, noise)
-    loss, mse = diffusion.loss(output, x0, x_t, t, noise)
-    (loss - mse).sum().backward()
-    check("eps", output.grad[:, :4], torch.zeros(6, 4), 1e-6)
+    diffusion.loss(output, x0, x_t, t, noise).sum().backward()
+    check("eps", output.grad[:, :4], (output - torch.cat([noise, noise], 1))[:, :4] / 2, 1e-6)       # of the error alone
     assert (output.grad[:, 4:] != 0).all()
 
 
@@ -109,7 +110,7 @@ def test_ancestral_samples_are_official(steps, cfg, temperature):
     n, model = gold.config["n_sample"], head("craft")[1]
     z = gold.input("sample/z")[:n if cfg == 1 else None]
     randn = replay(gold.input("sample/noise_init")[None], gold.input("sample/noise_steps_r" + steps)[:, :n])
-    got = model.sample(z, temperature, cfg, steps, randn=randn)
+    got = model.sample(z, temperature, cfg, int(steps), randn=randn)
     # the official second half, of the unconditional rows, follows a chain of its own that nobody reads
     key = f"sample/r{steps}_cfg{cfg:.0f}_temp{temperature:g}"
     gold.check(key, torch.cat([got, torch.zeros_like(gold.output(key)[n:])]), slice(0, n))
@@ -126,8 +127,7 @@ def exact_network(x, t):
 
 
 @pytest.mark.parametrize("sampler, steps, tolerance", [
-    ("ddpm", "250", 0.012), ("ddim", "50", 0.02), ("ddim", "250", 0.006), ("dpm++", "15", 0.03),
-    ("dpm++", "50", 0.006)])
+    ("ddpm", 250, 0.012), ("ddim", 50, 0.02), ("ddim", 250, 0.006), ("dpm++", 15, 0.03), ("dpm++", 50, 0.006)])
 def test_samplers_reach_a_known_gaussian(sampler, steps, tolerance):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20000, 1, dtype=torch.float64, generator=generator)
@@ -141,7 +141,7 @@ def test_second_order_beats_first_order_at_few_steps():
     x = torch.linspace(-2, 2, 101, dtype=torch.float64)[:, None]
 
     def error(sampler):
-        return (Diffusion("20").sample(exact_network, x, None, sampler=sampler) - (MEAN + STD * x)).abs().max()
+        return (Diffusion(20).sample(exact_network, x, None, sampler=sampler) - (MEAN + STD * x)).abs().max()
     assert error("dpm++") < 0.5 * error("ddim")
 
 
@@ -149,7 +149,7 @@ def test_second_order_beats_first_order_at_few_steps():
 def test_deterministic_samplers_draw_no_noise_after_the_first(sampler):
     model = head("craft")[1]
     z, x = gold.input("sample/z")[:5], gold.input("sample/noise_init")
-    assert model.sample(z, steps="10", sampler=sampler, randn=replay(x[None])).isfinite().all()
+    assert model.sample(z, steps=10, sampler=sampler, randn=replay(x[None])).isfinite().all()
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
@@ -161,7 +161,7 @@ def test_guidance_of_1_is_no_guidance(sampler):
         check("guided", model.guided(x, t, z, 1.0), model.net(x, t, z[:5]), 1e-5)
 
     def draw(z, cfg):
-        return model.sample(z, cfg=cfg, steps="10", sampler=sampler, generator=torch.Generator().manual_seed(3))
+        return model.sample(z, cfg=cfg, steps=10, sampler=sampler, generator=torch.Generator().manual_seed(3))
     # 1 + 1e-9 takes the guided path, and the conditional half alone must decide
     check("samples", draw(z, 1 + 1e-9), draw(z[:5], 1.0), 1e-3)
 
@@ -170,7 +170,7 @@ def test_equal_halves_make_guidance_do_nothing():
     model, z = head("craft")[1], gold.input("sample/z")[:5]
 
     def draw(z, cfg):
-        return model.sample(z, cfg=cfg, steps="10", generator=torch.Generator().manual_seed(3))
+        return model.sample(z, cfg=cfg, steps=10, generator=torch.Generator().manual_seed(3))
     check("samples", draw(z.repeat(2, 1), 5.0), draw(z, 1.0), 1e-2)
 
 
@@ -178,14 +178,13 @@ def test_the_seed_decides_the_sample_and_temperature_its_noise():
     model, z = head("craft")[1], gold.input("sample/z")[:5]
 
     def draw(seed, temperature=1.0):
-        return model.sample(z, temperature, steps="10", generator=torch.Generator().manual_seed(seed))
+        return model.sample(z, temperature, steps=10, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     assert not torch.equal(draw(1), draw(1, 0.9))
 
 
 def test_untrained_head_predicts_zero_noise():
-    """AdaLN-zero: before training the output is 0, so the loss starts near 1 + vb."""
-    model = DiffLoss(4, 24, 48, 2)
+    """AdaLN-zero: before training the output is 0, so the squared error starts at 1."""
+    model = head("craft")[1]
+    model.net.init_weights()
     assert torch.equal(model.net(torch.randn(3, 4), torch.tensor([0, 5, 999]), torch.randn(3, 24)), torch.zeros(3, 8))
-    assert math.isclose(model.train_diffusion.loss(torch.zeros(2, 8), torch.zeros(2, 4), torch.ones(2, 4),
-                                                   torch.tensor([9, 99]), torch.ones(2, 4))[1].mean().item(), 1.0)

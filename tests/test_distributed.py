@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import train
-from nanoharmon import data
-from nanoharmon.checkpoint import save_state
-from nanoharmon.cli import run
-from nanoharmon.parallel import launch
-from nanoharmon.safetensors import open_tensors
+from nanoharmon.cli import run_main
+from nanoharmon.training import batches as data
+from nanoharmon.training.parallel import launch
+from nanoharmon.weights.checkpoint import save_state
+from nanoharmon.weights.safetensors import open_tensors
 
 STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}
 
@@ -25,7 +25,7 @@ STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}
 def flags(out, *more):
     """Four stages, one for each kind of loss, with small batches."""
     return ["--preset", "pico", "--sample-every", "0", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
-            "--stage_2.draw_batch", "4", "--stage_2.read_batch", "2", *more,
+            "--stage_2.batch", "4", "--stage_2.understanding_batch", "2", *more,
             *(flag for s in STEPS for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
 
 
@@ -47,9 +47,9 @@ def record(argv, shown=False):
     return losses
 
 
-def as_torchrun(rank, world, store, stop, ports, notes, *commands):
+def as_torchrun(rank, world_size, store, stop, ports, notes, *commands):
     """In each of the processes: what torchrun's environment makes of `python train.py`."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     for i, (port, argv) in enumerate(zip(ports, commands)):
         os.environ["MASTER_PORT"] = str(port)
         Path(f"{notes}{i}{rank}").write_text(json.dumps(record(argv, shown="--optim.fsdp" in argv)))
@@ -97,22 +97,22 @@ def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_m
         assert a["grad"] == pytest.approx(b["grad"], rel=1e-3)
 
 
-def sharded(rank, world, store, stop, ports, notes, copy, *commands):
+def sharded(rank, world_size, store, stop, ports, notes, copy, *commands):
     """As `as_torchrun`; the first state that is saved is copied, with what belongs to it, to go on from there."""
     def save_and_copy(folder, *rest, **options):
         save_state(folder, *rest, **options)
         if not Path(copy).exists():
             shutil.copytree(folder.parent, copy)
     train.save_state = save_and_copy
-    as_torchrun(rank, world, store, stop, ports, notes, *commands)
+    as_torchrun(rank, world_size, store, stop, ports, notes, *commands)
 
 
 def test_sharded_blocks_train_the_same_model_and_resume(tmp_path, monkeypatch):
     """FSDP2, two gloo processes with two shards each: 20 steps, saved after 15, and the last five again from there."""
     def command(out, *more, stages=("2",)):
         return ["--preset", "pico", "--sample-every", "10", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
-                "--optim.shards", "4", "--optim.muon", "false", "--optim.checkpointing", "true", "--stage_2.draw_batch",
-                "8", "--stage_2.read_batch", "4", *more, *(f for s in stages for f in ("--stage", s)),
+                "--optim.shards", "4", "--optim.muon", "false", "--optim.checkpointing", "true", "--stage_2.batch",
+                "8", "--stage_2.understanding_batch", "4", *more, *(f for s in stages for f in ("--stage", s)),
                 *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one, two, rest = (tmp_path / name for name in ("one", "two", "rest"))
@@ -134,20 +134,20 @@ def test_sharded_blocks_train_the_same_model_and_resume(tmp_path, monkeypatch):
 @pytest.mark.parametrize("more, words", [
     (["--procs", "2", "--optim.shards", "3"], ["--optim.shards 3", "2 processes", "--optim.shards 2"]),
     (["--optim.shards", "-2"], ["--optim.shards", "-2"]),
-    (["--procs", "1", "--optim.shards", "3"], ["--stage_vae.draw_batch 8", "3 shards", "multiple of 3"])])
+    (["--procs", "1", "--optim.shards", "3"], ["--stage_vae.batch 8", "3 shards", "multiple of 3"])])
 def test_shards_that_do_not_come_out_even(tmp_path, capsys, more, words):
     with pytest.raises(SystemExit) as e:
-        run(lambda: train.main(["--preset", "pico", "--out", str(tmp_path / "out"), *more]))
+        run_main(lambda: train.main(["--preset", "pico", "--out", str(tmp_path / "out"), *more]))
     err = capsys.readouterr().err
     assert e.value.code == 2 and all(word in err for word in words) and not (tmp_path / "out").exists()
 
 
 def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     worlds = []
-    monkeypatch.setattr(train, "worker", lambda rank, world, store, stop, config, args: worlds.append(
-        (world, config.optim.shards)))
-    monkeypatch.setattr(train, "launch", lambda target, world, config, args: worlds.append(
-        (world, config.optim.shards)))
+    monkeypatch.setattr(train, "worker", lambda rank, world_size, store, stop, config, args: worlds.append(
+        (world_size, config.optim.shards)))
+    monkeypatch.setattr(train, "launch", lambda target, world_size, config, args: worlds.append(
+        (world_size, config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     flags = ["--preset", "pico", "--device", "cpu", "--resume"]
     for name, *more in (["a"], ["a", "--procs", "1"], ["b", "--procs", "1"], ["c", "--optim.shards", "4"],
@@ -168,7 +168,7 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
 def test_the_halves_of_a_shard_count_by_their_size(tmp_path, n):
     """A shard of a single text has one "half": its loss must count fully."""
     args, config = train.parse_args(["--preset", "pico", "--out", str(tmp_path), "--procs", "1",
-                                     f"--stage_llm.draw_batch={n}"])
+                                     f"--stage_llm.batch={n}"])
     this = train.Run(config, args, 0, 1, torch.device("cpu"), None)
 
     class Texts:

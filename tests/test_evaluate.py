@@ -15,16 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import evaluate, language, probe, quality, reading, report, shapes
-from nanoharmon.config import Config
-from nanoharmon.data import ShapesData
-from nanoharmon.evaluate import draw_scores, match, vae_score
 from nanoharmon.harmon import Harmon
-from nanoharmon.judge import Detected, detect
-from nanoharmon.measure import batches, fresh_scene, rate, wilson, workers
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.reading import answer_scores, pope_questions, yes_no_scores
 from nanoharmon.tokenizer import DESCRIBE
+from nanoharmon.evals import evaluate, probe, quality, reading, report
+from nanoharmon.evals.common import batches, fresh_scene, rate, wilson, workers
+from nanoharmon.evals.evaluate import draw_scores, match, vae_score
+from nanoharmon.evals.reading import answer_scores, pope_questions, yes_no_scores
+from nanoharmon.training.recipe import Config
+from nanoharmon.world import language, shapes
+from nanoharmon.world.judge import Detected, detect
+from nanoharmon.world.source import ShapesData
 
 FAST = {"iters": 2, "steps": "3"}
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import cli, evaluate, external, shapes
+from nanoharmon import cli
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.evals import evaluate, external
+from nanoharmon.world import shapes
 
 # as in the official file: other words than ours, and more keys
 PROMPTS = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -34,7 +36,7 @@ def command(*flags):
 def refused(*flags):
     """What the command says when it stops with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: command(*flags))
+        cli.run_main(lambda: command(*flags))
     assert stop.value.code == 2
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import cli, featuremap, shapes
-from nanoharmon.config import Config
-from nanoharmon.data import training_texts
-from nanoharmon.featuremap import Concepts, auc, ranks, separation, shows
+from nanoharmon import cli
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.evals import featuremap
+from nanoharmon.evals.featuremap import Concepts, auc, ranks, separation, shows
+from nanoharmon.training.recipe import Config
+from nanoharmon.world import shapes
+from nanoharmon.world.source import training_texts
 
 CONCEPTS = [c for group in featuremap.GROUPS.values() for c in group]
 
@@ -133,7 +135,7 @@ def test_words_become_concepts(text, concept):
 @pytest.mark.parametrize("text", ["rad", "", "red blue", "circle red", "red circle ring", "a red circle"])
 def test_other_words_are_mistakes(capsys, text):
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: featuremap.main(["--concept", text]))
+        cli.run_main(lambda: featuremap.main(["--concept", text]))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "--concept" in error and error.count("\n") == 1
     assert text != "rad" or "did you mean 'red'" in error

@@ -14,17 +14,18 @@ import torch
 from PIL import Image
 
 import train
-from nanoharmon import cli, data, folder
-from nanoharmon.config import Config, DataConfig
-from nanoharmon.data import ShapesData, make_batches
-from nanoharmon.entries import read_entries
-from nanoharmon.files import read_image
-from nanoharmon.folder import FolderData, folder_name, import_source
-from nanoharmon.harmon import IMAGE, Harmon
-from nanoharmon.latents import encode_share, latents_path, new_cache
-from nanoharmon.pictures import pad_square
+from nanoharmon import cli
+from nanoharmon.harmon import Harmon
+from nanoharmon.pictures import pad_square, read_image
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.tokenizer import IGNORE, Tokenizer
+from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
+from nanoharmon.training import batches as data, folder
+from nanoharmon.training.batches import make_batches
+from nanoharmon.training.entries import read_entries
+from nanoharmon.training.folder import FolderData, folder_name, import_source
+from nanoharmon.training.latents import encode_share, latents_path, new_cache
+from nanoharmon.training.recipe import Config, DataConfig
+from nanoharmon.world.source import ShapesData
 
 TEXTS = ["a red thing", "ein blaues Ding", "зелёная вещь", "黄色的东西", "یک چیز سفید", "a 🙂 of sorts"]
 
@@ -289,13 +290,13 @@ def test_a_mixed_batch_is_a_function_of_its_seed_and_has_its_shares(photos, chat
     def batch(seed):
         rng = random.Random(seed)
         return flat([mixed.images(rng, 6, 16), mixed.class_pictures(rng, 6, 16), *mixed.texts(rng, 6),
-                     *mixed.drawings(rng, 6, 16, 0.5), *mixed.readings(rng, 6, 16)])
+                     *mixed.generation(rng, 6, 16, 0.5), *mixed.understanding(rng, 6, 16)])
     a, again, other = batch("0/1"), batch("0/1"), batch("0/2")
     assert all(torch.equal(x, y) for x, y in zip(a, again, strict=True))
     assert not all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, other))
     for found in (mixed.class_pictures(random.Random(0), 400, 16)[0],
-                  torch.cat([p[0] for p in mixed.drawings(random.Random(0), 400, 16, 0)]),
-                  torch.cat([p[0] for p in mixed.readings(random.Random(0), 400, 16)])):
+                  torch.cat([p[0] for p in mixed.generation(random.Random(0), 400, 16, 0)]),
+                  torch.cat([p[0] for p in mixed.understanding(random.Random(0), 400, 16)])):
         assert 0.68 < (found[:, 0, 0] >= 1000).float().mean() < 0.82
 
 
@@ -315,7 +316,7 @@ def test_own_drawings_have_their_own_captions_in_any_language(photos, tmp_path):
     own = imported(photos, tmp_path / "cache")
     made, wanted = batches([own]), {row: item["caption"] for item in own.items
                                     for row in range(item["row"], item["row"] + item["views"])}
-    for tokens, ids, is_real in made.drawings(random.Random(0), 40, 16, 0.0):
+    for tokens, ids, is_real in made.generation(random.Random(0), 40, 16, 0.0):
         for latent, row, real in zip(tokens, ids, is_real):
             assert f"Generate an image: {wanted[int(latent[0, 0])]}" in made.tokenizer.decode(row[real].tolist())
 
@@ -323,7 +324,7 @@ def test_own_drawings_have_their_own_captions_in_any_language(photos, tmp_path):
 def test_readings_cut_long_conversations_at_a_turn_and_may_have_no_picture(chat):
     made, kinds = batches([chat], max_position_embeddings=200), set()
     assert not made.notes()
-    for tokens, ids, labels, is_real, index in made.readings(random.Random(1), 60, 16):
+    for tokens, ids, labels, is_real, index in made.understanding(random.Random(1), 60, 16):
         has_picture = (ids == IMAGE).any(1)
         assert len(tokens) == has_picture.sum() and set((ids == IMAGE).sum(1).tolist()) <= {0, 4 + 2}
         assert is_real.sum(1).max() <= 200 - 16 + 4                   # the largest size of pico has 16 tokens
@@ -345,7 +346,7 @@ def test_texts_too_long_for_the_context_are_left_out_and_counted(photos, tmp_pat
     own = imported(photos, tmp_path / "cache")
     made = batches([own])
     assert "1 texts are not used" in made.notes()[0] and "--llm.max_position_embeddings" in made.notes()[0]
-    assert max(p[1].shape[1] for p in made.drawings(random.Random(0), 100, 16, 0)) < 100
+    assert max(p[1].shape[1] for p in made.generation(random.Random(0), 100, 16, 0)) < 100
 
 
 def test_own_texts_are_learned_whole_and_have_no_pictures(photos, tmp_path):
@@ -356,7 +357,7 @@ def test_own_texts_are_learned_whole_and_have_no_pictures(photos, tmp_path):
 def test_conversations_alone_are_drawn_without_a_prompt(chat):
     made = batches([chat])
     nothing = made.tokenizer.drawing(None)
-    assert all(row[real].tolist() == nothing for _, ids, is_real in made.drawings(random.Random(0), 8, 16, 0.0)
+    assert all(row[real].tolist() == nothing for _, ids, is_real in made.generation(random.Random(0), 8, 16, 0.0)
                for row, real in zip(ids, is_real))
 
 
@@ -368,14 +369,14 @@ def test_texts_without_any_picture_join_a_mix(tmp_path):
     encode_share(Harmon(Config.preset("pico").model).vae, texts, 16, tmp_path / "latents.npy", 0, 1)
     texts.latents[16] = np.load(tmp_path / "latents.npy", mmap_mode="r")
     assert texts.rows == 0 and not texts.held and len(mixed.images(random.Random(0), 9, 16)) == 9
-    tokens, ids = zip(*((tokens, ids) for tokens, ids, *_ in mixed.readings(random.Random(0), 40, 16)))
+    tokens, ids = zip(*((tokens, ids) for tokens, ids, *_ in mixed.understanding(random.Random(0), 40, 16)))
     assert 8 < sum(map(len, tokens)) < 32 and sum(map(len, ids)) == 40
 
 
 def test_a_batch_without_pictures_has_a_loss_and_gradients_everywhere(chat):
     made, model = batches([chat]), Harmon(Config.preset("pico").model)
     chat.told = [item for item in chat.told if item["row"] is None]
-    loss = sum(model.understanding_loss(*batch, (2, 2)) for batch in made.readings(random.Random(0), 4, 16))
+    loss = sum(model.understanding_loss(*batch, (2, 2)) for batch in made.understanding(random.Random(0), 4, 16))
     loss.backward()
     assert torch.isfinite(loss) and all(p.grad is not None and not p.grad.any() for p in model.proj_in.parameters())
 
@@ -398,7 +399,7 @@ def test_no_class_is_the_null_class():
 
 def failing(main, argv, capsys):
     with pytest.raises(SystemExit) as e:
-        cli.run(lambda: main([str(a) for a in argv]))
+        cli.run_main(lambda: main([str(a) for a in argv]))
     err = capsys.readouterr().err.splitlines()
     assert e.value.code == 2 and err[-1].startswith("error: ")
     return err[-1]

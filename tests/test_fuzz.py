@@ -31,16 +31,19 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import entries, external, stages
-from nanoharmon.checkpoint import load_state, save_state
 from nanoharmon.cli import explain
-from nanoharmon.config import Config, pico, to_dict
-from nanoharmon.convert import load_llm
-from nanoharmon.files import MAX_PIXELS, open_image, write_json
+from nanoharmon.config import pico, to_dict
+from nanoharmon.files import write_json
 from nanoharmon.harmon import Harmon
+from nanoharmon.pictures import MAX_PIXELS, open_image
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.safetensors import open_tensors, save_safetensors
 from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.evals import external
+from nanoharmon.training import entries, resume as stages
+from nanoharmon.training.recipe import Config
+from nanoharmon.weights.checkpoint import load_state, save_state
+from nanoharmon.weights.convert import load_llm
+from nanoharmon.weights.safetensors import open_tensors, save_safetensors
 
 SLOW = 20                                        # seconds of CPU time; the largest pictures that are allowed need two
 
@@ -186,7 +189,7 @@ def prepare(folder):
 
     def use(path):
         pipe = Pipeline.load(path.parent)
-        if pipe.plan(["a red circle"])["grid"][0] <= 4:                          # larger ones take their time
+        if pipe.drawing_options(["a red circle"])["grid"][0] <= 4:                          # larger ones take their time
             pipe.answer(pipe.draw(["a red circle"], steps=1, iters=1)[0], "what?", max_new_tokens=2)
 
     def talk(path):
@@ -197,8 +200,8 @@ def prepare(folder):
     def compare(path):
         args = types.SimpleNamespace(preset="pico", given=set(), command=[])
         stages.count_shards(config, run, 1)
-        stages.check_same(config, args, run, {})
-        stages.check_same(config, args, run, {"1": 4})
+        stages.check_settings(config, args, run, {})
+        stages.check_settings(config, args, run, {"1": 4})
     return {"config.json": (folder / "ckpt" / "config.json", use),
             "config.json of Qwen2.5": (llm, lambda p: load_llm(p.parent)),
             "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),

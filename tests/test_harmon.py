@@ -2,9 +2,10 @@
 import pytest
 import torch
 
-from golden import Golden, check, check_gradients, harmon_config, loss_rows, pixels, replay, split
+from golden import Golden, check, check_gradients, drawing_noise, harmon_config, loss_rows, pixels, split
 from nanoharmon.config import pico
-from nanoharmon.harmon import IMAGE, Harmon
+from nanoharmon.harmon import Harmon
+from nanoharmon.tokenizer import IMAGE
 
 gold = Golden("harmon")
 RUNS = {run[0]: run for run in gold.config["runs"]}
@@ -99,15 +100,12 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
     grid = tuple(gold.config["big"] if rect else gold.config["grid"])
     passed, tokens, visible = [], [], []
 
-    def sample(z, scale, i):
-        randn = replay(gold.input(f"{folder}noise_init_{i}")[None], gold.input(f"{folder}noise_steps_{i}"))
-        steps = gold.config["mar"]["num_sampling_steps"]
-        return model.mar.diffloss.sample(z, temperature, scale if cfg != 1 else 1.0, steps, randn=randn)
-
     through = model.through_llm
     monkeypatch.setattr(model, "through_llm", lambda *args: passed.append(through(*args)) or passed[-1])
     got = model.draw(gold.input("sample/input_ids")[:rows], gold.input("sample/attention_mask")[:rows], iters, cfg,
-                     grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule, sample=sample,
+                     grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule,
+                     temperature=temperature, steps=int(gold.config["mar"]["num_sampling_steps"]),
+                     randn=drawing_noise(gold, folder + "noise_", iters),
                      on_step=lambda t, v: (tokens.append(t), visible.append(v)))
     assert len(tokens) == len(passed) == iters
     ref, mask = gold.output(folder + "tokens"), gold.output(folder + "mask")
@@ -223,7 +221,7 @@ def test_inpainting_keeps_the_known_tokens(model, cfg):
     ids, is_real = (gold.input("sample/" + k)[:2 if cfg == 1 else 4] for k in ("input_ids", "attention_mask"))
     tokens, places = torch.randn(2, 36, 4), torch.stack([torch.randperm(36), torch.randperm(36)])
     known, index = places[:, 10:], places[:, 10:, None].expand(-1, -1, 4)
-    got = model.draw(ids, is_real, 4, cfg, orders=places[:, :10], tokens=tokens, known=known, steps="5")
+    got = model.draw(ids, is_real, 4, cfg, orders=places[:, :10], latents=tokens, known=known, steps=5)
     assert torch.equal(got.gather(1, index), tokens.gather(1, index))
     assert ((got != tokens).any(2).sum(1) == 10).all()
 
@@ -231,11 +229,10 @@ def test_inpainting_keeps_the_known_tokens(model, cfg):
 def test_the_seed_decides_the_picture_and_the_prompt_does_too(model):
     ids, is_real = gold.input("sample/input_ids"), gold.input("sample/attention_mask")
 
-    def draw(ids, seed, **options):
-        return model.draw(ids, is_real, 3, steps="5", generator=torch.Generator().manual_seed(seed),
-                          order_generator=torch.Generator().manual_seed(seed), **options)
+    def draw(ids, seed):
+        return model.draw(ids, is_real, 3, steps=5, generator=torch.Generator().manual_seed(seed),
+                          order_generator=torch.Generator().manual_seed(seed))
     assert torch.equal(draw(ids, 0), draw(ids, 0)) and not torch.equal(draw(ids, 0), draw(ids, 1))
-    assert torch.equal(draw(None, 0, text=model.llm.embed(ids)), draw(ids, 0))
     other = ids.clone()
     other[0, 0] = (ids[0, 0] + 1) % 256
     a, b = draw(ids, 0), draw(other, 0)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import train
-from nanoharmon import data
-from nanoharmon.checkpoint import latest_state, load_state
-from nanoharmon.cli import run
-from nanoharmon.safetensors import open_tensors
+from nanoharmon.cli import run_main
+from nanoharmon.training import batches as data
+from nanoharmon.weights.checkpoint import latest_state, load_state
+from nanoharmon.weights.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def error_of(argv, capsys):
     """The one line of a command that must fail."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        run(lambda: train.main(argv))
+        run_main(lambda: train.main(argv))
     *before, err, end = capsys.readouterr().err.split("\n")
     assert e.value.code == 2 and err.startswith("error: ") and end == "" and "Traceback" not in "".join(before)
     return err
@@ -135,7 +135,7 @@ def test_the_last_states_are_kept_and_a_signal_says_how_to_go_on(tmp_path, unbro
         real(*args)
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
         m.setattr(train, "set_lr", set_lr)
-        run(lambda: train.main(flags(tmp_path, "--keep", str(keep))))
+        run_main(lambda: train.main(flags(tmp_path, "--keep", str(keep))))
     assert e.value.code == 143
     kept = sorted(p.name for p in (tmp_path / "stage_llm" / "state").iterdir())
     assert kept == [f"step_000000{i}" for i in (2, 4, 5)[-keep:]]

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 from golden import FOLDER
 from nanoharmon.config import PRESETS, MARConfig
 from nanoharmon.diffloss import DiffLoss
-from nanoharmon.harmon import IMAGE, Harmon
+from nanoharmon.harmon import Harmon
 from nanoharmon.mar import MAR
 from nanoharmon.qwen import Qwen
+from nanoharmon.tokenizer import IMAGE
 from nanoharmon.vae import VAE, vae_loss
 
 

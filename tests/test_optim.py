@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from nanoharmon.config import OptimConfig, pico
+from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
-from nanoharmon.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select, set_lr
+from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select, set_lr
+from nanoharmon.training.recipe import OptimConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from nanoharmon.config import pico
-from nanoharmon.harmon import IMAGE, Harmon
-from nanoharmon.language import caption, draw_prompt, questions
+from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import split_region, to_pictures, to_pixels
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.shapes import random_scene, render
-from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.tokenizer import IMAGE, Tokenizer
+from nanoharmon.world.language import caption, draw_prompt, questions
+from nanoharmon.world.shapes import random_scene, render
 
 FAST = {"steps": 3, "iters": 4}
 
@@ -130,7 +130,7 @@ def test_who_has_nothing_to_say_draws_the_prompt(thinker, monkeypatch):
 
 def test_thinking_is_for_those_who_have_learned_it(pipe, thinker):
     with pytest.raises(ValueError, match="drop --think"):
-        pipe.plan(["a circle"], think=True)
+        pipe.drawing_options(["a circle"], think=True)
     part = dict(image=Image.new("RGB", (32, 32)), region=(0, 0, 8, 8))       # its place is told already
     asked = [thinker.plan(["a circle"], **options)["think"]
              for options in ({}, dict(think=False), part, dict(part, think=True))]
@@ -197,7 +197,7 @@ def test_a_region_is_the_tokens_it_touches_in_pixels_of_the_picture(region, insi
 def test_tokens_outside_the_region_stay_untouched(pipe, scenes, monkeypatch):
     picture = Image.fromarray(render(scenes[0], 32))
     with torch.no_grad():                                    # with gradients, convolutions round differently
-        before, after = pipe.tokens([picture])[0], []
+        before, after = pipe.latents([picture])[0], []
     decode = pipe.model.vae.decode
     monkeypatch.setattr(pipe.model.vae, "decode", lambda tokens, grid: after.append(tokens) or decode(tokens, grid))
     pipe.draw(["a red circle"] * 2, image=picture, region=(8, 8, 20, 16), steps=3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanoharmon.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, draw_sweeps, read_log
+from nanoharmon.training.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, draw_sweeps, read_log
 
 
 def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_counted(tmp_path):

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from nanoharmon import cli, probe, shapes
-from nanoharmon.config import Config
-from nanoharmon.data import training_texts
+from nanoharmon import cli
 from nanoharmon.harmon import Harmon
 from nanoharmon.mar import MAR
-from nanoharmon.measure import wilson
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.evals import probe
+from nanoharmon.evals.common import wilson
+from nanoharmon.training.recipe import Config
+from nanoharmon.world import shapes
+from nanoharmon.world.source import training_texts
 
 
 def pico_pipe(seed=0):
@@ -209,7 +211,7 @@ def test_the_command_compares_the_stages_of_a_run(run, tmp_path, capsys):
 def test_mistakes_are_explained_and_write_nothing(run, tmp_path, capsys, flags, words):
     flags = [flag.format(run=run) for flag in flags]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: probe.main([*flags, "--out", str(tmp_path / "out")]))
+        cli.run_main(lambda: probe.main([*flags, "--out", str(tmp_path / "out")]))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert re.search(words, error) and not (tmp_path / "out").exists()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import language, quality, shapes
-from nanoharmon.config import Config
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
-from nanoharmon.quality import frechet, within
+from nanoharmon.evals import quality
+from nanoharmon.evals.quality import frechet, within
+from nanoharmon.training.recipe import Config
+from nanoharmon.world import language, shapes
 from test_pipeline import make_pipeline
 
 BOARD = {"layout": "board", "board": 3}
@@ -72,7 +73,7 @@ def test_the_same_eye_every_time_and_large_pictures_are_reduced():
     first, _, second = quality.train_eye(16, BOARD, 2), torch.rand(3), quality.train_eye(16, BOARD, 2)
     assert all(map(torch.equal, first.parameters(), second.parameters())) and torch.equal(first.std, second.std)
     large = np.zeros((2, 2 * quality.MOST, 2 * quality.MOST, 3), np.uint8)
-    assert all(map(torch.equal, quality.look(first, large), quality.look(first, large[:, ::2, ::2].copy())))
+    assert all(map(torch.equal, quality.eye_features(first, large), quality.eye_features(first, large[:, ::2, ::2].copy())))
 
 
 class Artist:

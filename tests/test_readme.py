@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import train
-from nanoharmon import study, sweep
-from nanoharmon.config import Config
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.evals import study, sweep
+from nanoharmon.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -95,7 +95,7 @@ def test_stage_table_is_the_preset():
     for name, stage in Config.preset("nano").stages.items():
         cells = rows[name]
         assert f"{stage.steps:,}" in cells
-        assert f"{stage.draw_batch} : {stage.read_batch}" in cells
+        assert f"{stage.batch} : {stage.understanding_batch}" in cells
 
 
 def test_results_are_those_of_the_shipped_checkpoint():

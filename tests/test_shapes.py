@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from nanoharmon.judge import detect, judge, judge_scene
-from nanoharmon.language import (NUMBERS, TASKS, caption, caption_is_right, class_name, describe, draw_prompt,
-                                 geneval_prompts, is_right, parse_caption, parse_description, questions,
-                                 scene_for)
-from nanoharmon.shapes import (COLORS, NUM_CLASSES, OPPOSITE, PAIRS, RELATIONS, SEEN, SEEN_CLASSES, SHAPES, UNSEEN,
-                               Scene, class_scene, random_scene, relation, render, scene_class)
+from nanoharmon.world.judge import detect, judge, judge_scene
+from nanoharmon.world.language import (NUMBERS, TASKS, caption, caption_is_right, class_name, describe, draw_prompt,
+                                       geneval_prompts, is_right, parse_caption, parse_description, questions,
+                                       scene_for)
+from nanoharmon.world.shapes import (COLORS, NUM_CLASSES, OPPOSITE, PAIRS, RELATIONS, SEEN, SEEN_CLASSES, SHAPES,
+                                     UNSEEN, Scene, class_scene, random_scene, relation, render, scene_class)
 
 LAYOUTS = ("board", "free")
 

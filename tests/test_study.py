@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import train
-from nanoharmon import study, sweep
-from nanoharmon.config import Config
 from nanoharmon.flags import override
-from nanoharmon.measure import rate
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.evals import study, sweep
+from nanoharmon.evals.common import rate
+from nanoharmon.training.recipe import Config
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def test_arms_have_equal_batches_and_steps():
             config = Config.preset("nano")
             override(config, a.flags)
             first, second = (config.stages[s] for s in "12")
-            assert (first.draw_batch, first.read_batch) == (second.draw_batch, second.read_batch) or "1" not in a.steps
+            assert (first.batch, first.understanding_batch) == (second.batch, second.understanding_batch) or "1" not in a.steps
             assert sum(a.steps.values()) == study.STEPS["1"] + study.STEPS["2"] or a.name == "stage 1 only"
-            for task in ("draw_batch", "read_batch"):
+            for task in ("batch", "understanding_batch"):
                 assert getattr(second, task) in (0, getattr(Config.preset("nano").stages["2"], task))
 
 
@@ -110,8 +110,8 @@ def test_sampling_draws_no_point_twice(base, tmp_path, monkeypatch, think):
 def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "measure", lambda pipe, arm: {"draw loss": random.random()})
     job = (str(base), str(tmp_path), arm("shared", "joint"), 1, "pico", 40)
-    first = study.train_and_measure(job)
-    assert first == study.train_and_measure(job) and first["minutes"] > 0
+    first = study.train_arm(job)
+    assert first == study.train_arm(job) and first["minutes"] > 0
     assert json.loads((tmp_path / "joint-1" / "study.json").read_text()) == first
     second = arm("shared", "drawing only")              # the same seed, so the same pictures: encoded once
     study.borrow_latents(tmp_path, second, 1)
@@ -123,16 +123,16 @@ def test_an_arm_is_measured_once(base, tmp_path, monkeypatch):
 
 def test_the_base_itself_is_measured_once_per_weights(base, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "measure", lambda pipe, arm: {"draw loss": random.random()})
-    first = study.measure_after((str(base), str(tmp_path), "mar"))
-    assert first == study.measure_after((str(base), str(tmp_path), "mar"))
-    assert first["draw loss"] != study.measure_after((str(base), str(tmp_path), "llm"))["draw loss"]
+    first = study.after_figures((str(base), str(tmp_path), "mar"))
+    assert first == study.after_figures((str(base), str(tmp_path), "mar"))
+    assert first["draw loss"] != study.after_figures((str(base), str(tmp_path), "llm"))["draw loss"]
     assert len(list(tmp_path.glob("after_*.json"))) == 2
 
 
 @pytest.mark.parametrize("name", ["raster order", "l2 loss"])
 def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name):
     monkeypatch.setattr(study.shapes, "SEEN_CLASSES", study.shapes.SEEN_CLASSES[:16])
-    figures = study.train_and_measure((str(base), str(tmp_path), arm("mar", name), 1, "pico", 40))
+    figures = study.train_arm((str(base), str(tmp_path), arm("mar", name), 1, "pico", 40))
     assert set(figures) == {"random, 4 iterations", "random, 4", "random, 1", "raster, 4", "minutes"}
     model = Pipeline.load(study.folder(tmp_path, arm("mar", name), 1) / "stage_mar").model
     if name == "l2 loss":                               # no randomness is left once the order is given
@@ -144,9 +144,9 @@ def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name):
 def test_measure_reports_what_the_arm_learned(base):
     pipe = Pipeline.load(base / "stage_mar")
     pipe.meta["size"] = 16
-    assert set(study.measure(pipe, arm("shared", "joint"), n=1, scenes=64)) == {
+    assert set(study.arm_figures(pipe, arm("shared", "joint"), n=1, scenes=64)) == {
         "prompts right", "draw loss", "answers right", "captions right", "read loss"}
-    assert "read loss" not in study.measure(pipe, arm("shared", "drawing only"), n=1, scenes=64)
+    assert "read loss" not in study.arm_figures(pipe, arm("shared", "drawing only"), n=1, scenes=64)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")

@@ -5,8 +5,7 @@ import pytest
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers
 
 from golden import Golden
-from nanoharmon.harmon import IMAGE
-from nanoharmon.tokenizer import IGNORE, SPECIAL, Tokenizer
+from nanoharmon.tokenizer import IGNORE, IMAGE, SPECIAL, Tokenizer
 
 TEXTS = ["Is there a red circle?", "a large blue square left of a small green star",
          "Generate an image: two triangles"] * 20

@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 
 import train
-from nanoharmon import checkpoint, data
-from nanoharmon.checkpoint import latest_state, load_state
-from nanoharmon.cli import run
-from nanoharmon.config import STAGES, Config
+from nanoharmon.cli import run_main
 from nanoharmon.harmon import Harmon
-from nanoharmon.parallel import Stop, average_gradients, launch
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.safetensors import open_tensors
+from nanoharmon.training import batches as data
+from nanoharmon.training.parallel import Stop, average_gradients, launch
+from nanoharmon.training.recipe import STAGES, Config
+from nanoharmon.weights import checkpoint
+from nanoharmon.weights.checkpoint import latest_state, load_state
+from nanoharmon.weights.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]
 STEPS = [f"--stage_{s}.steps=3" for s in STAGES]
@@ -88,7 +89,7 @@ def failing(argv, capsys):
     """What a command says that must end with exit code 2 and one line."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        run(lambda: train.main([str(a) for a in argv]))
+        run_main(lambda: train.main([str(a) for a in argv]))
     *before, err, end = capsys.readouterr().err.split("\n")            # before: progress bars
     assert e.value.code == 2 and err.startswith("error: ") and end == "" and "Traceback" not in "".join(before)
     return err
@@ -188,7 +189,7 @@ def test_a_signal_saves_and_says_how_to_go_on(start, unbroken, capsys, monkeypat
     flags = [*LONG, "--procs", "1", "--out", str(out)]
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
         m.setattr(train, "average_gradients", step_3)
-        run(lambda: train.main(flags))
+        run_main(lambda: train.main(flags))
     assert e.value.code == code and signal.getsignal(number) is before
     assert "--resume" in capsys.readouterr().err and latest_state(out / "stage_1").name == "step_0000003"
     train.main([*flags, "--resume", "--stage_1.lr=1"])
@@ -229,23 +230,23 @@ def test_a_loss_that_is_not_finite_is_skipped_and_stops_the_run_in_the_end(start
 
 # --- two processes -----------------------------------------------------------------------------------------------------
 
-def two(rank, world, store, stop, flags, outs):
+def two(rank, world_size, store, stop, flags, outs):
     """In each of two processes: check the mean of gradients, then the same stage in two folders."""
     args, config = train.parse_args(flags)
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
     torch.manual_seed(0)
     net, x = torch.nn.Linear(5, 3), torch.randn(2, 4, 5)
     params = dict(net.named_parameters())
     single = [torch.autograd.grad(net(part).square().mean(), params.values()) for part in x]
     net(x[rank]).square().mean().backward()
-    average_gradients(params, world)
+    average_gradients(params, world_size)
     for p, a, b in zip(params.values(), *single):
         assert torch.allclose(p.grad, (a + b) / 2, atol=1e-7)
     dist.destroy_process_group()
     args.device, args.command = "cpu", flags
     for i, out in enumerate(outs):
         args.out, args.resume = out, i == 1
-        train.worker(rank, world, f"{store}{i}", stop, train.parse_args(flags)[1], args)
+        train.worker(rank, world_size, f"{store}{i}", stop, train.parse_args(flags)[1], args)
 
 
 def alive(pid):
@@ -281,8 +282,8 @@ def test_two_processes_end_with_their_parent_and_resume_bit_for_bit(start, unbro
     assert same(weights(whole / "stage_1"), weights(killed / "stage_1"))
 
 
-def fails_on_rank_1(rank, world, store, stop):
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+def fails_on_rank_1(rank, world_size, store, stop):
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
     if rank == 1:
         raise ValueError("the reason")
     dist.barrier()
@@ -295,7 +296,7 @@ def test_an_error_of_any_process_is_raised_in_the_first():
     assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
-def waits(rank, world, store, stop, path, polite):
+def waits(rank, world_size, store, stop, path, polite):
     stop.polite = polite
     Path(path).write_text("ready")
     while not stop.code:

@@ -25,18 +25,18 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
 
-def average_gradients(params, world, shards=None):
+def average_gradients(params, world_size, shards=None):
     """Make the gradients of {name: parameter}, each the sum over this process's shards of the batch, the mean over all
     `shards` (default: one per process). One all-reduce, however many shards a process has gone through. Those of
     sharded parameters (sharding.py) come as the mean over processes."""
-    shards, params = shards or world, list(params.values())
+    shards, params = shards or world_size, list(params.values())
     if shards == 1:
         return
-    if world == 1:
+    if world_size == 1:
         return torch._foreach_div_([p.grad for p in params if p.grad is not None], shards)
     for p in filter(is_sharded, params):
         if p.grad is not None:
-            p.grad /= shards / world
+            p.grad /= shards / world_size
     params = [p for p in params if not is_sharded(p)]
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
     flat = torch.cat([g.flatten() for g in grads])
@@ -47,12 +47,12 @@ def average_gradients(params, world, shards=None):
             p.grad.copy_(piece.view_as(p))
 
 
-def average_values(values, world):
+def average_values(values, world_size):
     """{name: list of scalar tensors}, the same names in every process -> {name: mean over the lists and processes}."""
     means = torch.stack([torch.stack(v).mean() for v in values.values()])
-    if world > 1:
+    if world_size > 1:
         dist.all_reduce(means)
-    return dict(zip(values, (means / world).tolist()))
+    return dict(zip(values, (means / world_size).tolist()))
 
 
 def agree(flag, device):
@@ -60,6 +60,27 @@ def agree(flag, device):
     answer = torch.tensor(float(flag), device=device)
     dist.broadcast(answer, 0)
     return bool(answer)
+
+
+def join(rank, world_size, store, device):
+    """Take this process's share of the cores, or its GPU, and meet the others. Returns the device.
+
+    store: the file where they meet; torchrun says by itself where.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // world_size))))
+    elif device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size,
+                                store=store and dist.FileStore(store, world_size))
+    return device
+
+
+def leave(world_size):
+    if world_size > 1:
+        dist.destroy_process_group()
 
 
 def is_lost(error):
@@ -96,8 +117,8 @@ class Stop:
             sys.exit(self.code)
 
 
-def launch(target, world, *args):
-    """Call target(rank, world, store, stop, *args) in `world` new processes and wait for them.
+def launch(target, world_size, *args):
+    """Call target(rank, world_size, store, stop, *args) in `world_size` new processes and wait for them.
 
     store: where they meet. Raises what the first of them to fail raised; SystemExit as rank 0 does.
     """
@@ -115,9 +136,9 @@ def launch(target, world, *args):
 
     with tempfile.TemporaryDirectory(prefix="nanoharmon-") as folder:
         try:
-            for rank in range(world):
+            for rank in range(world_size):
                 children.append(context.Process(target=_child, args=(
-                    target, rank, world, str(Path(folder, "store")), problems, ready, args)))
+                    target, rank, world_size, str(Path(folder, "store")), problems, ready, args)))
                 children[-1].start()
             for number in SIGNALS:
                 signal.signal(number, forward)
@@ -141,7 +162,7 @@ def launch(target, world, *args):
     for rank, code in enumerate(codes):
         if code and code < 0:                                 # first, because the others then fail for lack of a peer
             print(file=sys.stderr)                            # its progress bar may have left a line open
-            raise ValueError(f"process {rank} of {world} was killed by signal {-code}, perhaps for lack of memory; "
+            raise ValueError(f"process {rank} of {world_size} was killed by signal {-code}, perhaps for lack of memory; "
                              f"go on with --resume, and with --procs 1 or smaller batches")
     if not problems.empty():
         error, where = problems.get()
@@ -150,14 +171,14 @@ def launch(target, world, *args):
         raise RuntimeError(f"the worker processes ended with exit codes {codes}")
 
 
-def _child(target, rank, world, store, problems, ready, args):
+def _child(target, rank, world_size, store, problems, ready, args):
     end_with_parent()
     tqdm.set_lock(threading.RLock())                          # its own is a semaphore, which a killed process leaks
     with Stop(rank) as stop:
         if rank == 0:
             ready.set()
         try:
-            target(rank, world, store, stop, *args)
+            target(rank, world_size, store, stop, *args)
         except Exception as e:
             known = isinstance(e, (ValueError, OSError, MemoryError, RuntimeError))
             problems.put((e if known else RuntimeError(f"{type(e).__name__}: {e}"), traceback.format_exc()))

@@ -18,11 +18,12 @@ import random
 
 import torch
 
-from . import language, shapes
-from .cli import Parser, load_pipeline, model_flags, number
-from .measure import batches, world
+from ..cli import Parser, model_flags, number
+from ..pipeline import load_pipeline
+from ..tokenizer import pad
+from .common import batches, placement
 from .report import markdown
-from .tokenizer import pad
+from ..world import language, shapes
 
 PICTURES, BATCH = 256, 16
 
@@ -55,7 +56,7 @@ def contrast(pipe, n=PICTURES, seed=0, size=None):
     model, size, out = pipe.model, size or pipe.size, {}
     grid = model.vae.grid_of(size, size)
     S, mul = grid[0] * grid[1], model.config.mar.diffusion_batch_mul
-    scenes, prompts = lies(n, seed, **world(pipe))
+    scenes, prompts = lies(n, seed, **placement(pipe))
     for part in batches(range(n), BATCH):
         tokens = model.vae.encode(pipe.pixels([shapes.render(scenes[i], size) for i in part]))
         B, generator = len(tokens), torch.Generator(pipe.device).manual_seed(part.start)
@@ -90,5 +91,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from .cli import run
-    run(main)
+    from ..cli import run_main
+    run_main(main)

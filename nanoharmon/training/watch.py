@@ -3,16 +3,16 @@
 Of the shapes world, scenes that training does not count; of pictures of one's own, the held-out ones.
 """
 import random
-import textwrap
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from . import language, shapes
-from .mar import random_orders
-from .pictures import to_pictures, to_pixels
-from .tokenizer import DESCRIBE
+from ..mar import random_orders
+from ..pictures import captioned, grid, to_pictures, to_pixels
+from ..tokenizer import DESCRIBE
+from ..world import language, shapes
+from .plot import draw_curves, read_log
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
            "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]
@@ -20,18 +20,33 @@ QUESTIONS = ["describe the image.", "how many objects are there?", "is there a r
              "what shape is the {color} object?"]
 
 
+def show(run, name, step, pipe, batches):
+    """Samples, answers and the curves so far, into OUT."""
+    was_training = pipe.model.training
+    pipe.model.eval()
+    sheet, answers = snapshot(pipe, batches, name, run.config.stages[name].size or run.config.stages["1"].size)
+    if run.is_main:
+        if sheet:
+            (run.out / "samples").mkdir(exist_ok=True)
+            sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
+        curves, damaged = read_log(run.out / "log.jsonl")
+        draw_curves(curves, run.out / "curves.png")
+        run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
+    pipe.model.train(was_training)
+
+
 @torch.no_grad()
-def look(pipe, data, name, size):
+def snapshot(pipe, batches, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     pictures, answers = [], []
-    for source in data.sources:
-        drawn, said = (look_at_shapes(pipe, source, name, size) if source.name == "shapes" else
-                       look_at_held_out(pipe, source, name, size, data.first_class[source.name]))
+    for source in batches.sources:
+        drawn, said = (snapshot_of_shapes(pipe, source, name, size) if source.name == "shapes" else
+                       snapshot_of_held_out(pipe, source, name, size, batches.first_class[source.name]))
         pictures, answers = pictures + drawn, answers + said
-    return contact_sheet(pictures, size) if pictures else None, answers
+    return grid(pictures, 8) if pictures else None, answers
 
 
-def look_at_shapes(pipe, source, name, size):
+def snapshot_of_shapes(pipe, source, name, size):
     scene = max(map(source.scene, range(-20, 0)), key=lambda s: len(s.objects))              # training's count from 0
     questions = [question.format(color=scene.objects[0].color) for question in QUESTIONS]
     if name == "vae":
@@ -46,7 +61,7 @@ def look_at_shapes(pipe, source, name, size):
             [[question, pipe.answer(image, question, size=size)] for question in questions])
 
 
-def look_at_held_out(pipe, source, name, size, first_class):
+def snapshot_of_held_out(pipe, source, name, size, first_class):
     if name == "vae":
         return through_vae(pipe, source.pictures([item["row"] for item in source.held[:8]], size)), []
     if name == "llm":
@@ -94,7 +109,7 @@ def from_classes(pipe, classes, size):
 
 
 @torch.no_grad()
-def final_look(pipe, sources, size):
+def final_snapshot(pipe, sources, size):
     """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet;
     {name: figure}, the mean PSNR of the VAE on up to 64 held-out pictures of each source; and the captions.
     Without captions (LLaVA), the sheet shows what the VAE makes of the pictures."""
@@ -110,34 +125,7 @@ def final_look(pipe, sources, size):
         pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)
                   for row, caption in captions(pipe, source, size)[:16 // len(sources)]]
     if not pairs:
-        return contact_sheet(decoded, size) if decoded else None, figures, []
+        return grid(decoded, 8) if decoded else None, figures, []
     texts = [caption for _, caption in pairs]
-    both = [contact_sheet([picture, drawing], size, 2) for (picture, _), drawing in
-            zip(pairs, pipe.draw(texts, size=size, seed=0))]
-    return captioned(both, texts, 192, columns=4), figures, texts
-
-
-# --- sheets -----------------------------------------------------------------------------------------------------------
-
-def contact_sheet(pictures, size, columns=8):
-    sheet = Image.new("RGB", (columns * (size + 2), -(-len(pictures) // columns) * (size + 2)), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (size + 2), i // columns * (size + 2)))
-    return sheet
-
-
-def captioned(pictures, texts, width, columns=5):
-    """Pictures of one shape, `width` wide, each above the first lines of its text."""
-    height, font = round(width * pictures[0].height / pictures[0].width), ImageFont.load_default(11)
-    tiles = []
-    for picture, text in zip(pictures, texts):
-        tile = Image.new("RGB", (width + 4, height + 48), "white")
-        tile.paste(picture.resize((width, height), Image.Resampling.BICUBIC))
-        lines = textwrap.wrap(text, width // 6, max_lines=3, placeholder=" ...")
-        ImageDraw.Draw(tile).multiline_text((2, height + 2), "\n".join(lines), "black", font)
-        tiles.append(tile)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (min(columns, len(tiles)) * (width + 4), rows * (height + 48)), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % columns * tile.width, i // columns * tile.height))
-    return sheet
+    both = [grid([picture, drawn], 2) for (picture, _), drawn in zip(pairs, pipe.draw(texts, size=size, seed=0))]
+    return grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4), figures, texts

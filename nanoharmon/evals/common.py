@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from . import shapes
-from .parallel import end_with_parent
+from ..training.parallel import end_with_parent
+from ..world import shapes
 
 BATCH = 64                                                      # pictures drawn, or questions answered, at once
 
@@ -67,7 +67,7 @@ def workers(pipe, procs, threads=1):
         yield pool
 
 
-def spread(function, pipe, jobs, pool=None, progress=None, title=""):
+def over_processes(function, pipe, jobs, pool=None, progress=None, title=""):
     """[function(pipe, *job) for job in jobs], perhaps in other processes. progress: tqdm or the like."""
     done = (function(pipe, *job) for job in jobs) if pool is None else pool.imap(do, [(function, j) for j in jobs])
     return list(done if progress is None else progress(done, total=len(jobs), desc=title))
@@ -79,7 +79,7 @@ def batches(items, size=BATCH):
     return [items[len(items) * i // parts:len(items) * (i + 1) // parts] for i in range(parts)]
 
 
-def world(pipe):
+def placement(pipe):
     """Where training put objects: options of shapes.random_scene."""
     return {"layout": pipe.meta.get("layout", "board"), "board": pipe.meta.get("board", 3)}
 
@@ -88,6 +88,6 @@ def fresh_scene(pipe, seed, i, unseen=False):
     """Scene i for evaluation. With `unseen`, at least one object is of a pair that training never showed."""
     rng = random.Random(f"eval/{seed}/scene/{unseen}/{i}")
     while True:
-        scene = shapes.random_scene(rng, allow_unseen=unseen, **world(pipe))
+        scene = shapes.random_scene(rng, allow_unseen=unseen, **placement(pipe))
         if not unseen or any(o.pair in shapes.UNSEEN for o in scene.objects):
             return scene

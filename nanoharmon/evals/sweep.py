@@ -13,12 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import evaluate
-from .files import write_json
-from .measure import workers
-from .pipeline import OFFICIAL
-from .plot import draw_sweeps
+from ..files import write_json
+from ..pipeline import OFFICIAL
+from ..evals import evaluate
+from .common import workers
 from .report import markdown_table
+from ..training.plot import draw_sweeps
 
 SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
           "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
@@ -30,7 +30,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     Returns {sweep: {line: [(value, rate), ...]}}, line: "thinking first" or "the prompt itself". Finished points are
     kept by weights and all options: the sweeps meet in one point.
     """
-    own = pipe.plan(["a ring"])
+    own = pipe.drawing_options(["a ring"])
     weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
     lines = {"thinking first": True} if own["think"] else {}
     lines["the prompt itself"] = False
@@ -42,7 +42,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
         for line, name, value in tqdm(todo, desc="sampling"):
             options = {"steps": 25, "think": lines[line]}
             options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
-            plan = pipe.plan(["a ring"], **options)
+            plan = pipe.drawing_options(["a ring"], **options)
             key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
                 scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)

@@ -33,18 +33,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import cli, evaluate, shapes, sweep
-from .cli import Parser, load_pipeline, model_flags, number
-from .config import Config, DataConfig
-from .data import Batches, ShapesData
-from .files import write_json
-from .harmon import Harmon
-from .judge import judge
-from .measure import out_folder, rate
-from .parallel import end_with_parent
-from .pictures import to_pictures
-from .pipeline import Pipeline
+from .. import cli
+from ..cli import Parser, model_flags, number
+from ..files import write_json
+from ..harmon import Harmon
+from ..pictures import to_pictures
+from ..pipeline import Pipeline, load_pipeline
+from ..evals import evaluate, sweep
+from .common import out_folder, rate
 from .report import markdown
+from ..training.batches import Batches
+from ..training.parallel import end_with_parent
+from ..training.recipe import Config, DataConfig
+from ..world import shapes
+from ..world.judge import judge
+from ..world.source import ShapesData
 
 STUDIES = ("shared", "stages", "mar", "sampling")
 STEPS = {"mar": 500, "1": 90, "2": 280}         # of an arm, at --budget 1
@@ -66,14 +69,14 @@ def arms(study, budget=1.0, preset="nano"):
     """The arms of a study; the first is the one that the others are compared with."""
     n = {stage: max(1, round(steps * budget)) for stage, steps in STEPS.items()}
     second = Config.preset(preset).stages["2"]
-    both = [f"--stage_1.draw_batch={second.draw_batch}", f"--stage_1.read_batch={second.read_batch}",
+    both = [f"--stage_1.batch={second.batch}", f"--stage_1.understanding_batch={second.understanding_batch}",
             "--stage_2.thoughts=0"]                              # all readings are of pictures
     joint = Arm("joint", {"1": n["1"], "2": n["2"]}, both)
     reading = "mar_read.encoder,mar_read.z_proj,mar_read.fake_latent"
     if study == "shared":
         return [joint,
-                replace(joint, name="drawing only", flags=[*both, *(f"--stage_{s}.read_batch=0" for s in "12")]),
-                replace(joint, name="reading only", flags=[*both, *(f"--stage_{s}.draw_batch=0" for s in "12")]),
+                replace(joint, name="drawing only", flags=[*both, *(f"--stage_{s}.understanding_batch=0" for s in "12")]),
+                replace(joint, name="reading only", flags=[*both, *(f"--stage_{s}.batch=0" for s in "12")]),
                 replace(joint, name="separate encoders", separate=True, flags=[
                     *both, f"--stage_1.train_parts=mar.,{reading},proj_in.,proj_out.",
                     f"--stage_2.train_parts=mar.,{reading},llm.,proj_in.,proj_out."])]
@@ -156,7 +159,7 @@ def borrow_latents(out, arm, seed):
             mine.hardlink_to(path)
 
 
-def train_and_measure(job):
+def train_arm(job):
     """One arm with one seed: its figures, read from OUT/.../study.json when it is done already."""
     base, out, arm, seed, preset, scenes = job
     out = folder(out, arm, seed)
@@ -174,7 +177,7 @@ def train_and_measure(job):
                     "--save-every", "100", f"--data.seed={seed}", f"--data.scenes={scenes}", *flags, *arm.flags,
                     *(f"--stage={stage}" for stage in arm.steps)])
         pipe = Pipeline.load(out / f"stage_{list(arm.steps)[-1]}")
-        figures = measure_classes(pipe) if "mar" in arm.steps else measure(pipe, arm)
+        figures = class_figures(pipe) if "mar" in arm.steps else arm_figures(pipe, arm)
     figures["minutes"] = (time.time() - began) / 60
     write_json(out / "study.json", figures)
     return figures
@@ -183,9 +186,9 @@ def train_and_measure(job):
 # --- measuring it -----------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def measure(pipe, arm, n=25, scenes=512):
+def arm_figures(pipe, arm, n=25, scenes=512):
     """Figures of a model after stage 2: prompts drawn right, answers right, and both losses on fresh scenes."""
-    figures, none = {}, any("draw_batch=0" in flag for flag in arm.flags)
+    figures, none = {}, any("batch=0" in flag for flag in arm.flags)
     source, size = ShapesData(DataConfig(seed=-1, scenes=scenes)), pipe.size
     source.latents[size] = torch.cat([pipe.model.vae.encode(pipe.pixels(source.pictures(range(k, k + 64), size)))
                                       for k in range(0, scenes, 64)]).numpy()
@@ -193,16 +196,16 @@ def measure(pipe, arm, n=25, scenes=512):
     losses, grid = {"draw loss": [], "read loss": []}, pipe.model.vae.grid_of(size, size)
     for k in range(scenes // 64):
         rng, generator = random.Random(f"eval/study/{k}"), torch.Generator().manual_seed(k)
-        for tokens, ids, is_real in data.drawings(rng, 64, size, 0.0):
+        for tokens, ids, is_real in data.generation(rng, 64, size, 0.0):
             losses["draw loss"].append(pipe.model.generation_loss(tokens, ids, is_real, grid, generator=generator,
                                                                   order_generator=generator).item())
-        for tokens, ids, labels, is_real, index in data.readings(rng, 64, size):
+        for tokens, ids, labels, is_real, index in data.understanding(rng, 64, size):
             losses["read loss"].append(pipe.model.understanding_loss(tokens, ids, labels, is_real, index, grid).item())
     if not none:
         drawn, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, steps=25)
         figures["prompts right"] = drawn["seen"]["overall"]["rate"]
         figures["draw loss"] = statistics.mean(losses["draw loss"])
-    if not any("read_batch=0" in flag for flag in arm.flags):
+    if not any("understanding_batch=0" in flag for flag in arm.flags):
         answers = evaluate.answer_scores(pipe, 8 * n, benches=("vqa", "caption"))
         figures["answers right"] = answers["vqa"]["overall"]["rate"]
         figures["captions right"] = answers["caption"]["rate"]
@@ -210,19 +213,19 @@ def measure(pipe, arm, n=25, scenes=512):
     return figures
 
 
-def measure_after(job):
+def after_figures(job):
     """The same figures for the run in BASE, whose stages are far longer than an arm's, after one of them."""
     base, out, stage = job
     path = Path(out) / f"after_{stage}-{fingerprint(base, stage)}.json"
     if not path.exists():
         torch.set_num_threads(1)
         began = time.time()
-        figures = measure(Pipeline.load(Path(base) / f"stage_{stage}"), Arm("", {}))
+        figures = arm_figures(Pipeline.load(Path(base) / f"stage_{stage}"), Arm("", {}))
         write_json(path, figures | {"minutes": (time.time() - began) / 60})
     return json.loads(path.read_text())
 
 
-def measure_classes(pipe, per_class=3):
+def class_figures(pipe, per_class=3):
     """Figures of a class-conditional MAR: share of right pictures, by order and number of iterations."""
     grid = pipe.model.vae.grid_of(pipe.size, pipe.size)
     S = grid[0] * grid[1]
@@ -249,7 +252,7 @@ def class_rate(pipe, grid, per_class, **options):
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-def spread(values, digits):
+def mean_and_deviation(values, digits):
     """ "0.610 ± 0.020": mean and standard deviation over seeds."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
@@ -259,7 +262,7 @@ def table(results):
     """Markdown of {arm: [figures of each seed]}."""
     columns = list(dict.fromkeys(name for seeds in results.values() for figures in seeds for name in figures))
     digits = {"minutes": 1, "draw loss": 4, "read loss": 4}
-    return markdown({arm: {c: spread([figures[c] for figures in seeds], digits.get(c, 3)) if c in seeds[0] else "-"
+    return markdown({arm: {c: mean_and_deviation([figures[c] for figures in seeds], digits.get(c, 3)) if c in seeds[0] else "-"
                            for c in columns} for arm, seeds in results.items()})
 
 
@@ -270,7 +273,7 @@ def against_first(results):
             for arm, ours in others if len(ours) == len(theirs) > 1}
 
 
-def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20000):
+def run_study(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20000):
     """Train and measure the arms of `shared`, `stages` or `mar`: {arm: [figures of each seed]}, and OUT/STUDY.json."""
     import train
     base, out = Path(base), Path(out)
@@ -283,9 +286,9 @@ def run(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20
     for job in jobs:
         note(job)
     with torch.multiprocessing.get_context("spawn").Pool(procs, start_worker) as pool:
-        done = list(tqdm(pool.imap(train_and_measure, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
+        done = list(tqdm(pool.imap(train_arm, jobs, chunksize=1), total=len(jobs), desc=f"study {study}"))
         after = [s for s in "123" if study == "stages" and (base / f"stage_{s}" / "config.json").exists()]
-        whole = pool.map(measure_after, [(str(base), str(out), stage) for stage in after], chunksize=1)
+        whole = pool.map(after_figures, [(str(base), str(out), stage) for stage in after], chunksize=1)
     results = {arm.name: [f for f, job in zip(done, jobs) if job[2] is arm] for arm in chosen}
     results |= {f"whole run, after stage {stage}": [figures] for stage, figures in zip(after, whole)}
     write_json(out / f"{study}.json", {"study": study, "seeds": seeds, "budget": budget,
@@ -313,7 +316,7 @@ def main(argv=None):
         print(sweep.table(sweep.sampling(pipe, out, procs=args.procs)))
         print("pictures right, % (95 % Wilson intervals)")
     else:
-        results = run(args.study, args.base, out, args.seeds or SEEDS[args.study], args.budget, args.procs)
+        results = run_study(args.study, args.base, out, args.seeds or SEEDS[args.study], args.budget, args.procs)
         minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)
         print(table(results), end="\n\n")
         if differences := against_first(results):               # of one seed there are none
@@ -323,4 +326,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -29,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import cli, language, shapes
-from .measure import batches, rate, spread, world
-from .optim import Muon
-from .pictures import to_pictures, to_pixels
+from .. import cli
+from ..pictures import to_pictures, to_pixels
+from .common import batches, rate, over_processes, placement
+from ..training.optim import Muon
+from ..world import language, shapes
 
 NEIGHBOURS = 3                          # k of precision and recall, as in the paper
 STEPS, BATCH, LR, MUON_LR = 200, 64, 4e-3, 0.03                  # of the eye's training
@@ -64,7 +65,7 @@ def pixels(images):
 
 
 @torch.no_grad()
-def look(eye, images):
+def eye_features(eye, images):
     """Pictures (N, H, W, 3) uint8 -> points (N, 64 + 9 + 1) float64, and what the eye says is where (N, h, w)."""
     points, said = [], []
     for part in batches(range(len(images))):
@@ -106,7 +107,7 @@ def train_eye(size, place, steps=STEPS, progress=None):
         for optimizer, lr in optimizers:
             optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20, (steps - step) / steps)
             optimizer.step()
-    points = look(eye, np.stack([shapes.render(s, size) for s in scenes("scale", 500)]))[0].float()
+    points = eye_features(eye, np.stack([shapes.render(s, size) for s in scenes("scale", 500)]))[0].float()
     eye.mean, eye.std = points.mean(dim=0), points.std(dim=0).clamp(min=0.05)
     return eye
 
@@ -156,24 +157,24 @@ def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye
     metas = [meta for group in zip(*tasks) for meta in group][:n]                # the six tasks in turn
 
     def scenes(name, metas):
-        return [language.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **world(pipe))
+        return [language.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **placement(pipe))
                 for i, meta in enumerate(metas)]
 
     def renders(scenes):
         return np.stack([shapes.render(scene, size) for scene in scenes])
     jobs = [(part, random.Random(f"eval/{seed}/quality/draw/{k}").getrandbits(48), {"size": size, **options})
             for k, part in enumerate(batches(metas))]
-    drawn = np.concatenate(spread(draw_part, pipe, jobs, pool, progress, "quality"))
-    eye = eye or train_eye(size, world(pipe), progress=progress)
+    drawn = np.concatenate(over_processes(draw_part, pipe, jobs, pool, progress, "quality"))
+    eye = eye or train_eye(size, placement(pipe), progress=progress)
     same = scenes("other", metas)
     others, few = renders(same), renders(scenes("few", language.geneval_prompts("colors", n, seed)))
     clouds = {"drawn": drawn, "other renders": others, "VAE reconstructions": reconstruct(pipe, others),
               "single objects only": few, "blank": np.full_like(others, 30),
               "noise": np.random.default_rng(seed).integers(0, 256, others.shape, dtype=np.uint8)}
-    reference, _ = look(eye, renders(scenes("reference", metas)))
+    reference, _ = eye_features(eye, renders(scenes("reference", metas)))
     truth, out = torch.stack([true_labels(scene, min(size, MOST)) for scene in same]), {}
     for name, images in clouds.items():
-        points, said = look(eye, images)
+        points, said = eye_features(eye, images)
         out[name] = {"Frechet": frechet(points, reference), "precision, %": rate(within(points, reference).tolist()),
                      "recall, %": rate(within(reference, points).tolist())}
         if name in ("other renders", "VAE reconstructions"):
@@ -188,4 +189,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -16,11 +16,11 @@ import torch
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 
-def shard_blocks(model, world, device_type):
+def shard_blocks(model, world_size, device_type):
     """Shard the blocks of a Harmon over all processes, in place. Returns its trained {name: parameter}."""
     from torch.distributed.device_mesh import init_device_mesh     # only here: it takes half as long as torch itself
     from torch.distributed.fsdp import fully_shard
-    mesh = init_device_mesh(device_type, (world,))
+    mesh = init_device_mesh(device_type, (world_size,))
     mars = [mar for mar in (model.mar, model.mar_read) if mar is not None]
     for block in (*(b for mar in mars for b in (*mar.encoder_blocks, *mar.decoder_blocks)), *model.llm.model.layers):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

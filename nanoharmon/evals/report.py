@@ -38,7 +38,7 @@ def markdown_table(header, rows):
 
 
 def tables(results, reasons):
-    """All tables of what evaluate.run measured, as one text."""
+    """All tables of what evaluate.run_benchmarks measured, as one text."""
     parts = []
     for bench, found in results.items():
         if bench == "geneval":

@@ -20,8 +20,12 @@ NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
 
 def select(model, trained):
-    """Set requires_grad by name prefix; returns the trained {name: parameter}."""
-    trained, chosen = [prefix.strip() for prefix in trained if prefix.strip()], {}     # "" would be a prefix of all
+    """Set requires_grad by comma-separated prefixes of names; returns the trained {name: parameter}.
+
+    Raises ValueError when a prefix fits no name.
+    """
+    trained = [prefix.strip() for prefix in trained.split(",") if prefix.strip()]      # "" would be a prefix of all
+    chosen = {}
     for name, p in model.named_parameters():
         on = name.startswith(tuple(trained))
         p.requires_grad_(on)
@@ -30,7 +34,7 @@ def select(model, trained):
     lost = [prefix for prefix in trained if not any(name.startswith(prefix) for name, _ in model.named_parameters())]
     if lost or not chosen:
         raise ValueError(f"no parameter to train has a name that starts with {', '.join(lost or trained)!r}, expected "
-                         f"prefixes such as mar.,proj_in.; change --stage_NAME.train_parts")
+                         f"prefixes such as mar.,proj_in.")
     return chosen
 
 
@@ -96,9 +100,9 @@ def share_work(matrices):
     """orthogonalize (n, r, c), each process taking a part of the n matrices."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return orthogonalize(matrices)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     out = torch.zeros_like(matrices)
-    out[rank::world] = orthogonalize(matrices[rank::world])
+    out[rank::world_size] = orthogonalize(matrices[rank::world_size])
     dist.all_reduce(out)
     return out
 

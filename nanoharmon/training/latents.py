@@ -11,34 +11,34 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .pictures import to_pixels
+from ..pictures import to_pixels
 
 
-def measure_scale(run, model, data):
+def measure_scale(run, model, batches):
     """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance."""
     rng = random.Random(f"{run.config.data.seed}/scale")
     size = run.config.stages["vae"].size
     with torch.no_grad():
-        latents = torch.cat([model.vae.moments(data.images(rng, 64, size))[0] for _ in range(8)])
+        latents = torch.cat([model.vae.moments(batches.images(rng, 64, size))[0] for _ in range(8)])
     run.config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
 
 
-def load_latents(run, pipe, data, size):
+def load_latents(run, pipe, batches, size):
     """Give every source its latents of this size; what OUT/cache does not hold is encoded now, a share per process."""
     (h, w), vae, cache = pipe.model.vae.grid_of(size, size), pipe.model.vae, run.out / "cache"
-    for source in data.sources:
+    for source in batches.sources:
         path = latents_path(cache, source, size, vae)
         if not path.exists():
             part = path.with_suffix(".part.npy")
-            if run.main:
+            if run.is_main:
                 for stale in cache.glob(f"latents_{source.cache_name}_{size}_*"):    # of other pictures or another VAE
                     stale.unlink()
                 new_cache(part, source.rows, h * w, vae.config.z_channels)
             run.wait()
-            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.main else (lambda x: x)
-            encode_share(vae, source, size, part, run.rank, run.world, progress=show)
+            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.is_main else (lambda x: x)
+            encode_share(vae, source, size, part, run.rank, run.world_size, progress=show)
             run.wait()
-            if run.main:
+            if run.is_main:
                 part.rename(path)
             run.wait()
         source.latents[size] = np.load(path, mmap_mode="r")
@@ -54,10 +54,10 @@ def latents_path(cache, source, size, vae):
     return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
 
 
-def encode_share(vae, source, size, path, rank, world, batch=64, progress=lambda x: x):
+def encode_share(vae, source, size, path, rank, world_size, batch=64, progress=lambda x: x):
     """Encode this process's share of a source's pictures into `path`, a float16 array (N, S, C) made by rank 0."""
     out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    for start in progress(range(rank * batch, len(out), world * batch)):
+    for start in progress(range(rank * batch, len(out), world_size * batch)):
         array = source.pictures(range(start, min(start + batch, len(out))), size)
         with torch.no_grad():
             latents = vae.encode(to_pixels(torch.from_numpy(array)).to(device))

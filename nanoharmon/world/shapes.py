@@ -178,8 +178,8 @@ def class_scene(label: int, rng: random.Random, layout: str = "board", board: in
 
 
 def main(argv=None):
-    from .cli import Parser            # only here: everything else in this file needs no torch
-    from .files import check_output
+    from ..cli import Parser            # only here: everything else in this file needs no torch
+    from ..files import check_output
     from .language import caption, describe, draw_prompt, questions
 
     parser = Parser(prog="python -m nanoharmon.shapes", description=__doc__)
@@ -200,5 +200,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from .cli import run
-    run(main)
+    from ..cli import run_main
+    run_main(main)

@@ -40,11 +40,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..cli import Parser, run_main
+from ..files import check_output, write_bytes, write_json
+from ..pictures import MAX_BYTES, captioned, file_bytes, grid, pad_square, read_image
+from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
 from .entries import read_entries
-from .files import MAX_BYTES, read_image, write_json
-from .pictures import pad_square
-from .tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
-from .watch import captioned
 
 MOST_BROKEN = 0.05
 WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resizes without holding Python's lock
@@ -206,6 +206,10 @@ class FolderData:
         self.told = usable
         return sum(bool(conversation(item)) for item in self.items) - len(usable)
 
+    def has(self, kind):
+        """Whether it has usable "pictures", "captions" or "texts"."""
+        return bool({"pictures": self.seen, "captions": self.captioned, "texts": self.told}[kind])
+
     def corpus(self):
         """Texts to train the tokenizer on."""
         for item in self.items:
@@ -292,6 +296,29 @@ def report(name, images=""):
                      ", ..." * (len(labels) > 10))
     lines += ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)]
     shown = [e for e in entries if e.path]
-    shown = [shown[i * len(shown) // 5] for i in range(5)] if shown else []
+    if not shown:
+        return lines, None
+    shown = [shown[i * len(shown) // 5] for i in range(5)]
     texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
-    return lines, captioned([pad_square(read_image(e.path)) for e in shown], texts, 192) if shown else None
+    return lines, grid([captioned(pad_square(read_image(e.path)), text, 192) for e, text in zip(shown, texts)], 5)
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.data", description=__doc__)
+    parser.add_argument("source", metavar="DIR|FILE.json", help="a folder of pictures with texts, or a LLaVA file")
+    parser.add_argument("--images", metavar="DIR", help="the folder of the pictures that FILE.json names")
+    parser.add_argument("--out", default="data.png", metavar="FILE", help="five pictures as a PNG (default data.png)")
+    args = parser.parse_args(argv)
+    if args.images and Path(args.source).suffix.lower() != ".json":
+        raise ValueError(f"--images {args.images} is for the pictures of a LLaVA file, {args.source} is none; "
+                         f"drop --images")
+    out = check_output(args.out, "--out", (".png",))
+    lines, sheet = report(args.source, args.images)
+    print(*lines, sep="\n")
+    if sheet:
+        write_bytes(out, file_bytes(sheet))
+        print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -13,7 +13,7 @@ way need less than a training step.
 import math
 import random
 import weakref
-from types import SimpleNamespace
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -22,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import cli
-from .config import STAGES, Config
-from .data import halves
-from .harmon import Harmon
+from .. import cli
+from ..harmon import Harmon
+from ..evals.report import markdown_table
+from .batches import halves
+from .losses import stage_losses
 from .optim import is_matrix, select
-from .report import markdown_table
+from .recipe import STAGES, Config
 
 TEXT = 64                                                        # tokens of a prompt, question or answer
 CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, what CUDA and fragments take
@@ -92,34 +93,33 @@ class Blank:
     def class_pictures(self, rng, n, size):
         return self.latents(n, size), blank(n, dtype=torch.long)
 
-    def drawings(self, rng, n, size, *shares):
+    def generation(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):
             shape = len(rows), TEXT
             yield self.latents(shape[0], size), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool)
 
-    def readings(self, rng, n, size, *shares):
+    def understanding(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):
             tokens = self.latents(len(rows), size)
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 
 
-def measure(config, name, shards, checkpointing):
+def step_memory(config, name, shards, checkpointing):
     """(state, work) in GB of a stage whose batch is cut into so many shards."""
-    from train import stage_losses                               # the script beside this package
-    stage, optim = config.stages[name], config.optim
+    optim = replace(config.optim, shards=shards)
+    config = replace(config, optim=optim)
     with torch.device("meta"):
         model = Harmon(config.model).train()
-    params = select(model, stage.train_parts.split(","))
+    params = select(model, config.stages[name].train_parts)
     model.mar.checkpointing = model.llm.model.checkpointing = checkpointing
     for p in params.values():
         p.grad = torch.empty_like(p)
-    run = SimpleNamespace(config=config, shards=shards)
     known = [*model.parameters(), *(p.grad for p in params.values())]
     with mock.patch.object(F, "scaled_dot_product_attention", fused), Peak(known) as peak:
-        for _, loss, weight in stage_losses(run, name, stage, model, Blank(model), random.Random(0), None):
-            if weight and loss.requires_grad:
+        for loss, values in stage_losses(config, name, model, Blank(model), random.Random(0), None):
+            if loss.requires_grad:
                 loss.backward()
-            del loss
+            del loss, values
     moments = [1 if optim.muon and is_matrix(n, p) else 2 for n, p in params.items()]      # Muon keeps one, AdamW two
     numbers = (sum(p.numel() for p in model.parameters()) +
                sum((2 + m) * p.numel() for m, p in zip(moments, params.values())))         # 2: gradient, average
@@ -130,10 +130,10 @@ def savings(config, name):
     """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture, or as few as
     divide the batch, at a time besides (**). Ends where no smaller card can be reached."""
     stage, rows = config.stages[name], []
-    fewest = math.gcd(stage.draw_batch, stage.read_batch * (name in "123"))
+    fewest = math.gcd(stage.batch, stage.understanding_batch * (name in "123"))
     for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):
         if mark != "*" or name != "vae":                         # which has nothing to recompute
-            rows.append((mark, *measure(config, name, shards, checkpointing)))
+            rows.append((mark, *step_memory(config, name, shards, checkpointing)))
             state, work = rows[-1][1:]
             if not any(state + APART <= card < state + work + APART for card in CARDS):
                 break
@@ -159,4 +159,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -30,11 +30,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import report
-from .cli import bar, load_pipeline
-from .files import encode, open_image, write_bytes, write_json
-from .measure import BATCH, batches, out_folder, rate, spread, workers
-from .pipeline import OFFICIAL
+from ..cli import bar
+from ..files import write_bytes, write_json
+from ..pictures import file_bytes, open_image
+from ..pipeline import OFFICIAL, load_pipeline
+from ..evals import report
+from .common import BATCH, batches, out_folder, rate, over_processes, workers
 from .reading import likeliest, yes_no_scores
 
 MAX_BYTES = 10**8               # of a file of lines; POPE's have half a million
@@ -75,15 +76,15 @@ def read_lines(path, flag, texts, limit=None):
 # --- GenEval ----------------------------------------------------------------------------------------------------------
 
 def draw_file(pipe, path, prompt, seed, options):
-    write_bytes(path, encode(pipe.draw([prompt], seed=seed, **options)[0]))
+    write_bytes(path, file_bytes(pipe.draw([prompt], seed=seed, **options)[0]))
 
 
 def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **options):
     """Draw what is missing of [(line, {"prompt": ...})] in the folder `out`: (pictures drawn, pictures in all)."""
-    plan = pipe.plan([meta["prompt"] for _, meta in lines], **options)
+    plan = pipe.drawing_options([meta["prompt"] for _, meta in lines], **options)
     settings = {"weights": fingerprint(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
                 "size": list(plan["size"]), **{name: plan[name] for name in OFFICIAL}}
-    check_same(out, settings, lines)
+    check_same_pictures(out, settings, lines)
     write_json(out / "settings.json", settings)
     folders, jobs = [out / f"{i:05d}" for i in range(len(lines))], []
     for i, (folder, (line, meta)) in enumerate(zip(folders, lines)):
@@ -94,12 +95,12 @@ def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **opt
             if not is_picture(path, plan["size"]):
                 own = random.Random(f"geneval/{seed}/{i}/{k}").getrandbits(48)
                 jobs.append((path, meta["prompt"], own, options))
-    spread(draw_file, pipe, jobs, pool, progress, "drawing")
+    over_processes(draw_file, pipe, jobs, pool, progress, "drawing")
     for folder in folders:
         width, height = plan["size"]
         if not is_picture(folder / "grid.png", (width + 4, each * (height + 2) + 2)):
             pictures = [open_image(path, "--out") for path in samples(folder, each)]
-            write_bytes(folder / "grid.png", encode(column(pictures)))
+            write_bytes(folder / "grid.png", file_bytes(column(pictures)))
     return len(jobs), len(lines) * each
 
 
@@ -131,7 +132,7 @@ def fingerprint(model):
     return code.hexdigest()[:16]
 
 
-def check_same(out, settings, lines):
+def check_same_pictures(out, settings, lines):
     """Raises ValueError when the folder holds pictures that this command would not draw."""
     path, stored = out / "settings.json", {}
     if path.exists() or (out / "00000").exists():
@@ -193,7 +194,7 @@ def answer_lines(pipe, rows, bad, folder, size=None, pool=None, progress=None):
     asked = [row for row in rows if row["image"] not in bad]
     limit = min(BATCH, max(1, TOKENS // pipe.placeholders(size)))
     jobs = [(folder, part, size) for part in batches(asked, limit)]
-    said = iter([a for part in spread(answer_file, pipe, jobs, pool, progress, "pope") for a in part])
+    said = iter([a for part in over_processes(answer_file, pipe, jobs, pool, progress, "pope") for a in part])
     return [("", "") if row["image"] in bad else next(said) for row in rows]
 
 
@@ -216,7 +217,7 @@ def pope_figures(rows, said, bad):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def run(args, options):
+def run_files(args, options):
     """What evaluate.py does with --prompts or --pope."""
     if args.bench:
         raise ValueError("--bench names benchmarks of the shapes world, expected none beside --prompts and --pope; "
@@ -228,7 +229,7 @@ def run(args, options):
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     if lines:                                                   # complain before anything is made
-        pipe.plan([meta["prompt"] for _, meta in lines], args.size, **options)
+        pipe.drawing_options([meta["prompt"] for _, meta in lines], args.size, **options)
     check_fit(pipe, rows, args.size)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from .config import HarmonConfig, from_dict
-from .files import explained, read_json, sync_folder, write_json
-from .harmon import Harmon
-from .limits import check_model
+from ..config import HarmonConfig, from_dict
+from ..files import explained, read_json, sync_folder, write_json
+from ..flags import check_model
+from ..harmon import Harmon
+from ..tokenizer import Tokenizer
 from .safetensors import SafeTensors, open_tensors, parse_json, require, save_safetensors
-from .tokenizer import Tokenizer
 
 # --- training states --------------------------------------------------------------------------------------------------
 
@@ -244,17 +244,16 @@ def load_weights(module: nn.Module, tensors: Mapping, rename=lambda k: k, ignore
 
 # --- checkpoint directories -------------------------------------------------------------------------------------------
 
-def outline(path):
+def open_checkpoint(path):
     """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,
     report that they fit it, tokenizer, meta). Raises ValueError for anything wrong."""
     path = Path(path)
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
-            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory; pass --ckpt DIR")
-    stored = read_json(path / "config.json", "pass another --ckpt")
+            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory")
+    stored = read_json(path / "config.json")
     if "model" not in stored:
-        raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes; "
-                         f"pass another --ckpt")
+        raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes")
     try:
         config = from_dict(HarmonConfig, stored["model"], "\"model\"")
         check_model(config)
@@ -262,12 +261,12 @@ def outline(path):
         with torch.device("meta"):           # no memory for weights that are about to be replaced
             model = Harmon(config)
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
-        raise ValueError(f"{path / 'config.json'}: describes no model ({e}); pass another --ckpt") from None
+        raise ValueError(f"{path / 'config.json'}: describes no model ({e})") from None
     report = match_weights(model, tensors := open_tensors(path))
     tokenizer = Tokenizer.load(path)
     if len(tokenizer) > config.llm.vocab_size:
         raise ValueError(f"{path / 'tokenizer.json'}: {len(tokenizer)} tokens, expected at most the "
-                         f"{config.llm.vocab_size} of the model; pass another --ckpt")
+                         f"{config.llm.vocab_size} of the model")
     return model, tensors, report, tokenizer, stored.get("meta")
 
 

@@ -17,7 +17,7 @@ def read_log(path):
         try:
             entry = {**json.loads(line)}                                  # a TypeError if it is no object
             found = {(str(entry["stage"]), name): (int(entry["step"]), float(entry[name]))
-                     for name in ("mse", "text", "draw", "read") if name in entry}
+                     for name in ("mse", "text", "generation", "understanding") if name in entry}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             damaged += 1
             continue

@@ -25,13 +25,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from . import cli, shapes
-from .cli import Parser, load_pipeline, model_flags, number
-from .config import nearest
-from .files import encode, write_bytes, write_json
-from .measure import batches, out_folder, world
+from .. import cli
+from ..cli import Parser, model_flags, number
+from ..config import nearest
+from ..files import write_bytes, write_json
+from ..pictures import file_bytes
+from ..pipeline import load_pipeline
+from .common import batches, out_folder, placement
 from .probe import random_encoder
 from .report import markdown
+from ..world import shapes
 
 GROUPS = {"colors": [(c, None) for c in shapes.COLORS], "shapes": [(None, s) for s in shapes.SHAPES],
           "pairs": list(shapes.SEEN), "unseen pairs": sorted(shapes.UNSEEN)}
@@ -48,7 +51,7 @@ def confusing_scene(pipe, seed, name, i, pair=None):
     color, shape = pair or shapes.PAIRS[i % len(shapes.PAIRS)]
     rest = [[p for p in shapes.SEEN if (p[0] == color, p[1] == shape) == alike]
             for alike in ((True, False), (False, True), (False, False))]
-    return shapes.random_scene(rng, [(color, shape), *map(rng.choice, rest)], **world(pipe))
+    return shapes.random_scene(rng, [(color, shape), *map(rng.choice, rest)], **placement(pipe))
 
 
 def shows(scene, grid, concept):
@@ -208,7 +211,7 @@ def main(argv=None):
     pipe.model.vae.grid_of(size, size)                          # complains before anything is written
     out = out_folder(args.out)
     results, learned = precision(pipe, args.n, args.seed, size, tqdm)
-    write_bytes(out / "featuremap.png", encode(picture(pipe, learned, concepts, args.seed, size)))
+    write_bytes(out / "featuremap.png", file_bytes(picture(pipe, learned, concepts, args.seed, size)))
     write_json(out / "featuremap.json", {"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n, "size": size,
                                          "interval": "bootstrap over scenes, 95 %", "AUC": results})
     print(f"tokens of a concept told from others by similarity, {size} px: area under the ROC curve, %\n")
@@ -217,4 +220,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

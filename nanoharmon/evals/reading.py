@@ -13,9 +13,9 @@ import random
 
 from PIL import Image
 
-from . import language, shapes
-from .measure import BATCH, batches, fresh_scene, rate, spread
-from .tokenizer import DESCRIBE
+from ..tokenizer import DESCRIBE
+from .common import BATCH, batches, fresh_scene, rate, over_processes
+from ..world import language, shapes
 
 SAMPLINGS = ("random", "popular", "adversarial")
 CANDIDATES = {"is ": ("yes", "no"), "how many ": language.NUMBERS, "what color ": tuple(shapes.COLORS),
@@ -46,7 +46,7 @@ def ask(pipe, rows, size=None, pool=None, progress=None, title="", max_new_token
     """[(free text, likeliest candidate)] for rows of (scene, question, ...); without `choose` the second is None."""
     jobs = [([r[0] for r in part], [r[1] for r in part], size or pipe.size, max_new_tokens, choose)
             for part in batches(rows, batch)]
-    return [a for part in spread(answer_batch, pipe, jobs, pool, progress, title) for a in part]
+    return [a for part in over_processes(answer_batch, pipe, jobs, pool, progress, title) for a in part]
 
 
 # --- questions and figures --------------------------------------------------------------------------------------------

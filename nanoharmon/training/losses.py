@@ -1,0 +1,42 @@
+"""The loss of every stage, on one screen: what train.py makes smaller, step by step.
+
+A stage's batch is cut into `optim.shards` equal shards; this is the loss of one of them. It comes in pieces, each
+backpropagated by itself, so that no two pieces need memory at the same time. Their sum is the loss of the shard.
+"""
+import torch
+
+from ..vae import vae_loss
+
+KL_WEIGHT = 1e-4            # of the VAE: keeps latents near a unit normal without blurring them (LDM uses 1e-6 to 1e-4)
+
+
+def stage_losses(config, name, model, batches, rng, generator):
+    """Yields (loss, {label: value to log}). config: Config; name: of the stage; batches: those of batches.py.
+
+    rng decides what is in the shard; generator (on the device) the noise and timesteps.
+    """
+    stage, shards = config.stages[name], config.optim.shards
+    n = stage.batch // shards
+    host = torch.Generator().manual_seed(rng.getrandbits(48))    # decides shapes, so it lives where Python does
+    if name == "vae":
+        # both resolutions are used later: half of the batches are small pictures, as many pixels of them
+        size = stage.size if rng.random() < 0.5 else config.stages["1"].size
+        loss, parts = vae_loss(model.vae, batches.images(rng, n * (stage.size // size) ** 2, size), KL_WEIGHT)
+        yield loss, {"vae": loss, **parts}
+    elif name == "llm":
+        for ids, labels, is_real, label_index in batches.texts(rng, n):
+            loss = model.understanding_loss(None, ids, labels, is_real, label_index)
+            yield loss * (len(ids) / n), {"text": loss}
+    elif name == "mar":
+        latents, labels = batches.class_pictures(rng, n, stage.size)
+        loss = model.mar.class_loss(latents, labels, generator, host)
+        yield loss, {"generation": loss}
+    else:
+        grid, m = model.vae.grid_of(stage.size, stage.size), stage.understanding_batch // shards
+        for latents, ids, is_real in batches.generation(rng, n, stage.size, stage.caption_drop, stage.pairs):
+            loss = model.generation_loss(latents, ids, is_real, grid, generator=generator, order_generator=host,
+                                         hide_all=stage.hide_all)
+            yield loss * (len(ids) / n), {"generation": loss}
+        for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
+            loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
+            yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}

@@ -1,0 +1,225 @@
+"""How a model is trained: optimizer, data, and the six stages of every preset; what train.py's flags change.
+
+`--stage_2.lr 0.5`, `--optim.muon false`, `--data.seed 1`: every field is a flag (flags.py). The paper's stages are
+1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads.
+"""
+from dataclasses import dataclass
+
+from ..config import BELOW_1, PRESETS, SHARE, HarmonConfig, arg, nearest
+from ..flags import check_fields, check_model, sections
+
+
+@dataclass
+class OptimConfig:
+    lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
+    muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
+    muon_lr: float = arg(0.01, "peak learning rate of Muon")
+    muon_momentum: float = arg(0.95, "momentum of Muon", **BELOW_1)
+    beta1: float = arg(0.9, "AdamW beta1", **BELOW_1)
+    beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)", **BELOW_1)
+    weight_decay: float = arg(0.02, "weight decay; none on norms, biases, embeddings and the diffusion head")
+    clip: float = arg(1.0, "largest norm of the gradient")
+    ema: float = arg(0.998, "decay of the weights' moving average, after its ramp", **BELOW_1)
+    schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine",
+                        choices=("linear", "cosine"))
+    floor: float = arg(0.02, "last learning rate, as a share of the peak", **SHARE)
+    checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, a third more time")
+    fsdp: bool = arg(False, "several GPUs: each keeps its part of the transformer blocks (sharding.py); for models "
+                            "that do not fit; needs --optim.muon false and one --stage per start", later=True)
+    shards: int = arg(0, "parts of a batch; each process goes through shards / processes of them, one after the other "
+                         "(gradient accumulation); 0 = one per process, or as the run began", low=0)
+
+
+@dataclass
+class DataConfig:
+    seed: int = arg(0, "seed of everything random in training", low=-2**63, high=2**63 - 1)
+    scenes: int = arg(60000, "different pictures per resolution; their latents are encoded once and kept")
+    board: int = arg(3, "cells along a side of the shapes world's board", low=2, high=10)
+    layout: str = arg("board", "placement of objects: board or free", choices=("board", "free"))
+    max_objects: int = arg(4, "most objects in a scene, 1 to 4", high=4)
+    mix: tuple[str, ...] = arg(("shapes:1",), "sources of data and their weights; what --data, --llava and --mix say")
+    images: str = arg("", "folder of the pictures that LLaVA files name; what --images says")
+    crops: int = arg(3, "square crops of a picture that is not square, to draw; their places come from its content",
+                     high=100)
+
+
+@dataclass
+class StageConfig:
+    steps: int = arg(1000, "optimizer steps")
+    size: int = arg(48, "side of the pictures, in pixels; 0 where a stage has none", low=0, high=10**4)
+    batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; in stages 1 to 3 "
+                        "the pictures to generate", low=0, high=10**6)
+    understanding_batch: int = arg(0, "stages 1 to 3: pictures to understand in a step, over all processes",
+                                   low=0, high=10**6)
+    lr: float = arg(1.0, "factor on the learning rates of optim.*")
+    warmup: int = arg(50, "steps of linear warmup", low=0)
+    caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance", **SHARE)
+    hide_all: float = arg(0.0, "share of steps that generate from the prompt alone, all tokens hidden, beside those "
+                               "that mar.mask_ratio gives (official: 0)", **SHARE)
+    pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
+                            "mixture", **SHARE)
+    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: a prompt, answered by "
+                               "what will be where (sample.py --think)", later=True, **SHARE)
+    train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
+    own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
+    understanding_weight: float = arg(1.0, "weight of the understanding loss (generation has 1); its gradient can be "
+                                           "far longer: docs/LOG.md")
+
+
+STAGES = ("vae", "llm", "mar", "1", "2", "3")
+HARMON_STAGES = ("1", "2", "3")                                  # those of the paper
+NOT_VAE = "mar.,llm.,proj_in.,proj_out."
+ALIGN = "mar.,proj_in.,proj_out."                                # stage 1: the LLM stays frozen
+
+
+def nano_stages():
+    """A laptop CPU: 90 minutes. Where the numbers come from: docs/LOG.md."""
+    return {
+        "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
+        "llm": StageConfig(steps=800, size=0, batch=64, train_parts="llm."),
+        "mar": StageConfig(steps=1100, size=48, batch=128, lr=2.0, train_parts="mar."),
+        "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.03,
+                         hide_all=0.6, train_parts=ALIGN),
+        "2": StageConfig(steps=1200, size=48, batch=96, understanding_batch=16, understanding_weight=0.03,
+                         hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.25, train_parts=NOT_VAE),
+        "3": StageConfig(steps=4000, size=96, batch=64, understanding_batch=16, understanding_weight=0.03,
+                         caption_drop=0.1, pairs=0.2, thoughts=0.25, train_parts=NOT_VAE, own_positions=True),
+    }
+
+
+def micro_stages():
+    """A consumer GPU; not run here, where there is none."""
+    return {
+        "vae": StageConfig(steps=20000, size=128, batch=32, lr=0.5, train_parts="vae."),
+        "llm": StageConfig(steps=5000, size=0, batch=128, lr=0.5, train_parts="llm."),
+        "mar": StageConfig(steps=20000, size=64, batch=256, lr=0.5, train_parts="mar."),
+        "1": StageConfig(steps=2000, size=64, batch=128, understanding_batch=64, understanding_weight=0.03, lr=0.5,
+                         hide_all=0.6, train_parts=ALIGN),
+        "2": StageConfig(steps=20000, size=64, batch=128, understanding_batch=64, understanding_weight=0.03, lr=0.5,
+                         hide_all=0.6, caption_drop=0.1, pairs=0.6, thoughts=0.25, train_parts=NOT_VAE),
+        "3": StageConfig(steps=10000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.5,
+                         hide_all=0.1, caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE,
+                         own_positions=True),
+    }
+
+
+def harmon_stages():
+    """The official sizes; learning rate, schedule and 50,000 steps of the released fine-tuning example.
+
+    The first three stages are meant to be given (--init, or --vae --llm --mar).
+    """
+    common = {"steps": 50000, "size": 256, "batch": 16, "warmup": 500}
+    joint = {"understanding_batch": 4, "caption_drop": 0.1, "train_parts": NOT_VAE}
+    return {
+        "vae": StageConfig(**common, train_parts="vae."),
+        "llm": StageConfig(**common | {"size": 0}, train_parts="llm."),
+        "mar": StageConfig(**common, train_parts="mar."),
+        "1": StageConfig(**common, understanding_batch=4, train_parts=ALIGN),
+        "2": StageConfig(**common, **joint),
+        "3": StageConfig(**common | {"size": 512}, **joint),
+    }
+
+
+def pico_stages():
+    """Seconds, for tests."""
+    common = {"steps": 20, "size": 16, "batch": 8, "warmup": 5}
+    joint = {"understanding_batch": 4, "caption_drop": 0.1, "train_parts": NOT_VAE}
+    return {
+        "vae": StageConfig(**common | {"size": 32}, train_parts="vae."),
+        "llm": StageConfig(**common | {"size": 0}, train_parts="llm."),
+        "mar": StageConfig(**common | {"batch": 16}, train_parts="mar."),
+        "1": StageConfig(**common, understanding_batch=4, train_parts=ALIGN),
+        "2": StageConfig(**common, **joint),
+        "3": StageConfig(**common | {"size": 32}, **joint, own_positions=True),
+    }
+
+
+@dataclass
+class Config:
+    """Everything train.py needs."""
+    model: HarmonConfig
+    optim: OptimConfig
+    data: DataConfig
+    stages: dict
+
+    @classmethod
+    def preset(cls, name):
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}, expected one of {', '.join(PRESETS)}; "
+                             f"pass --preset nano")
+        stages, optim, data = nano_stages(), OptimConfig(), DataConfig()
+        if name == "pico":
+            stages, data = pico_stages(), DataConfig(scenes=200, board=2)
+        elif name == "micro":
+            stages, data = micro_stages(), DataConfig(layout="free")
+        elif name.startswith("harmon"):
+            stages, data = harmon_stages(), DataConfig(layout="free")
+            optim = OptimConfig(lr=1e-5, muon=False, ema=0.999, schedule="cosine", floor=0.0, checkpointing=True)
+        return cls(PRESETS[name](), optim, data, stages)
+
+
+def quicken(config):
+    """Change a Config in place so that a first try takes a sixth of the time (train.py --quick).
+
+    Scenes have one object, and stage 3 stays at stage 2's resolution: more cannot be learned in minutes. The VAE says
+    how good anything can look, and mar and 3 teach the diffusion head: they keep the largest shares of their steps.
+    Understanding is learned long before generation: half of its pictures will do. (Shares: tried by hand, docs/LOG.md.)
+    """
+    size = config.stages["2"].size
+    for name, stage in config.stages.items():
+        stage.steps = max(1, stage.steps // {"vae": 2, "mar": 3, "1": 6, "3": 4}.get(name, 8))
+        stage.warmup = min(stage.warmup, stage.steps // 4)
+        stage.understanding_batch //= 2
+        stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
+    config.stages["3"].size = config.stages["vae"].size = size
+    config.stages["vae"].batch *= 2                              # half the pixels of a batch at full size
+    config.data.scenes, config.data.max_objects = config.data.scenes // 3, 1
+
+
+TEXT = 64                                                        # tokens that prompts and questions may take, at least
+BYTES = 259                                                      # a byte-level tokenizer: 256 bytes, three control tokens
+
+
+def check_training(config, world_size, only=()):
+    """Complain now, not after an hour of other stages: raises ValueError that names the flag to change.
+
+    only: the stages that --stage names.
+    """
+    try:
+        for name, section in sections(config).items():
+            check_fields(name, section)
+        check_model(config.model)
+    except ValueError as e:
+        raise ValueError(f"--{e}; change that flag") from None
+    optim, stages, shards = config.optim, config.stages, config.optim.shards
+    model, stride, limit = config.model, config.model.vae.stride, config.model.llm.max_position_embeddings
+    if model.llm.vocab_size < BYTES:
+        raise ValueError(f"--llm.vocab_size is {model.llm.vocab_size}, expected at least {BYTES}, a token per byte; "
+                         f"change that flag")
+    if optim.fsdp:
+        for wrong, fix in ((world_size < 2, "several processes; start it with torchrun --nproc_per_node=2, or "
+                                            "--procs 2"),
+                           (optim.muon, "AdamW for all parameters; pass --optim.muon false"),
+                           (len(only) != 1, "one stage per start; pass --stage with the one that is next")):
+            if wrong:
+                raise ValueError(f"--optim.fsdp true needs {fix}")
+    if shards % world_size:
+        raise ValueError(f"--optim.shards {shards} cannot be shared by {world_size} processes, expected a multiple of "
+                         f"{world_size}; pass another --procs (a stage keeps the shards it began with) or "
+                         f"--optim.shards {world_size}")
+    for name, stage in stages.items():
+        for field in ("batch", "understanding_batch"):
+            if (n := getattr(stage, field)) % shards:
+                raise ValueError(f"--stage_{name}.{field} {n} cannot be cut into {shards} shards, expected a multiple "
+                                 f"of {shards}; change it, or pass --procs 1 --optim.shards 1")
+        if stage.batch + (stage.understanding_batch if name in HARMON_STAGES else 0) < 1:
+            raise ValueError(f"stage {name} has an empty batch, expected at least 1; pass --stage_{name}.batch 16")
+        if name != "llm" and (stage.size < stride or stage.size % stride):
+            raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
+        tokens = (stage.size // stride) ** 2 + model.mar.buffer_size
+        if name in HARMON_STAGES and tokens + TEXT > limit:
+            raise ValueError(f"--stage_{name}.size is {stage.size}, that is {tokens} tokens: with {TEXT} of text they "
+                             f"exceed --llm.max_position_embeddings {limit}; change that flag")
+    if stages["vae"].size < stages["1"].size:
+        raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
+                         f"expected the larger of the two: the vae is trained on both")

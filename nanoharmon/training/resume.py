@@ -1,0 +1,274 @@
+"""What an output folder holds, and how a training goes on from there: finished stages, interrupted ones, other flags.
+
+Nothing is guessed: what would silently mix two recipes is an error that names the settings, the rest is printed.
+
+    OUT/train_config.json      the flags and the whole config of the last start
+    OUT/stage_NAME/            the model after a finished stage, a checkpoint directory
+    OUT/stage_NAME/state/      of an interrupted one: weights, their average, optimizers (weights/checkpoint.py)
+    OUT/cache/                 the user's pictures, decoded, and the latents of all pictures
+"""
+import json
+import shlex
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..cli import bar, markdown_table
+from ..config import to_dict
+from ..files import write_json
+from ..harmon import Harmon
+from ..weights.checkpoint import latest_state, load_state, open_checkpoint, versions
+from ..weights.convert import Assembly, start_from
+from .batches import open_sources, parse_mix
+from .folder import import_source
+from .memory import step_memory
+from .optim import EMA, make_optimizers, select
+from .recipe import HARMON_STAGES, STAGES
+from .sharding import like, shard_blocks, whole
+
+# what each stage learns from (batches.py)
+LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
+               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions")}
+
+
+# --- the state of a stage ---------------------------------------------------------------------------------------------
+
+@dataclass
+class Moving:
+    """All that changes while a stage is trained, and therefore all that a saved state consists of."""
+    params: dict                                                 # {name: trained parameter}
+    optimizers: list
+    ema: EMA                                                     # the parameters' moving average
+    scaler: torch.amp.GradScaler                                 # does nothing but in float16
+
+    @classmethod
+    def of(cls, run, name, model):
+        """What stage `name` moves in a model, as it is before the first step."""
+        try:
+            params = select(model, run.config.stages[name].train_parts)
+        except ValueError as e:
+            raise ValueError(f"{e}; change --stage_{name}.train_parts") from None
+        if run.config.optim.fsdp:
+            params = shard_blocks(model, run.world_size, run.device.type)
+        scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
+        return cls(params, make_optimizers(params, run.config.optim), EMA(params, run.config.optim.ema), scaler)
+
+    def state(self, run, step):
+        """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
+        state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
+                 "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
+                 "config": to_dict(run.config), "made_by": made_by(run)}
+        return whole(state, run.is_main)
+
+    def restore(self, run, path):
+        """Put everything back as it was when the state in `path` was saved. Returns the number of steps done."""
+        state = load_state(path)
+        with torch.no_grad():
+            for n, p in self.params.items():
+                p.copy_(like(state["params"][n], p))
+        self.ema.shadow = {n: like(t.to(run.device), self.params[n]) for n, t in state["ema"].items()}
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, moments in saved["state"].items():
+                saved["state"][i] = {k: like(v, held[i]) for k, v in moments.items()}
+            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, options in zip(optimizer.param_groups, ours):
+                group.update(options)                            # from the command line, not from the state
+        self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
+        now = made_by(run)
+        changed = [f"{k} {v} -> {now[k]}" for k, v in state.get("made_by", {}).items() if now.get(k, v) != v]
+        if run.is_main and changed:
+            print(f"note: since {path} was written: {', '.join(changed)}; the batches are the same, but results may "
+                  f"differ in their last bits")
+        return state["step"]
+
+
+def made_by(run):
+    """What decides the last bits of a result."""
+    return {"processes": run.world_size, **(versions() if run.is_main else {})}
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+def progress(out):
+    """The finished stages, and {stage: step of its last state} of the interrupted ones."""
+    done = [s for s in STAGES if (out / f"stage_{s}" / "config.json").exists()]
+    states = {s: latest_state(out / f"stage_{s}") for s in STAGES if s not in done}
+    return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
+
+
+def begin(run):
+    """The model of a new run: (its config, model, tokenizer or None, report lines), given by files or random."""
+    if not run.given_stages:
+        return run.config.model, Harmon(run.config.model).to(run.device), None, []
+    return start_from(run.config.model, **run.given, device=run.device, flags=size_flags(run))
+
+
+def size_flags(run):
+    """Those of the changed fields that change sizes, as flags."""
+    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("vae.", "mar.", "llm."))]
+
+
+def print_stages(config, out):
+    """What --dry-run prints: the stages as a Markdown table."""
+    with torch.device("meta"):
+        model = Harmon(config.model)
+    print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
+                    for part, child in model.named_children()) + " parameters\n")
+    mix = parse_mix(config.data.mix)
+    if mix != [("shapes", 1.0)]:
+        print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
+    (done, begun), optim, rows = progress(out), config.optim, []
+    for name, s in config.stages.items():
+        size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
+        memory = "-" if name in done else "{:.2f} + {:.2f}".format(
+            *step_memory(config, name, optim.shards or 1, optim.checkpointing))
+        rows.append((name, LEARNS_FROM[name], s.size or "-",
+                     f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
+                     f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
+                     f"{optim.lr * s.lr:g} / {optim.muon_lr * s.lr:g}" if optim.muon else f"{optim.lr * s.lr:g}",
+                     s.steps, memory,
+                     "finished" if name in done else f"at step {begun[name]}" if name in begun else "to do"))
+    print(markdown_table(("stage", "data", "px", "trained", "batch generation : understanding", "lr AdamW / Muon",
+                          "steps", "GB state + work", out), rows))
+
+
+def count_shards(config, out, world_size):
+    """Into how many parts batches are cut: as told, as in the run that OUT holds, or one per process. An interrupted
+    stage keeps what it began with; between stages, a number that does not suit the processes is given up."""
+    begun_with = 0
+    # no run, or one that check_settings will complain about
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        begun_with = int(json.loads((out / "train_config.json").read_text(encoding="utf-8"))["optim"]["shards"])
+        if begun_with % world_size and not progress(out)[1]:
+            begun_with = 0
+    return config.optim.shards or begun_with or world_size
+
+
+# --- what may go on ---------------------------------------------------------------------------------------------------
+
+SHAPING = "size", "train_parts", "muon", "fsdp", "own_positions"     # settings that decide what a state consists of
+OLD_NAMES = {"draw_batch": "batch", "read_batch": "understanding_batch", "read_weight": "understanding_weight"}
+
+
+def flat(values):
+    """{"stage_2.lr": 1.0, ...} from the dict of a Config; names of before are those of now."""
+    parts = {"model": values["model"], **values["model"], "optim": values["optim"], "data": values["data"],
+             **{f"stage_{name}": stage for name, stage in values["stages"].items()}}
+    return {f"{part}.{OLD_NAMES.get(field, field)}": value for part, fields in parts.items() if isinstance(fields, dict)
+            for field, value in fields.items() if not isinstance(value, dict)}
+
+
+def check_settings(run, begun):
+    """Compare with the run that OUT holds. What would mix two recipes silently is an error, the rest is printed."""
+    path = run.out / "train_config.json"
+    if not path.exists():
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        old, new = flat(stored), flat(json.loads(json.dumps(to_dict(run.config))))
+        command = shlex.join(stored.get("command") or [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
+    changed, wrong = {k: f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]}, []
+    if stored.get("preset", run.preset) != run.preset:
+        wrong = [f"preset {stored['preset']} -> {run.preset}"]
+    for key in changed:
+        part, _, field = key.partition(".")
+        if part == "data":                                       # the cached latents are of these pictures
+            fixed = True
+        elif part in ("model", "vae", "mar", "llm"):             # finished stages decide: a flag would be ignored
+            fixed = begun or key in run.changed
+        else:                                                    # an interrupted stage: only what is asked for by name
+            mine = part == "optim" or part.removeprefix("stage_") in begun
+            fixed = begun and mine and (key not in run.changed or field in SHAPING)
+        if fixed:
+            wrong.append(changed[key])
+    if wrong:
+        flags = "the flags of its start" + (f" ({command})" if command else "")
+        raise ValueError(f"{run.out} holds a run with other settings: {', '.join(wrong[:8])}"
+                         f"{', ...' * (len(wrong) > 8)}; repeat {flags}, or pass another --out")
+    if changed:
+        print(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
+
+
+def check_parts(run):
+    """Complain about given files that do not fit, and train_parts that name nothing, before anything is written."""
+    if run.given_stages:
+        model = Assembly(run.config.model, **run.given, flags=size_flags(run)).model
+    else:
+        with torch.device("meta"):
+            model = Harmon(run.config.model)
+    for name in run.only or [s for s in STAGES if s not in run.given_stages]:
+        Moving.of(replace(run, config=replace(run.config, optim=replace(run.config.optim, fsdp=False))), name, model)
+
+
+@contextmanager
+def as_stage(folder):
+    """An error inside about a checkpoint becomes one about this finished stage, from which the next one starts."""
+    try:
+        yield folder
+    except ValueError as e:
+        raise ValueError(f"{e}; put back {folder}, or delete it to repeat that stage") from None
+
+
+def prepare(run):
+    """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
+    out, (finished, begun) = run.out, progress(run.out)
+    if not finished:                                             # else they say what the model is
+        check_parts(run)
+    done = finished + [s for s in run.given_stages if s not in finished]
+    begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
+    todo = [s for s in STAGES if s not in done and s in (run.only or STAGES)]
+    for name, step in begun.items():
+        if not run.resume:
+            raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
+                             f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
+        raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
+    if done or begun:
+        check_settings(run, begun)
+        if finished:
+            with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
+                open_checkpoint(folder)
+        print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
+              "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
+    import_sources(run.config, out, todo, frozen=bool(finished or begun))
+    if run.resume and not begun:
+        print(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        command = [flag for flag in run.command if flag != "--resume"]
+        write_json(out / "train_config.json", {"preset": run.preset, "command": command, **to_dict(run.config)})
+    except OSError as e:
+        raise ValueError(f"cannot write in {out}: {e.strerror or e}; pass another --out") from None
+
+
+def import_sources(config, out, todo, frozen):
+    """Decode the user's own pictures into OUT/cache (folder.py), and check that the stages can use them."""
+    size, cache = max(stage.size for stage in config.stages.values()), out / "cache"
+    new = not cache.exists()
+    try:
+        for name, _ in parse_mix(config.data.mix):
+            if name != "shapes" and (found := import_source(name, config.data.images, cache, size, config.data.crops,
+                                                            frozen, bar)):
+                print(found)
+        sources = open_sources(config.data, cache)
+        classes, names = sum(source.classes for source in sources), ", ".join(source.name for source in sources)
+        if "mar" in todo and classes > config.model.mar.class_num:
+            raise ValueError(f"the labels of {names} need {classes} classes, the model has "
+                             f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
+        if not any(source.has("pictures") for source in sources):
+            raise ValueError(f"{names}: no pictures, expected some; pass --data DIR, or --mix shapes:1 besides")
+        if needs := [s for s in todo if s not in ("vae", "mar") and not any(x.has("texts") for x in sources)]:
+            raise ValueError(f"{names}: no texts, which stage {needs[0]} needs; add \"text\" to metadata.jsonl, or "
+                             f"pass --stage vae --stage mar")
+    except (ValueError, OSError):
+        if new:                                                  # nothing is left behind
+            shutil.rmtree(cache, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise

@@ -1,0 +1,109 @@
+"""A training run: what was asked for, where it goes, and which of its processes this one is."""
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from ..files import explained
+from ..weights.checkpoint import latest_state, save_state
+from .parallel import Stop, agree
+from .recipe import Config
+
+
+@dataclass
+class Run:
+    """Made from the command line by train.py; each process has its own copy, with its rank."""
+    config: Config
+    out: Path                                                    # everything is written there
+    preset: str
+    command: list                                                # the flags as typed
+    changed: dict                                                # {"stage_2.lr": "0.5"}: fields that flags changed
+    given: dict                                                  # {"init", "vae", "llm", "mar": path or None}
+    only: tuple                                                  # stages named by --stage; () = all
+    resume: bool
+    save_every: int
+    keep: int
+    sample_every: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    stop: Stop | None = None                                     # what a signal has asked for
+    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
+    start: float = field(default_factory=time.time)
+    skipped: int = 0                                             # steps whose loss was not finite
+
+    def __post_init__(self):
+        if self.config.optim.fsdp and self.amp is torch.float16:
+            raise ValueError("--optim.fsdp true needs GPUs that compute in bfloat16; pass --optim.fsdp false")
+
+    @property
+    def amp(self):
+        """The dtype of autocast, None = float32: on CPU, bfloat16 was a quarter to a half slower (docs/LOG.md)."""
+        if self.device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    @property
+    def takes_part(self):
+        """In saving and drawing: the first process, and where blocks are sharded all of them, who gather the weights."""
+        return self.is_main or self.config.optim.fsdp
+
+    @property
+    def given_stages(self):
+        """The stages whose result is given by a file: --vae, --llm, --mar, or all three by --init."""
+        return [name for name in ("vae", "llm", "mar") if self.given[name] or self.given["init"]]
+
+    def wait(self):
+        """For all other processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def say(self, *lines):
+        if self.is_main:
+            print(*lines, sep="\n", end="\n" * bool(lines))
+
+    def log(self, **values):
+        """One line of OUT/log.jsonl."""
+        finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
+        path = self.out / "log.jsonl"
+        if self.is_main:
+            with explained(path), open(path, "a", encoding="utf-8") as f:
+                f.write(json.dumps({"time": round(time.time() - self.start, 1), **finite}) + "\n")
+
+    def skip(self, name, step, state, give_up):
+        """Note a step whose loss was not finite; several in a row end the run. state: the last good one, or None."""
+        self.skipped += 1
+        self.log(stage=name, step=step, skipped=self.skipped)
+        if give_up:
+            lr = self.config.stages[name].lr
+            raise ValueError(f"stage {name}: the loss was not finite for 5 steps in a row, up to step {step}; the last "
+                             f"good state is {state or 'that of the stage before'}; go on with --resume "
+                             f"--stage_{name}.lr {lr / 2:g} (now {lr:g})")
+
+    def save_if_due(self, moving, folder, step):
+        """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
+        due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
+        if self.config.optim.fsdp:                               # then all processes gather what one of them writes
+            due = agree(due, self.device)
+        if not (due and self.takes_part):
+            return
+        state = moving.state(self, step)
+        if not self.is_main:
+            return
+        try:
+            save_state(folder, step, state, keep=self.keep)
+        except OSError as e:
+            raise OSError(f"{e}; the last good state is {latest_state(folder) or 'that of the stage before'}, go on "
+                          f"from there with --resume") from e
+        if self.stop.code:
+            sys.exit(self.stop.code)

@@ -1,0 +1,379 @@
+"""Downloaded weights -> our checkpoint directory: Harmon, or its pieces KL-16, MAR and Qwen2.5.
+
+    python -m nanoharmon.convert --harmon harmon_1.5b.pth --vae kl16.ckpt --llm Qwen2.5-1.5B-Instruct --out DIR
+    python -m nanoharmon.convert --harmon Harmon-1_5B --out DIR              the Hugging Face directory: all in one
+    python -m nanoharmon.convert --vae kl16.ckpt --mar checkpoint-last.pth --llm Qwen2.5-0.5B-Instruct --out DIR
+
+    file                                  holds                                 sizes come from
+    harmon_*.pth                          mar. llm. proj_in. proj_out.          its shapes; llm: DIR/config.json
+    kl16.ckpt                             {"model": vae}                        its shapes
+    MAR checkpoint-last.pth               {"model_ema": mar, "model": mar}      its shapes
+    Qwen2.5 directory                     llm, config.json, tokenizer.json      its config.json
+    Hugging Face directory of Harmon      everything                            its config.json, its shapes
+
+The modules carry the official names, so a part's prefix is all the renaming there is, and the loading is strict: what
+is missing, superfluous or of another shape is an error that names it. Parts that no file holds (the projectors, when
+pieces are joined) are initialised, and the report says so. Number of heads and the scale of the latents are in no
+shape: they are known for the official sizes, for others pass --mar.encoder_num_heads and the like.
+
+Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
+"""
+import copy
+import math
+import re
+import runpy
+from pathlib import Path
+
+import torch
+
+from ..cli import DTYPES, Parser, run_main
+from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, to_dict
+from ..files import check_folder, read_json, write_bytes, write_json
+from ..flags import check_fields, check_model, override
+from ..harmon import Harmon, projector
+from ..mar import MAR
+from ..qwen import Qwen
+from ..tokenizer import Tokenizer
+from ..vae import VAE
+from .checkpoint import load_weights, match_weights
+from .safetensors import load_foreign, open_tensors, save_safetensors
+
+PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
+HEADS = {768: 12, 1024: 16, 1280: 16}                # MAR width: heads, of base, large and huge
+IGNORE = {"vae": ("loss.*",), "llm": ("*.rotary_emb.inv_freq",)}           # in some files, of no use to anyone
+MAPPED = 2**27                                       # bytes read from a mapped file before it is mapped anew
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+def read(path):
+    """{name: tensor} of a safetensors file, index or directory, or of a .pth/.ckpt: mapped, not read."""
+    path = Path(path)
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        return open_tensors(path)
+    found = load_foreign(path)
+    found = found if isinstance(found, dict) else {}
+    found = next((found[k] for k in ("model_ema", "model", "state_dict") if isinstance(found.get(k), dict)), found)
+    found = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
+    return found
+
+
+class Source(dict):
+    """The weights of one part: those of a file whose names begin with `prefix`, without it."""
+
+    def __init__(self, path, prefix=""):
+        self.path, self.prefix = Path(path), prefix
+        self.open()
+
+    def open(self):
+        self.clear()                                 # lets go of the old mapping, and so of the pages read through it
+        self.update({k.removeprefix(self.prefix): t for k, t in read(self.path).items() if k.startswith(self.prefix)})
+        self.used = 0
+
+    def copy(self, name, dtype):
+        """One tensor, in memory of its own."""
+        if self.used > MAPPED:
+            self.open()
+        self.used += self[name].nbytes
+        return self[name].to(dtype, copy=True)
+
+    def shape(self, name, dims):
+        shape = tuple(self[name].shape) if name in self else None
+        if shape is None or len(shape) != dims or 0 in shape:
+            raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions, "
+                             f"as in the right kind of file")
+        return shape
+
+    def count(self, pattern):
+        """One more than the largest number that fits the group of a pattern, 0 if nothing does."""
+        return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self) if m], default=0)
+
+
+def read_config(folder):
+    """The config.json of a downloaded directory."""
+    if not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json here, expected the whole directory as published")
+    return read_json(Path(folder, "config.json"))
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+def llm_config(values, where):
+    """LLMConfig from Hugging Face's config.json of a Qwen2 model, of transformers 4 or 5."""
+    if not isinstance(values, dict) or not isinstance(values.get("rope_parameters") or {}, dict):
+        raise ValueError(f"{where}: {values!r:.80}, expected an object; rope_parameters, too")
+    kind, act = values.get("model_type", "qwen2"), values.get("hidden_act", "silu")
+    rope = values.get("rope_parameters") or {}                       # transformers 5 keeps all about RoPE in here
+    scaling = values.get("rope_scaling") or rope
+    if kind != "qwen2" or act != "silu":
+        raise ValueError(f"{where}: model_type {kind!r} with {act!r}, expected 'qwen2' with 'silu' (Qwen2 or Qwen2.5)")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ValueError(f"{where}: rope_scaling {scaling} is not supported, expected none")
+    if values.get("use_sliding_window"):
+        raise ValueError(f"{where}: use_sliding_window is not supported, expected false")
+    # what Hugging Face takes for entries that are not there
+    values = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 32768,
+              "rope_theta": rope.get("rope_theta", 1e4)} | values
+    c = LLMConfig(**{name: values.get(name) for name in LLMConfig.__dataclass_fields__})
+    try:
+        check_fields("llm", c)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+    if c.hidden_size % (2 * c.num_attention_heads) or c.num_attention_heads % c.num_key_value_heads:
+        raise ValueError(f"{where}: hidden_size {c.hidden_size}, {c.num_attention_heads} heads and "
+                         f"{c.num_key_value_heads} key/value heads do not divide one another")
+    return c
+
+
+def mar_config(source):
+    """MARConfig from the shapes of a MAR. Heads are 0 = unknown for widths that are no official ones."""
+    width, channels = source.shape("z_proj.weight", 2)
+    S, decoder_width = source.shape("diffusion_pos_embed_learned", 3)[1:]
+    return MARConfig(
+        grid=math.isqrt(S), token_dim=channels, encoder_embed_dim=width, decoder_embed_dim=decoder_width,
+        encoder_depth=source.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
+        decoder_depth=source.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
+        mlp_ratio=source.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S,
+        class_num=source.shape("class_emb.weight", 2)[0],
+        diffloss_d=source.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
+        diffloss_w=source.shape("diffloss.net.input_proj.weight", 2)[0])
+
+
+def vae_config(source):
+    """VAEConfig from the shapes of a KL autoencoder."""
+    ch, inputs = source.shape("encoder.conv_in.weight", 4)[:2]
+    levels = range(source.count(r"encoder\.down\.(\d+)\."))
+    widths = [source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+    return VAEConfig(
+        ch=ch, ch_mult=tuple(w // ch for w in widths), patch_size=max(1, math.isqrt(inputs // 3)),
+        num_res_blocks=source.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        z_channels=source.shape("quant_conv.weight", 4)[0] // 2,
+        attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in source))
+
+
+# --- joining parts ---------------------------------------------------------------------------------------------------
+
+class Assembly:
+    """Which part of a model comes from which file. Checked: every tensor is there, nothing is left over, sizes agree.
+
+    base: HarmonConfig for the parts that no file decides. harmon: .pth, Hugging Face directory, or a directory of
+    ours; vae, llm, mar: pieces, which take the place of those in `harmon` (an llm only gives it sizes and tokenizer).
+    flags: what overrides sizes, as on the command line. `config`, `sources` {part: Source}, `tokenizer` (a path or
+    None), `report` (lines) result.
+    """
+
+    def __init__(self, base, harmon=None, vae=None, llm=None, mar=None, flags=()):
+        self.config, self.sources, self.tokenizer, self.report = copy.deepcopy(base), {}, None, []
+        self.meta = {"draw": {"cfg": 3.0, "iters": 64, "steps": 100}}
+        files = {"--harmon (train.py: --init)": harmon, "--vae": vae, "--llm": llm, "--mar": mar}
+        try:
+            self.collect(harmon, vae, llm, mar)
+            override(self.config, flags)
+            self.check()
+        except (ValueError, OSError) as e:                           # from deep inside, where no flag is known
+            guilty = [flag for flag, path in files.items() if path and str(e).startswith(str(Path(path)))]
+            if "--" in str(e) or not guilty:
+                raise
+            raise ValueError(f"{e}; change {' or '.join(guilty)}") from None
+
+    def collect(self, harmon, vae, llm, mar):
+        """Sizes from files and shapes, sources of the weights."""
+        if harmon and mar:
+            raise ValueError("a MAR besides a whole Harmon, expected one of them; leave out --mar")
+        for path in filter(None, (harmon, vae, llm, mar)):
+            if not Path(path).exists():
+                raise ValueError(f"{path}: No such file or folder")
+        if llm:
+            self.config.llm = llm_config(read_config(llm), Path(llm) / "config.json")
+            self.tokenizer = Path(llm) / "tokenizer.json"
+        if harmon:
+            self.add_harmon(Path(harmon), bool(vae), bool(llm))
+        elif llm:
+            self.sources["llm"] = Source(llm)
+        for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
+            if path:
+                self.sources[part] = Source(path)
+                setattr(self.config, part, sizes(self.sources[part]))
+
+    def add_harmon(self, path, has_vae, has_llm):
+        config = self.config
+        stored = read_config(path) if path.is_dir() else {}
+        if "model" in stored:                                        # a directory of ours
+            self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
+            self.meta = stored.get("meta", {})
+        elif "llm" in stored:
+            config.llm = llm_config(stored["llm"], f"{path / 'config.json'}: llm")
+        elif not has_llm:
+            raise ValueError(f"{path}: has neither tokenizer nor the LLM's config.json; pass --llm with the "
+                             f"Qwen2.5-...-Instruct directory")
+        if path.is_dir() and (path / "tokenizer.json").exists():
+            self.tokenizer = path / "tokenizer.json"
+        names = {name.partition(".")[0] for name in read(path)}
+        if names - set(PARTS):
+            raise ValueError(f"{path}: has {', '.join(sorted(names - set(PARTS))[:4])}, expected a Harmon checkpoint, "
+                             f"with names that begin with mar., llm., proj_in., proj_out.; is it for --mar or --vae?")
+        if "vae" not in names and not has_vae:
+            raise ValueError(f"{path}: has no VAE inside; pass --vae kl16.ckpt")
+        self.sources |= {part: Source(path, part + ".") for part in PARTS if part in names or part != "vae"}
+        if "model" not in stored:
+            config.mar, config.grad_scale = mar_config(self.sources["mar"]), HarmonConfig.grad_scale
+            self.meta["size"] = 512                                  # what its last stage saw, and its scripts draw
+            if "vae" in names:
+                config.vae = vae_config(self.sources["vae"])
+        width = self.sources["proj_in"].shape("0.weight", 2)[0]
+        if config.llm.hidden_size != width:
+            raise ValueError(f"the LLM's config.json says width {config.llm.hidden_size}, but the projector of {path} "
+                             f"needs {width}; pass the --llm it was trained with (896: 0.5B, 1536: 1.5B)")
+
+    def check(self):
+        config = self.config
+        if not (config.mar.encoder_num_heads and config.mar.decoder_num_heads):
+            raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one and shapes do not tell "
+                             f"its heads; pass --mar.encoder_num_heads N and --mar.decoder_num_heads N")
+        if config.vae.z_channels != config.mar.token_dim:
+            raise ValueError(f"the VAE has {config.vae.z_channels} channels per token, the MAR {config.mar.token_dim}; "
+                             f"pass a --vae and a --mar that belong together")
+        try:
+            check_model(config)
+            with torch.device("meta"):
+                self.model = Harmon(config)                          # names and shapes, no memory
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
+            raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
+                             f"--llm.x") from None
+        for part, module in self.model.named_children():
+            n = f"{sum(p.numel() for p in module.parameters()) / 1e6:9.2f}M parameters"
+            if part not in self.sources:
+                self.report.append(f"{part:9s}   -  {n}   initialised: in none of the files")
+                continue
+            source = self.sources[part]
+            report = match_weights(module, source, ignore=IGNORE.get(part, ()))
+            self.report.append(f"{part:9s}{len(report.mapped):4d}  {n}   {source.path}" + (
+                f", not used: {', '.join(report.unexpected[:3])}" if report.unexpected else ""))
+            source.open()                                            # comparing tied weights has read them
+
+    def details(self):
+        """One line per tensor: our name, shape, and the dtype and name in the file."""
+        for name, target in self.model.state_dict().items():
+            part, _, rest = name.partition(".")
+            source = self.sources.get(part, {})
+            origin = f"{source[rest].dtype} {source.prefix}{rest}" if rest in source else "(initialised, or tied)"
+            yield f"{name} {tuple(target.shape)} <- {origin}".replace("torch.", "")
+
+    def fresh(self, part):
+        """A newly initialised part."""
+        c, D, E = self.config, self.config.mar.encoder_embed_dim, self.config.llm.hidden_size
+        return {"vae": lambda: VAE(c.vae), "mar": lambda: MAR(c.mar), "llm": lambda: Qwen(c.llm),
+                "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}[part]()
+
+    def load_tokenizer(self):
+        tokenizer = self.tokenizer and Tokenizer.load(self.tokenizer)
+        if tokenizer and len(tokenizer) > self.config.llm.vocab_size:
+            raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the "
+                             f"{self.config.llm.vocab_size} of the LLM; it belongs to another one")
+        return tokenizer
+
+
+def check_out(out, *files):
+    """Complain about a folder that cannot be written, or whose loss someone would regret."""
+    check_folder(out, "--out")
+    for path in files:
+        if path and Path(out).exists() and Path(out).samefile(path if Path(path).is_dir() else Path(path).parent):
+            raise ValueError(f"{out} is the folder that is read, and would be overwritten; pass another --out")
+    if Path(out, "config.json").exists() and "model" not in read_json(Path(out, "config.json")):
+        raise ValueError(f"{out} holds another model, not one that convert wrote; pass another --out")
+
+
+def write(plan, out, dtype=torch.bfloat16):
+    """Write the directory that Pipeline.load reads, tensor by tensor."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items()}                         # meta
+    if plan.config.llm.tie_word_embeddings:
+        del tensors["llm.lm_head.weight"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = {part: plan.fresh(part).state_dict() for part in PARTS if part not in plan.sources}
+
+    def get(name):
+        part, _, rest = name.partition(".")
+        return fresh[part][rest].to(dtype) if part in fresh else plan.sources[part].copy(rest, dtype)
+    (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
+    save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
+    write_bytes(out / "tokenizer.json", Path(plan.tokenizer).read_bytes())
+    write_json(out / "config.json", {"model": to_dict(plan.config), "meta": plan.meta})
+
+
+# --- for train.py and chat.py ----------------------------------------------------------------------------------------
+
+def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu", flags=()):
+    """A model to train further: (config, model, tokenizer or None, report lines).
+
+    config: HarmonConfig of the preset, for what the files do not decide. init: a whole Harmon (.pth, Hugging Face
+    directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x.
+    """
+    plan = Assembly(config, init, vae, llm, mar, flags)
+    tokenizer, model = plan.load_tokenizer(), plan.model
+    for part in PARTS:
+        if part not in plan.sources:
+            setattr(model, part, plan.fresh(part).to(dtype))
+            continue
+        load_weights(getattr(model, part), plan.sources[part], ignore=IGNORE.get(part, ()), dtype=dtype, assign=True)
+        for p in getattr(model, part).parameters():
+            p.data = p.data.clone()                                  # training must not write into a mapped file
+    model.llm.tie()
+    return plan.config, model.to(device), tokenizer, plan.report
+
+
+def load_llm(path, device="cpu", dtype=torch.float32):
+    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for pipeline.TextPipeline."""
+    config, tokenizer = llm_config(read_config(path), Path(path) / "config.json"), Tokenizer.load(path)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{path}: {len(tokenizer)} tokens in tokenizer.json, expected at most the {config.vocab_size} "
+                         f"of config.json")
+    with torch.device("meta"):
+        llm = Qwen(config)
+    load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
+    llm.tie()
+    return llm.to(device).eval(), tokenizer
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.convert", description=__doc__)
+    add = parser.add_argument
+    add("--harmon", metavar="FILE", help="harmon_*.pth, or Harmon's Hugging Face directory")
+    add("--vae", metavar="FILE", help="kl16.ckpt")
+    add("--mar", metavar="FILE", help="MAR's checkpoint-last.pth")
+    add("--llm", metavar="DIR", help="a Qwen2.5 directory (with --harmon: for its config.json and tokenizer.json)")
+    add("--out", metavar="DIR", help="the directory to write")
+    add("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
+    add("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
+    add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
+    add("--parity", action="store_true", help="compare with the official numbers in tests/golden, stop")
+    args, flags = parser.parse_known_args(argv)
+    if args.parity:
+        tests = Path(__file__).parents[1] / "tests" / "parity.py"
+        if not tests.exists():
+            raise ValueError(f"no {tests}; the official numbers come with the repository, run this in a clone of it")
+        return runpy.run_path(str(tests), run_name="__main__")
+    if not (args.out or args.report):
+        raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
+    files = args.harmon, args.vae, args.llm, args.mar
+    if not any(files):
+        raise ValueError("nothing to read; pass --harmon, or pieces: --vae, --mar, --llm")
+    plan = Assembly(PRESETS[args.preset](), *files, flags)
+    if args.out:
+        check_out(args.out, *files)
+        if plan.load_tokenizer() is None:
+            raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
+                             "without an LLM: --vae, --mar)")
+    print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
+    if args.out:
+        write(plan, args.out, getattr(torch, args.dtype))
+        print(f"wrote {args.out}. Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
+
+
+if __name__ == "__main__":
+    run_main(main)
