@@ -17,7 +17,7 @@ from itertools import permutations
 
 import numpy as np
 
-from ..shapes import COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, relation
+from .shapes import COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, relation
 
 NAMES = tuple(COLORS)
 PALETTE = np.array(list(COLORS.values()), np.float32)

@@ -4,10 +4,9 @@ Everything here is true by construction, and can be checked: `parse_caption` inv
 answers, and prompts for evaluation follow GenEval's metadata schema and its six tasks (arXiv 2310.11513), so that
 judge.py can say exactly whether a picture is right. No function names a pair of `UNSEEN` unless asked to.
 
-    python -m nanoharmon.shapes      # prints a few of each
+    python -m nanoharmon.world.language      prints a few of each, and writes their pictures
 
-Simplified: `describe` names places on a 3x3 grid, which decides every relation on the 3x3 board but not in the `free`
-layout.
+Simplified: `describe` names places on a 3x3 grid, which decides all relations on the 3x3 board, not in layout `free`.
 """
 import random
 import re
@@ -15,7 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import permutations
 
-from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Object, Scene, random_scene, relation
+from PIL import Image
+
+from ..cli import Parser, run_main
+from ..files import check_output, write_bytes
+from ..pictures import file_bytes, grid
+from .shapes import (COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Object, Scene, random_scene, relation,
+                     render)
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
@@ -323,3 +328,23 @@ def _normal(answer):
 def is_right(answer_text: str, qa: QA) -> bool:
     """Lenient about case, dots, spaces and digits; strict about content."""
     return _normal(answer_text) == _normal(qa.answer)
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.world.language", description=__doc__)
+    parser.add_argument("--out", default="shapes.png", help="the picture to write (default shapes.png)")
+    out = check_output(parser.parse_args(argv).out, "--out", (".png",))
+    rng, tiles = random.Random(0), []
+    for layout in ("board", "free"):
+        scenes = [random_scene(rng, layout=layout) for _ in range(8)]
+        tiles += [Image.fromarray(render(scene, 96)) for scene in scenes]
+        for scene in scenes[:4]:
+            print(f"{caption(scene, rng)}\n    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene, rng)}")
+            for qa in questions(scene, rng)[:3]:
+                print(f"    {qa.question} {qa.answer}")
+    write_bytes(out, file_bytes(grid(tiles, 8, gap=0)))
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run_main(main)

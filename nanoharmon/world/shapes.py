@@ -4,8 +4,6 @@ A `Scene` is one to four coloured shapes on a plain dark background, and a pictu
 (`render`). What can be said about it is in language.py; judge.py says what a picture shows. Four
 (color, shape) pairs, `UNSEEN`, are kept out of everything that trains.
 
-    python -m nanoharmon.shapes      # prints a few captions and questions, writes shapes.png
-
 Simplified, compared with photographs: shapes never rotate, touch or overlap; "left of" is about
 centres only.
 """
@@ -175,30 +173,3 @@ def class_scene(label: int, rng: random.Random, layout: str = "board", board: in
     """A random scene of this class (train on `SEEN_CLASSES` only)."""
     count, kind = divmod(label, len(PAIRS))
     return random_scene(rng, [PAIRS[kind]] * (count + 1), layout=layout, board=board)
-
-
-def main(argv=None):
-    from ..cli import Parser            # only here: everything else in this file needs no torch
-    from ..files import check_output
-    from .language import caption, describe, draw_prompt, questions
-
-    parser = Parser(prog="python -m nanoharmon.shapes", description=__doc__)
-    parser.add_argument("--out", default="shapes.png", help="the picture to write (default shapes.png)")
-    out = check_output(parser.parse_args(argv).out, "--out", (".png",))
-    rng = random.Random(0)
-    rows = []
-    for layout in ("board", "free"):
-        scenes = [random_scene(rng, layout=layout) for _ in range(8)]
-        rows.append(np.hstack([render(scene, 96) for scene in scenes]))
-        for scene in scenes[:4]:
-            print(caption(scene, rng))
-            print(f"    draw: {draw_prompt(scene, rng)}\n    text: {describe(scene, rng)}")
-            for qa in questions(scene, rng)[:3]:
-                print(f"    {qa.question} {qa.answer}")
-    Image.fromarray(np.vstack(rows)).save(out)
-    print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    from ..cli import run_main
-    run_main(main)
