@@ -1,7 +1,8 @@
 """The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as in MAR, sec. 4).
 
 picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)  ->  Decoder.
-One latent position is one *token* of the models that follow: C real numbers, no codebook.
+One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, no
+codebook. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
 
 At the default config the layers and the parameter names are those of the official `kl16.ckpt`. Two things differ when
 the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds
@@ -21,6 +22,8 @@ def norm(channels):
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
+# nn.Identity stands wherever a level has no such layer: it has no parameters, so the official names stay as they are
+
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
@@ -28,13 +31,12 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
-        if c_in != c_out:
-            self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))                        # (B, c_out, h, w)
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv2(F.silu(self.norm2(h)))                        # (B, c_out, h, w)
+        return self.nin_shortcut(x) + h
 
 
 class AttnBlock(nn.Module):
@@ -47,8 +49,8 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x):
-        h = self.norm(x)
-        # b c h w -> b 1 (h w) c
+        h = self.norm(x)                                             # (B, c, h, w)
+        # b c h w -> b 1 (h w) c: one head, every place attends to every other
         q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
         h = attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)   # (B, c, h, w)
         return x + self.proj_out(h)
@@ -95,10 +97,9 @@ class Encoder(nn.Module):
                 level.block.append(ResnetBlock(c, width))
                 c = width
                 # where attention sits depends on the *nominal* resolution, not on the actual picture (official quirk)
-                if config.resolution // 2 ** i in config.attn_resolutions:
-                    level.attn.append(AttnBlock(c))
-            if i < len(widths) - 1:
-                level.downsample = Downsample(c)
+                has_attention = config.resolution // 2 ** i in config.attn_resolutions
+                level.attn.append(AttnBlock(c) if has_attention else nn.Identity())
+            level.downsample = Downsample(c) if i < len(widths) - 1 else nn.Identity()
             self.down.append(level)
         self.mid = middle(c)
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 2 * config.z_channels, 3, padding=1)
@@ -108,13 +109,10 @@ class Encoder(nn.Module):
             x = F.pixel_unshuffle(x, self.config.patch_size)         # (B, 3*p*p, H/p, W/p)
         h = self.conv_in(x)                                          # (B, ch, H/p, W/p)
         for level in self.down:
-            for i, block in enumerate(level.block):
-                h = block(h)
-                if len(level.attn):
-                    h = level.attn[i](h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)                              # half as high and wide
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+            for block, attn in zip(level.block, level.attn):
+                h = attn(block(h))
+            h = level.downsample(h)                                  # half as high and wide, but after the last level
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         return self.conv_out(F.silu(self.norm_out(h)))               # (B, 2*C, H/stride, W/stride)
 
 
@@ -135,27 +133,26 @@ class Decoder(nn.Module):
             for _ in range(config.num_res_blocks + 1):
                 level.block.append(ResnetBlock(c, width))
                 c = width
-            if i > 0:
-                level.upsample = Upsample(c)
+            level.upsample = Upsample(c) if i > 0 else nn.Identity()
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 3 * config.patch_size ** 2, 3, padding=1)
 
-    def forward(self, z):
-        h = self.conv_in(z)                                          # (B, c, H/stride, W/stride)
+    def forward(self, x):                                            # (B, C, H/stride, W/stride)
+        h = self.conv_in(x)                                          # (B, c, H/stride, W/stride)
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
         for level in reversed(self.up):
             for block in level.block:
                 h = block(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)                                # twice as high and wide
+            h = level.upsample(h)                                    # twice as high and wide, but after the last level
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
         return F.pixel_shuffle(h, self.config.patch_size) if self.config.patch_size > 1 else h
 
 
 class VAE(nn.Module):
-    """KL autoencoder. `scale` (1 / std of the latents) brings tokens to unit variance; it is measured after training
-    the VAE (train.py) and stored in the config: 0.2325 is what MAR measured for KL-16 on ImageNet."""
+    """KL autoencoder. `config`: VAEConfig. Its `scale` (1 / std of the latents) brings latents to unit variance, which
+    the diffusion schedule expects. It is measured after training the VAE (train.py) and stored in the config: 0.2325 is
+    what MAR measured for KL-16 on ImageNet."""
 
     def __init__(self, config):
         super().__init__()
@@ -167,28 +164,27 @@ class VAE(nn.Module):
     def moments(self, image):
         """image (B, 3, H, W) in [-1, 1] -> mean, logvar, each (B, C, H/stride, W/stride)."""
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 20)
+        return mean, logvar.clamp(-30, 20)                           # the official limits: exp(logvar) stays finite
 
-    def reconstruct(self, z):
-        """z (B, C, h, w), not scaled -> image (B, 3, h*stride, w*stride), about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(z))
+    def reconstruct(self, mean):
+        """mean (B, C, h, w), not scaled -> image (B, 3, h*stride, w*stride), about [-1, 1]."""
+        return self.decoder(self.post_quant_conv(mean))
 
     def encode(self, image):
-        """image (B, 3, H, W) -> tokens (B, S, C), raster order. The mean, not a sample: Harmon's choice."""
+        """image (B, 3, H, W) -> latents (B, S, C), raster order. The mean, not a sample: Harmon's choice."""
         self.grid_of(image.shape[-2], image.shape[-1])
         return self.moments(image)[0].flatten(2).transpose(1, 2) * self.config.scale   # b c h w -> b (h w) c
 
-    def decode(self, tokens, grid):
-        """tokens (B, h*w, C), grid (h, w) -> image (B, 3, H, W)."""
-        z = tokens.transpose(1, 2).unflatten(2, grid)                # (B, C, h, w)
-        return self.reconstruct(z / self.config.scale)
+    def decode(self, latents, grid):
+        """latents (B, h*w, C), grid (h, w) -> image (B, 3, H, W)."""
+        mean = latents.transpose(1, 2).unflatten(2, grid)            # b (h w) c -> b c h w
+        return self.reconstruct(mean / self.config.scale)
 
     def grid_of(self, height, width):
         """Latent grid (h, w) of a picture of that size. Raises ValueError if it does not fit the stride."""
         s = self.config.stride
         if height % s or width % s or height < s or width < s:
-            raise ValueError(f"image size {width}x{height}: both sides must be multiples of {s} "
-                             f"(the VAE's stride); pass --size with such a number")
+            raise ValueError(f"image size {width}x{height}: both sides must be multiples of {s} (the VAE's stride)")
         return height // s, width // s
 
 
