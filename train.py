@@ -28,7 +28,6 @@ import shutil
 import sys
 import time
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,19 +39,17 @@ from nanoharmon.evals import evaluate
 from nanoharmon.files import write_json
 from nanoharmon.flags import describe_flags, override
 from nanoharmon.pipeline import Pipeline, pick_device
-from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import Stop, average_gradients, average_values, is_lost, join, launch, leave
-from nanoharmon.training.recipe import STAGES, Config, check_training, quicken
-from nanoharmon.training.resume import Moving, as_stage, begin, count_shards, prepare, print_stages, progress
+from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_training, quicken
+from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
 from nanoharmon.training.watch import final_snapshot, show
-from nanoharmon.weights.checkpoint import latest_state
-from nanoharmon.world.source import training_texts
+from nanoharmon.weights.states import latest_state
 
 LOG_EVERY = 50              # steps between two lines of log.jsonl
 
@@ -61,47 +58,47 @@ LOG_EVERY = 50              # steps between two lines of log.jsonl
 
 def train_stage(run, name, pipe, batches):
     """Train stage `name` from where it stands to its end; the model of `pipe` then has the averaged weights."""
-    model, stage, optim, folder = pipe.model, run.config.stages[name], run.config.optim, run.out / f"stage_{name}"
-    moving, first, values, bad = Moving.of(run, name, model), 0, {}, 0
-    params, optimizers, scaler, ema = moving.params, moving.optimizers, moving.scaler, moving.ema
-    if run.resume and (path := latest_state(folder)):
-        first = moving.restore(run, path)
-    model.train()
-    logged_at, logged_step, run.stop.polite = time.time(), first, True    # from here on a signal waits for a step's end
+    stage, optim, folder = run.config.stages[name], run.config.optim, run.out / f"stage_{name}"
+    state = TrainingState.of(run, name, pipe.model)
+    path = latest_state(folder) if run.resume else None
+    first = state.restore(run, path) if path else 0
+    pipe.model.train()
+    run.stop.polite = True                               # from here on a signal waits for the end of a step
+    values, logged_at, logged_step, bad = {}, time.time(), first, 0
     run.bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}",
                    disable=not run.is_main, mininterval=1.0, dynamic_ncols=True)
     for step in run.bar:
-        last = step + 1 == stage.steps
         factor = lr_factor(step, stage.steps, stage.warmup, optim.schedule, optim.floor) * stage.lr
-        set_lr(optimizers, factor)
+        set_lr(state.optimizers, factor)
         # --- forward and backward: all randomness comes from (seed, stage, step, shard), whoever computes the shard
         for shard in range(run.rank, optim.shards, run.world_size):
             rng = random.Random(f"{run.config.data.seed}/{name}/{step}/{shard}")
             generator = torch.Generator(run.device).manual_seed(rng.getrandbits(48))
             torch.manual_seed(rng.getrandbits(48))
-            with torch.autocast(run.device.type, run.amp or torch.bfloat16, enabled=run.amp is not None):
-                for loss, logged in stage_losses(run.config, name, model, batches, rng, generator):
+            with run.autocast():
+                for loss, logged in stage_losses(run.config, name, pipe.model, batches, rng, generator):
                     if loss.requires_grad:               # with --train-parts mar.decoder, understanding trains nothing
-                        scaler.scale(loss).backward()
+                        state.scaler.scale(loss).backward()
                     for label, value in logged.items():
                         values.setdefault(label, []).append(value.detach())
-        # --- average over shards, clip, update
-        average_gradients(params, run.world_size, optim.shards)
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = clip_gradients(list(params.values()), optim.clip)
+        # --- average over the shards, clip, update
+        average_gradients(state.params, run.world_size, optim.shards)
+        for optimizer in state.optimizers:
+            state.scaler.unscale_(optimizer)
+        norm = clip_gradients(list(state.params.values()), optim.clip)
         if torch.isfinite(norm):
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            ema.update(params, step)
+            for optimizer in state.optimizers:
+                state.scaler.step(optimizer)
+            state.ema.update(state.params, step)
             bad = 0
         else:
-            bad += scaler.get_scale() <= 1               # 1 without float16; there, it first halves its scale
+            bad += state.scaler.get_scale() <= 1         # always 1 without float16; with it, the scale is halved first
             run.skip(name, step + 1, latest_state(folder), give_up=bad >= 5)
-        scaler.update()
-        for optimizer in optimizers:
+        state.scaler.update()
+        for optimizer in state.optimizers:
             optimizer.zero_grad()
         # --- log, save, show
+        last = step + 1 == stage.steps
         if (step + 1) % LOG_EVERY == 0 or last:
             means = average_values(values, run.world_size)
             speed = (step + 1 - logged_step) * (stage.batch + stage.understanding_batch) / (time.time() - logged_at)
@@ -109,43 +106,28 @@ def train_stage(run, name, pipe, batches):
                     **{label: round(mean, 5) for label, mean in means.items()})
             run.bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.0f} img/s")
             values, logged_at, logged_step = {}, time.time(), step + 1
-        if not last:
-            run.save_if_due(moving, folder, step + 1)
-            if run.sample_every and (step + 1) % run.sample_every == 0 and run.takes_part:
-                ema.swap(params)                         # pictures and answers come from the averaged weights
-                show(run, name, step + 1, pipe, batches)
-                ema.swap(params)
-    ema.copy_to(params)
-    model.eval()
+        if not last:                                     # after the last one, train() saves the stage, then shows it
+            run.save_if_due(state, folder, step + 1)
+            if run.shows(step + 1):
+                with state.ema.swapped(state.params):    # pictures and answers come from the averaged weights
+                    show(run, name, step + 1, pipe, batches)
+    state.ema.copy_to(state.params)
+    pipe.model.eval()
 
 
 # --- all stages -------------------------------------------------------------------------------------------------------
 
 def train(run):
     """The stages that are to do, one after the other. Returns (Pipeline of the trained model, batches)."""
-    config, (done, _) = run.config, progress(run.out)
-    torch.manual_seed(config.data.seed)
-    for name in done if run.is_main else ():             # left by a kill between a stage's end and its tidying
-        shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
-    sources = open_sources(config.data, run.out / "cache")
-    if done:
-        with as_stage(run.out / f"stage_{done[-1]}") as folder:
-            pipe = Pipeline.load(folder, run.device)
-        config.model = pipe.model.config
-    else:
-        config.model, model, tokenizer, report = begin(run)
-        run.say(*report)
-        texts = (training_texts(config.data) if s.name == "shapes" else s.corpus() for s in sources)
-        tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), config.model.llm.vocab_size)
-        pipe = Pipeline(model, tokenizer, {})
+    torch.manual_seed(run.config.data.seed)
+    sources = open_sources(run.config.data, run.out / "cache")
+    pipe = begin(run, sources)
     model = pipe.model
-    model.mar.checkpointing = model.llm.model.checkpointing = config.optim.checkpointing
-    batches = make_batches(config, sources, pipe.tokenizer, run.device)
+    model.mar.checkpointing = model.llm.model.checkpointing = run.config.optim.checkpointing
+    batches = make_batches(run.config, sources, pipe.tokenizer, run.device)
     run.say(*batches.notes())
-    for name in STAGES:
-        if name in done or name in run.given_stages or name not in (run.only or STAGES):
-            continue
-        stage = config.stages[name]
+    for name in to_do(run):
+        stage, folder = run.config.stages[name], run.out / f"stage_{name}"
         if name not in ("vae", "llm"):
             load_latents(run, pipe, batches, stage.size)
         if stage.own_positions:
@@ -153,11 +135,11 @@ def train(run):
         train_stage(run, name, pipe, batches)
         if name == "vae":
             measure_scale(run, model, batches)
-        pipe.meta["size"] = stage.size or config.stages["1"].size
-        weights = whole(model.state_dict(), run.is_main)         # of all processes, where blocks are sharded
+        pipe.meta["size"] = stage.size or run.config.stages["1"].size
+        weights = whole(model.state_dict(), run.is_main)         # gathered from all processes, where they are sharded
         if run.is_main:
-            pipe.save(run.out / f"stage_{name}", weights=weights)
-            shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
+            pipe.save(folder, weights=weights)
+            shutil.rmtree(folder / "state", ignore_errors=True)
         run.wait()
         if run.takes_part:                                       # only now that the stage is safe
             show(run, name, stage.steps, pipe, batches)
@@ -171,20 +153,22 @@ def finish(run, pipe, batches):
     results, stages = run.out / "results.json", run.out.glob("stage_*/config.json")
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
+    own = [source for source in batches.sources if source.name != "shapes"]
+    has_shapes = len(own) < len(batches.sources)
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
-    own, texts, figures = [s for s in batches.sources if s.name != "shapes"], [], {}
-    shapes = len(own) < len(batches.sources)
-    if shapes:
+    if has_shapes:
         if run.config.stages["3"].thoughts:
             pipe.meta["draw"]["think"] = True
         pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
-    if shapes:
-        figures |= evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
+    figures, prompt = {}, "..."
+    if has_shapes:
+        figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
     if own:
-        sheet, more, texts = final_snapshot(pipe, own, pipe.size)
-        figures |= more
+        sheet, figures_of_own, captions = final_snapshot(pipe, own, pipe.size)
+        figures |= figures_of_own
+        prompt = captions[0] if captions else prompt
         if sheet:
             (run.out / "samples").mkdir(exist_ok=True)
             sheet.save(run.out / "samples" / "final.png")
@@ -192,9 +176,9 @@ def finish(run, pipe, batches):
     write_json(results, figures)
     run.say(*(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}"
               for name, value in figures.items()))
-    prompt = "a red circle left of a blue square" if shapes else texts[0] if texts else "..."
-    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
-            + shlex.quote(prompt))
+    prompt = shlex.quote("a red circle left of a blue square" if has_shapes else prompt)
+    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} "
+            f"--prompt {prompt}")
 
 
 def worker(rank, world_size, store, stop, run):
@@ -223,7 +207,7 @@ def worker(rank, world_size, store, stop, run):
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 def parse_args(argv=None):
-    """(Run, --dry-run given?, --procs or None) of a command line. Raises ValueError for flags that mean nothing."""
+    """(Run, the parsed flags) of a command line. Raises ValueError for flags that mean nothing."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = Parser(prog="train.py", description=__doc__, add_help=False)
     add = parser.add_argument
@@ -260,6 +244,7 @@ def parse_args(argv=None):
         sys.exit(0)
     if args.quick:
         quicken(config)
+    # shapes or the user's own pictures; --mix, the last word, gives weights and may add shapes to them
     mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
@@ -268,33 +253,34 @@ def parse_args(argv=None):
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
     changed = override(config, rest)
-    for name in "123" if args.train_parts else "":
-        config.stages[name].train_parts = args.train_parts
-    run = Run(config, Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), args.preset, argv, changed,
-              {name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, tuple(args.stage or ()),
-              args.resume, args.save_every, args.keep, args.sample_every, pick_device(args.device))
-    return run, args.dry_run, args.procs
+    if args.train_parts:
+        for name in HARMON_STAGES:
+            config.stages[name].train_parts = args.train_parts
+    run = Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
+              command=argv, changed=changed, given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")},
+              only=tuple(args.stage or ()), resume=args.resume, save_every=args.save_every, keep=args.keep,
+              sample_every=args.sample_every, device=pick_device(args.device))
+    return run, args
 
 
 def main(argv=None):
-    run, dry_run, procs = parse_args(argv)
+    run, args = parse_args(argv)
     torchrun, rank = int(os.environ.get("WORLD_SIZE", 0)), int(os.environ.get("RANK", 0))
-    asked = torchrun or (procs if run.device.type == "cpu" else 1)
+    asked = torchrun or (args.procs if run.device.type == "cpu" else 1)
     usual = asked or min(2, os.cpu_count() or 1)
-    optim = run.config.optim
-    optim.shards = count_shards(run.config, run.out, usual)
-    world_size = asked or math.gcd(usual, optim.shards)          # a run of one process goes on with one
+    run.config.optim.shards = count_shards(run.config, run.out, usual)
+    world_size = asked or math.gcd(usual, run.config.optim.shards)       # a run of one process goes on with one
     check_training(run.config, world_size, run.only)
     check_mix(run.config.data)
-    if dry_run:
+    if args.dry_run:
         return print_stages(run.config, run.out)
     if rank == 0:
         prepare(run)
-    if "RANK" not in os.environ and world_size > 1:
-        launch(worker, world_size, run)
-    else:
+    if torchrun or world_size == 1:
         with Stop(rank) as stop:
             worker(rank, world_size, None, stop, run)
+    else:
+        launch(worker, world_size, run)
 
 
 if __name__ == "__main__":

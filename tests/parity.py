@@ -22,7 +22,7 @@ from nanoharmon.mar import MAR
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.weights import convert
-from nanoharmon.weights.checkpoint import save_safetensors
+from nanoharmon.weights.safetensors import save_safetensors
 
 
 class Rows(list):

@@ -16,7 +16,7 @@ import train
 from nanoharmon.cli import run_main
 from nanoharmon.training import batches as data
 from nanoharmon.training.parallel import launch
-from nanoharmon.weights.checkpoint import save_state
+from nanoharmon.weights.states import save_state
 from nanoharmon.weights.safetensors import open_tensors
 
 STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}

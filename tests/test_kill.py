@@ -16,7 +16,7 @@ import torch
 import train
 from nanoharmon.cli import run_main
 from nanoharmon.training import batches as data
-from nanoharmon.weights.checkpoint import latest_state, load_state
+from nanoharmon.weights.states import latest_state, load_state
 from nanoharmon.weights.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,8 @@ from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import batches as data
 from nanoharmon.training.parallel import Stop, average_gradients, launch
 from nanoharmon.training.recipe import STAGES, Config
-from nanoharmon.weights import checkpoint
-from nanoharmon.weights.checkpoint import latest_state, load_state
+from nanoharmon.weights import states
+from nanoharmon.weights.states import latest_state, load_state
 from nanoharmon.weights.safetensors import open_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,7 @@ def test_what_is_changed_by_name_is_said_and_obeyed(start, capsys, monkeypatch):
     flags = [*LONG, "--procs", "1", "--out", str(out)]
     with monkeypatch.context() as m, pytest.raises(OSError, match="disk or quota is full.*--out"):
         real = os.fsync
-        m.setattr(checkpoint.os, "fsync", lambda fd: real(fd) if not list(out.glob("stage_1/state/step_0000004.tmp*"))
+        m.setattr(states.os, "fsync", lambda fd: real(fd) if not list(out.glob("stage_1/state/step_0000004.tmp*"))
                   else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
         train.main(flags)
     assert load_state(latest_state(out / "stage_1"))["step"] == 2     # the last good one is still there

@@ -4,7 +4,7 @@ Nothing is guessed: what would silently mix two recipes is an error that names t
 
     OUT/train_config.json      the flags and the whole config of the last start
     OUT/stage_NAME/            the model after a finished stage, a checkpoint directory
-    OUT/stage_NAME/state/      of an interrupted one: weights, their average, optimizers (weights/checkpoint.py)
+    OUT/stage_NAME/state/      of an interrupted one: weights, their average, optimizers (weights/states.py)
     OUT/cache/                 the user's pictures, decoded, and the latents of all pictures
 """
 import json
@@ -19,8 +19,9 @@ from ..cli import bar, markdown_table
 from ..config import to_dict
 from ..files import write_json
 from ..harmon import Harmon
-from ..weights.checkpoint import latest_state, load_state, open_checkpoint, versions
+from ..weights.checkpoint import open_checkpoint
 from ..weights.convert import Assembly, start_from
+from ..weights.states import latest_state, load_state, versions
 from .batches import open_sources, parse_mix
 from .folder import import_source
 from .memory import step_memory

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..files import explained
-from ..weights.checkpoint import latest_state, save_state
+from ..weights.states import latest_state, save_state
 from .parallel import Stop, agree
 from .recipe import Config
 
@@ -49,6 +49,9 @@ class Run:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
+    def autocast(self):
+        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
+
     @property
     def is_main(self):
         return self.rank == 0
@@ -63,14 +66,18 @@ class Run:
         """The stages whose result is given by a file: --vae, --llm, --mar, or all three by --init."""
         return [name for name in ("vae", "llm", "mar") if self.given[name] or self.given["init"]]
 
+    def shows(self, step):
+        """Whether sample pictures are due, and this process helps to draw them."""
+        return bool(self.takes_part and self.sample_every and step % self.sample_every == 0)
+
     def wait(self):
         """For all other processes."""
         if self.world_size > 1:
             dist.barrier()
 
     def say(self, *lines):
-        if self.is_main:
-            print(*lines, sep="\n", end="\n" * bool(lines))
+        for line in lines if self.is_main else ():
+            print(line)
 
     def log(self, **values):
         """One line of OUT/log.jsonl."""
@@ -90,18 +97,18 @@ class Run:
                              f"good state is {state or 'that of the stage before'}; go on with --resume "
                              f"--stage_{name}.lr {lr / 2:g} (now {lr:g})")
 
-    def save_if_due(self, moving, folder, step):
+    def save_if_due(self, state, folder, step):
         """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
         due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
         if self.config.optim.fsdp:                               # then all processes gather what one of them writes
             due = agree(due, self.device)
         if not (due and self.takes_part):
             return
-        state = moving.state(self, step)
+        contents = state.contents(self, step)
         if not self.is_main:
             return
         try:
-            save_state(folder, step, state, keep=self.keep)
+            save_state(folder, step, contents, keep=self.keep)
         except OSError as e:
             raise OSError(f"{e}; the last good state is {latest_state(folder) or 'that of the stage before'}, go on "
                           f"from there with --resume") from e

@@ -19,17 +19,16 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-import math
 import re
-import runpy
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ..cli import DTYPES, Parser, run_main
-from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, from_dict, to_dict
+from ..config import PRESETS, HarmonConfig, from_dict, to_dict
 from ..files import check_folder, read_json, write_bytes, write_json
-from ..flags import check_fields, check_model, override
+from ..flags import check_model, override
 from ..harmon import Harmon, projector
 from ..mar import MAR
 from ..qwen import Qwen
@@ -37,9 +36,9 @@ from ..tokenizer import Tokenizer
 from ..vae import VAE
 from .checkpoint import load_weights, match_weights
 from .safetensors import load_foreign, open_tensors, save_safetensors
+from .sizes import llm_config, mar_config, vae_config
 
 PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
-HEADS = {768: 12, 1024: 16, 1280: 16}                # MAR width: heads, of base, large and huge
 IGNORE = {"vae": ("loss.*",), "llm": ("*.rotary_emb.inv_freq",)}           # in some files, of no use to anyone
 MAPPED = 2**27                                       # bytes read from a mapped file before it is mapped anew
 
@@ -61,10 +60,10 @@ def read(path):
 
 
 class Source(dict):
-    """The weights of one part: those of a file whose names begin with `prefix`, without it."""
+    """The weights of one part: those of a file whose names begin with `prefix`, without it. flag: names the file."""
 
-    def __init__(self, path, prefix=""):
-        self.path, self.prefix = Path(path), prefix
+    def __init__(self, path, prefix="", flag=""):
+        self.path, self.prefix, self.flag = Path(path), prefix, flag
         self.open()
 
     def open(self):
@@ -98,137 +97,90 @@ def read_config(folder):
     return read_json(Path(folder, "config.json"))
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
-
-def llm_config(values, where):
-    """LLMConfig from Hugging Face's config.json of a Qwen2 model, of transformers 4 or 5."""
-    if not isinstance(values, dict) or not isinstance(values.get("rope_parameters") or {}, dict):
-        raise ValueError(f"{where}: {values!r:.80}, expected an object; rope_parameters, too")
-    kind, act = values.get("model_type", "qwen2"), values.get("hidden_act", "silu")
-    rope = values.get("rope_parameters") or {}                       # transformers 5 keeps all about RoPE in here
-    scaling = values.get("rope_scaling") or rope
-    if kind != "qwen2" or act != "silu":
-        raise ValueError(f"{where}: model_type {kind!r} with {act!r}, expected 'qwen2' with 'silu' (Qwen2 or Qwen2.5)")
-    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError(f"{where}: rope_scaling {scaling} is not supported, expected none")
-    if values.get("use_sliding_window"):
-        raise ValueError(f"{where}: use_sliding_window is not supported, expected false")
-    # what Hugging Face takes for entries that are not there
-    values = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 32768,
-              "rope_theta": rope.get("rope_theta", 1e4)} | values
-    c = LLMConfig(**{name: values.get(name) for name in LLMConfig.__dataclass_fields__})
-    try:
-        check_fields("llm", c)
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
-    if c.hidden_size % (2 * c.num_attention_heads) or c.num_attention_heads % c.num_key_value_heads:
-        raise ValueError(f"{where}: hidden_size {c.hidden_size}, {c.num_attention_heads} heads and "
-                         f"{c.num_key_value_heads} key/value heads do not divide one another")
-    return c
-
-
-def mar_config(source):
-    """MARConfig from the shapes of a MAR. Heads are 0 = unknown for widths that are no official ones."""
-    width, channels = source.shape("z_proj.weight", 2)
-    S, decoder_width = source.shape("diffusion_pos_embed_learned", 3)[1:]
-    return MARConfig(
-        grid=math.isqrt(S), token_dim=channels, encoder_embed_dim=width, decoder_embed_dim=decoder_width,
-        encoder_depth=source.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
-        decoder_depth=source.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
-        mlp_ratio=source.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
-        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S,
-        class_num=source.shape("class_emb.weight", 2)[0],
-        diffloss_d=source.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
-        diffloss_w=source.shape("diffloss.net.input_proj.weight", 2)[0])
-
-
-def vae_config(source):
-    """VAEConfig from the shapes of a KL autoencoder."""
-    ch, inputs = source.shape("encoder.conv_in.weight", 4)[:2]
-    levels = range(source.count(r"encoder\.down\.(\d+)\."))
-    widths = [source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
-    return VAEConfig(
-        ch=ch, ch_mult=tuple(w // ch for w in widths), patch_size=max(1, math.isqrt(inputs // 3)),
-        num_res_blocks=source.count(r"encoder\.down\.0\.block\.(\d+)\."),
-        z_channels=source.shape("quant_conv.weight", 4)[0] // 2,
-        attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in source))
-
-
 # --- joining parts ---------------------------------------------------------------------------------------------------
+
+@contextmanager
+def about(flag):
+    """An error inside is about the file that `flag` names, and ends so."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{e}; change {flag}") from None
+
 
 class Assembly:
     """Which part of a model comes from which file. Checked: every tensor is there, nothing is left over, sizes agree.
 
-    base: HarmonConfig for the parts that no file decides. harmon: .pth, Hugging Face directory, or a directory of
-    ours; vae, llm, mar: pieces, which take the place of those in `harmon` (an llm only gives it sizes and tokenizer).
-    flags: what overrides sizes, as on the command line. `config`, `sources` {part: Source}, `tokenizer` (a path or
-    None), `report` (lines) result.
+    base: HarmonConfig for the parts that no file decides. init: a whole Harmon, a .pth, Hugging Face directory, or a
+    directory of ours; vae, llm, mar: pieces, which take the place of those in `init` (an llm only gives it sizes and
+    tokenizer). flags: what overrides sizes, as on the command line. init_flag: the one that names `init` there.
+    `config`, `sources` {part: Source}, `tokenizer` (a path or None), `report` (lines) result.
     """
 
-    def __init__(self, base, harmon=None, vae=None, llm=None, mar=None, flags=()):
-        self.config, self.sources, self.tokenizer, self.report = copy.deepcopy(base), {}, None, []
+    def __init__(self, base, init=None, vae=None, llm=None, mar=None, flags=(), init_flag="--init"):
+        self.config, self.sources, self.report = copy.deepcopy(base), {}, []
+        self.tokenizer, self.tokenizer_flag = None, ""
         self.meta = {"draw": {"cfg": 3.0, "iters": 64, "steps": 100}}
-        files = {"--harmon (train.py: --init)": harmon, "--vae": vae, "--llm": llm, "--mar": mar}
-        try:
-            self.collect(harmon, vae, llm, mar)
-            override(self.config, flags)
-            self.check()
-        except (ValueError, OSError) as e:                           # from deep inside, where no flag is known
-            guilty = [flag for flag, path in files.items() if path and str(e).startswith(str(Path(path)))]
-            if "--" in str(e) or not guilty:
-                raise
-            raise ValueError(f"{e}; change {' or '.join(guilty)}") from None
-
-    def collect(self, harmon, vae, llm, mar):
-        """Sizes from files and shapes, sources of the weights."""
-        if harmon and mar:
+        if init and mar:
             raise ValueError("a MAR besides a whole Harmon, expected one of them; leave out --mar")
-        for path in filter(None, (harmon, vae, llm, mar)):
-            if not Path(path).exists():
-                raise ValueError(f"{path}: No such file or folder")
+        for flag, path in (init_flag, init), ("--vae", vae), ("--llm", llm), ("--mar", mar):
+            if path and not Path(path).exists():
+                raise ValueError(f"{path}: No such file or folder; change {flag}")
         if llm:
-            self.config.llm = llm_config(read_config(llm), Path(llm) / "config.json")
-            self.tokenizer = Path(llm) / "tokenizer.json"
-        if harmon:
-            self.add_harmon(Path(harmon), bool(vae), bool(llm))
+            with about("--llm"):
+                self.config.llm = llm_config(read_config(llm), Path(llm) / "config.json")
+            self.tokenizer, self.tokenizer_flag = Path(llm) / "tokenizer.json", "--llm"
+        if init:
+            self.add_whole(Path(init), init_flag, bool(vae), bool(llm))
         elif llm:
-            self.sources["llm"] = Source(llm)
+            with about("--llm"):
+                self.sources["llm"] = Source(llm, flag="--llm")
         for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
             if path:
-                self.sources[part] = Source(path)
-                setattr(self.config, part, sizes(self.sources[part]))
+                with about(f"--{part}"):
+                    self.sources[part] = Source(path, flag=f"--{part}")
+                    setattr(self.config, part, sizes(self.sources[part]))
+        override(self.config, flags)
+        self.build()
+        self.match()
 
-    def add_harmon(self, path, has_vae, has_llm):
+    def add_whole(self, path, flag, has_vae, has_llm):
         config = self.config
-        stored = read_config(path) if path.is_dir() else {}
-        if "model" in stored:                                        # a directory of ours
-            self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
-            self.meta = stored.get("meta", {})
-        elif "llm" in stored:
-            config.llm = llm_config(stored["llm"], f"{path / 'config.json'}: llm")
-        elif not has_llm:
+        with about(flag):
+            stored = read_config(path) if path.is_dir() else {}
+            if "model" in stored:                                    # a directory of ours
+                self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
+                self.meta = stored.get("meta", {})
+            elif "llm" in stored:
+                config.llm = llm_config(stored["llm"], f"{path / 'config.json'}: llm")
+        if not ("model" in stored or "llm" in stored or has_llm):
             raise ValueError(f"{path}: has neither tokenizer nor the LLM's config.json; pass --llm with the "
                              f"Qwen2.5-...-Instruct directory")
         if path.is_dir() and (path / "tokenizer.json").exists():
-            self.tokenizer = path / "tokenizer.json"
-        names = {name.partition(".")[0] for name in read(path)}
+            self.tokenizer, self.tokenizer_flag = path / "tokenizer.json", flag
+        with about(flag):
+            names = {name.partition(".")[0] for name in read(path)}
         if names - set(PARTS):
             raise ValueError(f"{path}: has {', '.join(sorted(names - set(PARTS))[:4])}, expected a Harmon checkpoint, "
                              f"with names that begin with mar., llm., proj_in., proj_out.; is it for --mar or --vae?")
         if "vae" not in names and not has_vae:
             raise ValueError(f"{path}: has no VAE inside; pass --vae kl16.ckpt")
-        self.sources |= {part: Source(path, part + ".") for part in PARTS if part in names or part != "vae"}
-        if "model" not in stored:
-            config.mar, config.grad_scale = mar_config(self.sources["mar"]), HarmonConfig.grad_scale
-            self.meta["size"] = 512                                  # what its last stage saw, and its scripts draw
-            if "vae" in names:
-                config.vae = vae_config(self.sources["vae"])
-        width = self.sources["proj_in"].shape("0.weight", 2)[0]
+        with about(flag):
+            for part in PARTS:
+                if part in names or part != "vae":                   # a missing one is an error of its own
+                    self.sources[part] = Source(path, part + ".", flag)
+            if "model" not in stored:                                # the sizes of an official one are in its shapes
+                config.mar, config.grad_scale = mar_config(self.sources["mar"]), HarmonConfig.grad_scale
+                self.meta["size"] = 512                              # what its last stage saw, and its scripts draw
+                if "vae" in names:
+                    config.vae = vae_config(self.sources["vae"])
+            width = self.sources["proj_in"].shape("0.weight", 2)[0]
         if config.llm.hidden_size != width:
             raise ValueError(f"the LLM's config.json says width {config.llm.hidden_size}, but the projector of {path} "
                              f"needs {width}; pass the --llm it was trained with (896: 0.5B, 1536: 1.5B)")
 
-    def check(self):
+    def build(self):
+        """The model on the meta device: names and shapes, no memory."""
         config = self.config
         if not (config.mar.encoder_num_heads and config.mar.decoder_num_heads):
             raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one and shapes do not tell "
@@ -239,20 +191,25 @@ class Assembly:
         try:
             check_model(config)
             with torch.device("meta"):
-                self.model = Harmon(config)                          # names and shapes, no memory
+                self.model = Harmon(config)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
                              f"--llm.x") from None
+
+    def match(self):
+        """Compare each part of the model with its file, and say where it comes from."""
+        self.matched = {}
         for part, module in self.model.named_children():
             n = f"{sum(p.numel() for p in module.parameters()) / 1e6:9.2f}M parameters"
             if part not in self.sources:
                 self.report.append(f"{part:9s}   -  {n}   initialised: in none of the files")
                 continue
             source = self.sources[part]
-            report = match_weights(module, source, ignore=IGNORE.get(part, ()))
-            self.report.append(f"{part:9s}{len(report.mapped):4d}  {n}   {source.path}" + (
-                f", not used: {', '.join(report.unexpected[:3])}" if report.unexpected else ""))
-            source.open()                                            # comparing tied weights has read them
+            with about(source.flag):
+                self.matched[part] = match = match_weights(module, source, IGNORE.get(part, ()))
+                source.open()                                        # comparing tied weights has read them
+            self.report.append(f"{part:9s}{len(match.mapped):4d}  {n}   {source.path}" + (
+                f", not used: {', '.join(match.unexpected[:3])}" if match.unexpected else ""))
 
     def details(self):
         """One line per tensor: our name, shape, and the dtype and name in the file."""
@@ -269,10 +226,13 @@ class Assembly:
                 "proj_in": lambda: projector(D, E, E), "proj_out": lambda: projector(E, E, D)}[part]()
 
     def load_tokenizer(self):
-        tokenizer = self.tokenizer and Tokenizer.load(self.tokenizer)
-        if tokenizer and len(tokenizer) > self.config.llm.vocab_size:
-            raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the "
-                             f"{self.config.llm.vocab_size} of the LLM; it belongs to another one")
+        """The tokenizer that belongs to the LLM, None if there is none in these files."""
+        if self.tokenizer is None:
+            return None
+        with about(self.tokenizer_flag):
+            tokenizer, most = Tokenizer.load(self.tokenizer), self.config.llm.vocab_size
+            if len(tokenizer) > most:
+                raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the {most} of the LLM")
         return tokenizer
 
 
@@ -320,7 +280,7 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
         if part not in plan.sources:
             setattr(model, part, plan.fresh(part).to(dtype))
             continue
-        load_weights(getattr(model, part), plan.sources[part], ignore=IGNORE.get(part, ()), dtype=dtype, assign=True)
+        load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype)
         for p in getattr(model, part).parameters():
             p.data = p.data.clone()                                  # training must not write into a mapped file
     model.llm.tie()
@@ -335,7 +295,8 @@ def load_llm(path, device="cpu", dtype=torch.float32):
                          f"of config.json")
     with torch.device("meta"):
         llm = Qwen(config)
-    load_weights(llm, Source(path), ignore=IGNORE["llm"], dtype=dtype, assign=True)
+    source = Source(path)
+    load_weights(llm, source, match_weights(llm, source, IGNORE["llm"]), dtype)
     llm.tie()
     return llm.to(device).eval(), tokenizer
 
@@ -351,19 +312,16 @@ def main(argv=None):
     add("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
     add("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
     add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
-    add("--parity", action="store_true", help="compare with the official numbers in tests/golden, stop")
+    add("--parity", action="store_true", help="is now a script: python tests/parity.py")
     args, flags = parser.parse_known_args(argv)
     if args.parity:
-        tests = Path(__file__).parents[1] / "tests" / "parity.py"
-        if not tests.exists():
-            raise ValueError(f"no {tests}; the official numbers come with the repository, run this in a clone of it")
-        return runpy.run_path(str(tests), run_name="__main__")
+        raise ValueError("--parity is a script of its own now; run python tests/parity.py in a clone of the repository")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
     files = args.harmon, args.vae, args.llm, args.mar
     if not any(files):
         raise ValueError("nothing to read; pass --harmon, or pieces: --vae, --mar, --llm")
-    plan = Assembly(PRESETS[args.preset](), *files, flags)
+    plan = Assembly(PRESETS[args.preset](), *files, flags, init_flag="--harmon")
     if args.out:
         check_out(args.out, *files)
         if plan.load_tokenizer() is None:

@@ -1,0 +1,144 @@
+"""Training states: what an interrupted training goes on from, bit for bit, whenever it was killed.
+
+A training state is any nest of dicts, lists, tuples, tensors and numbers, split into safetensors (safetensors.py) and
+JSON. It is written beside its destination and renamed (files.py): a reader sees the old one or the new one, never half.
+
+What train.py puts into a state: trained weights, their average (EMA), optimizers, GradScaler, step (the schedule is a
+function of it), config, number of processes, versions of the libraries, git commit. No state of a random generator:
+every batch, mask, timestep and noise is drawn anew from (seed, stage, step, shard).
+
+The newest K states are kept, not "the best" one: the learning rate falls to the end of a stage, so its last weights are
+its best, and the generation loss is mostly noise: its minimum is a lucky batch.
+"""
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..files import explained, sync_folder, write_json
+from .safetensors import SafeTensors, parse_json, require, save_safetensors
+
+
+def pack(obj) -> tuple[dict, object]:
+    """Nested dicts, lists, tuples, tensors and primitives -> (tensors by name, JSON tree).
+
+    In the tree an object is always one tag: {"tensor": name}, {"tuple": [...]} or
+    {"dict": [[key, value], ...]}, so that keys keep their type.
+    """
+    tensors, names = {}, {}
+
+    def encode(x, path):
+        if x is None or isinstance(x, (bool, int, float, str)):
+            return x
+        if isinstance(x, torch.Tensor):
+            # views of the same memory (tied weights) are stored once and come back as one tensor
+            same = (x.data_ptr(), x.device, x.dtype, x.shape, x.stride()) if x.numel() else id(x)
+            if same not in names:
+                while path in tensors or path in ("", "__metadata__"):
+                    path += "_"
+                tensors[path], names[same] = x, path
+            return {"tensor": names[same]}
+        dot = f"{path}." if path else ""
+        if isinstance(x, dict):
+            require(all(k is None or isinstance(k, (bool, int, float, str)) for k in x),
+                    f"{path}: cannot save keys other than text and numbers")
+            return {"dict": [[k, encode(v, f"{dot}{k}")] for k, v in x.items()]}
+        require(isinstance(x, (list, tuple)), f"{path}: cannot save a {type(x).__name__}")
+        items = [encode(v, f"{dot}{i}") for i, v in enumerate(x)]
+        return {"tuple": items} if isinstance(x, tuple) else items
+
+    return tensors, encode(obj, "")
+
+
+def unpack(tensors, tree):
+    """The inverse of pack; anything pack does not write is a ValueError."""
+    match tree:
+        case {"tensor": name} if name in tensors:
+            return tensors[name]
+        case {"tuple": list(items)}:
+            return tuple(unpack(tensors, x) for x in items)
+        case {"dict": list(pairs)}:
+            return {k: unpack(tensors, v) for k, v in pairs}
+        case list(items):
+            return [unpack(tensors, x) for x in items]
+    require(not isinstance(tree, dict), f"unknown entry {str(tree)[:80]!r}")
+    return tree
+
+
+def _states(run_dir, last=math.inf):
+    """State folders up to step `last`, newest first; `.old` is one that is being replaced."""
+    found = []
+    for path in Path(run_dir, "state").glob("step_*"):
+        m = re.fullmatch(r"step_(\d+)(\.old)?", path.name)
+        if m and int(m[1]) <= last:
+            found.append((int(m[1]), not m[2], path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
+    """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step.
+
+    At every moment in between, the newest complete state is there and found by latest_state (tests/kill.py).
+    """
+    final = Path(run_dir, "state", f"step_{step:07d}")
+    tmp, old = Path(f"{final}.tmp-write"), Path(f"{final}.old")
+    tensors, tree = pack(state)
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in final.parent.glob("*.tmp-*"):  # of killed writes
+            shutil.rmtree(leftover)
+        try:
+            tmp.mkdir()
+            save_safetensors(tensors, tmp / "state.safetensors")
+            write_json(tmp / "state.json", {"step": step, "tree": tree})
+            if final.exists():  # no rename replaces a folder, so the old one steps aside
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(final, old)
+            os.rename(tmp, final)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+        sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    for path in _states(run_dir, step)[max(keep, 1):]:
+        shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def versions() -> dict:
+    """Of what decides the bits of a result: python, torch, numpy, and this code's git commit ("" outside of git)."""
+    root, git = Path(__file__).resolve().parents[2], ""
+    if (root / ".git").exists() and (root / "train.py").exists():    # installed, it may lie in another repository
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
+            git = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__, "git": git}
+
+
+def _read_state(path):
+    try:
+        tensors = SafeTensors(Path(path, "state.safetensors"))
+        tree = parse_json(Path(path, "state.json").read_bytes())["tree"]
+        return tensors, tree, unpack(tensors, tree)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+        raise ValueError(f"{path}: {e}; expected a training state") from None
+
+
+def latest_state(run_dir: str | Path) -> Path | None:
+    """The newest state that can be loaded; damaged ones are passed over."""
+    for path in _states(run_dir):
+        with suppress(ValueError):
+            _read_state(path)
+            return path
+
+
+def load_state(path: str | Path) -> dict:
+    tensors, tree, _ = _read_state(path)
+    # copies: the run writes into them, and prunes the file while it goes on
+    return unpack({name: t.clone() for name, t in tensors.items()}, tree)
