@@ -22,9 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .. import cli
+from ..cli import Parser, markdown_table, run_main
 from ..harmon import Harmon
-from ..evals.report import markdown_table
 from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
@@ -141,7 +140,7 @@ def savings(config, name):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog="python -m nanoharmon.memory", description=__doc__)
+    parser = Parser(prog="python -m nanoharmon.memory", description=__doc__)
     parser.add_argument("--preset", action="append", help=f"some of them (default {', '.join(SHOWN)})")
     args = parser.parse_args(argv)
     configs = {preset: Config.preset(preset) for preset in args.preset or SHOWN}
@@ -159,4 +158,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

@@ -9,6 +9,7 @@ torch.optim.Muon goes matrix by matrix; here all matrices of one shape go throug
 processes each does its share, which on CPU is what makes it affordable.
 """
 import math
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -155,10 +156,19 @@ class EMA:
         for name, value in self.shadow.items():
             params[name].copy_(value)
 
+    @contextmanager
+    def swapped(self, params):
+        """Inside, the parameters have the averages as their values; afterwards their own again, also on an error."""
+        self.swap(params)
+        try:
+            yield
+        finally:
+            self.swap(params)
+
+    @torch.no_grad()
     def swap(self, params):
-        """Exchange the model's weights and the averages, in place; twice = nothing happened."""
-        with torch.no_grad():
-            for name, value in self.shadow.items():
-                current = params[name].clone()
-                params[name].copy_(value)
-                value.copy_(current)
+        """Exchange parameters and averages, in place."""
+        for name, value in self.shadow.items():
+            current = params[name].clone()
+            params[name].copy_(value)
+            value.copy_(current)

@@ -25,24 +25,23 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
 
-def average_gradients(params, world_size, shards=None):
-    """Make the gradients of {name: parameter}, each the sum over this process's shards of the batch, the mean over all
-    `shards` (default: one per process). One all-reduce, however many shards a process has gone through. Those of
-    sharded parameters (sharding.py) come as the mean over processes."""
-    shards, params = shards or world_size, list(params.values())
+def average_gradients(params, world_size, shards):
+    """Make the gradients of {name: parameter}, each a sum over this process's shards of the batch, the mean over all
+    `shards`. One all-reduce, however many shards a process has gone through."""
     if shards == 1:
         return
+    params = list(params.values())
     if world_size == 1:
         return torch._foreach_div_([p.grad for p in params if p.grad is not None], shards)
-    for p in filter(is_sharded, params):
+    for p in filter(is_sharded, params):                     # fully_shard has taken the mean over processes already
         if p.grad is not None:
             p.grad /= shards / world_size
     params = [p for p in params if not is_sharded(p)]
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
-    flat = torch.cat([g.flatten() for g in grads])
+    # zeros for what has no gradient in this process: it may have one in another
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
     dist.all_reduce(flat)
     flat /= shards
-    for p, piece in zip(params, flat.split([g.numel() for g in grads])):
+    for p, piece in zip(params, flat.split([p.numel() for p in params])):
         if p.grad is not None:
             p.grad.copy_(piece.view_as(p))
 

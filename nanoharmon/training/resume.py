@@ -11,7 +11,8 @@ import json
 import shlex
 import shutil
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -19,9 +20,12 @@ from ..cli import bar, markdown_table
 from ..config import to_dict
 from ..files import write_json
 from ..harmon import Harmon
+from ..pipeline import Pipeline
+from ..tokenizer import Tokenizer
 from ..weights.checkpoint import open_checkpoint
 from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
+from ..world.source import training_texts
 from .batches import open_sources, parse_mix
 from .folder import import_source
 from .memory import step_memory
@@ -37,8 +41,8 @@ LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, a
 # --- the state of a stage ---------------------------------------------------------------------------------------------
 
 @dataclass
-class Moving:
-    """All that changes while a stage is trained, and therefore all that a saved state consists of."""
+class TrainingState:
+    """All that changes while a stage is trained, and therefore all that is saved of it."""
     params: dict                                                 # {name: trained parameter}
     optimizers: list
     ema: EMA                                                     # the parameters' moving average
@@ -46,17 +50,14 @@ class Moving:
 
     @classmethod
     def of(cls, run, name, model):
-        """What stage `name` moves in a model, as it is before the first step."""
-        try:
-            params = select(model, run.config.stages[name].train_parts)
-        except ValueError as e:
-            raise ValueError(f"{e}; change --stage_{name}.train_parts") from None
+        """That of stage `name` before its first step."""
+        params = trained(run, name, model)
         if run.config.optim.fsdp:
             params = shard_blocks(model, run.world_size, run.device.type)
         scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
         return cls(params, make_optimizers(params, run.config.optim), EMA(params, run.config.optim.ema), scaler)
 
-    def state(self, run, step):
+    def contents(self, run, step):
         """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
         state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
                  "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
@@ -74,17 +75,25 @@ class Moving:
             held = [p for group in optimizer.param_groups for p in group["params"]]
             for i, moments in saved["state"].items():
                 saved["state"][i] = {k: like(v, held[i]) for k, v in moments.items()}
-            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            for group, options in zip(optimizer.param_groups, ours):
-                group.update(options)                            # from the command line, not from the state
+            for group, ours in zip(optimizer.param_groups, options):
+                group.update(ours)                               # rates and decay: as told now, not as saved
         self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
         now = made_by(run)
         changed = [f"{k} {v} -> {now[k]}" for k, v in state.get("made_by", {}).items() if now.get(k, v) != v]
-        if run.is_main and changed:
-            print(f"note: since {path} was written: {', '.join(changed)}; the batches are the same, but results may "
-                  f"differ in their last bits")
+        if changed:
+            run.say(f"note: since {path} was written: {', '.join(changed)}; the batches are the same, but results may "
+                    f"differ in their last bits")
         return state["step"]
+
+
+def trained(run, name, model):
+    """{name: parameter} that stage `name` trains; all others are frozen."""
+    try:
+        return select(model, run.config.stages[name].train_parts)
+    except ValueError as e:
+        raise ValueError(f"{e}; change --stage_{name}.train_parts") from None
 
 
 def made_by(run):
@@ -101,11 +110,32 @@ def progress(out):
     return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
 
 
-def begin(run):
-    """The model of a new run: (its config, model, tokenizer or None, report lines), given by files or random."""
-    if not run.given_stages:
-        return run.config.model, Harmon(run.config.model).to(run.device), None, []
-    return start_from(run.config.model, **run.given, device=run.device, flags=size_flags(run))
+def to_do(run):
+    """The stages that this start trains, in their order."""
+    finished, _ = progress(run.out)
+    return [s for s in STAGES if s not in finished and s not in run.given_stages and s in (run.only or STAGES)]
+
+
+def begin(run, sources):
+    """Pipeline of the last finished stage; of a new run, with given or random weights. It decides run.config.model."""
+    finished, _ = progress(run.out)
+    for name in finished if run.is_main else ():         # left by a kill between the end of a stage and its tidying
+        shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
+    if finished:
+        with as_stage(run.out / f"stage_{finished[-1]}") as folder:
+            pipe = Pipeline.load(folder, run.device)
+    else:
+        tokenizer = None
+        if run.given_stages:
+            _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
+                                                     flags=size_flags(run))
+            run.say(*report)
+        else:
+            model = Harmon(run.config.model).to(run.device)
+        texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
+        pipe = Pipeline(model, tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size), {})
+    run.config.model = pipe.model.config
+    return pipe
 
 
 def size_flags(run):
@@ -122,17 +152,18 @@ def print_stages(config, out):
     mix = parse_mix(config.data.mix)
     if mix != [("shapes", 1.0)]:
         print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
-    (done, begun), optim, rows = progress(out), config.optim, []
+    (finished, begun), optim, rows = progress(out), config.optim, []
     for name, s in config.stages.items():
         size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
-        memory = "-" if name in done else "{:.2f} + {:.2f}".format(
-            *step_memory(config, name, optim.shards or 1, optim.checkpointing))
+        rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
+        memory = "-"
+        if name not in finished:
+            memory = "{:.2f} + {:.2f}".format(*step_memory(config, name, optim.shards or 1, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
                      f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
-                     f"{optim.lr * s.lr:g} / {optim.muon_lr * s.lr:g}" if optim.muon else f"{optim.lr * s.lr:g}",
-                     s.steps, memory,
-                     "finished" if name in done else f"at step {begun[name]}" if name in begun else "to do"))
+                     " / ".join(f"{rate:g}" for rate in rates), s.steps, memory,
+                     "finished" if name in finished else f"at step {begun[name]}" if name in begun else "to do"))
     print(markdown_table(("stage", "data", "px", "trained", "batch generation : understanding", "lr AdamW / Muon",
                           "steps", "GB state + work", out), rows))
 
@@ -152,11 +183,12 @@ def count_shards(config, out, world_size):
 # --- what may go on ---------------------------------------------------------------------------------------------------
 
 SHAPING = "size", "train_parts", "muon", "fsdp", "own_positions"     # settings that decide what a state consists of
+# of settings, in runs that began before they were renamed
 OLD_NAMES = {"draw_batch": "batch", "read_batch": "understanding_batch", "read_weight": "understanding_weight"}
 
 
 def flat(values):
-    """{"stage_2.lr": 1.0, ...} from the dict of a Config; names of before are those of now."""
+    """{"stage_2.lr": 1.0, ...} from the dict of a Config, old names replaced by new ones."""
     parts = {"model": values["model"], **values["model"], "optim": values["optim"], "data": values["data"],
              **{f"stage_{name}": stage for name, stage in values["stages"].items()}}
     return {f"{part}.{OLD_NAMES.get(field, field)}": value for part, fields in parts.items() if isinstance(fields, dict)
@@ -179,7 +211,7 @@ def check_settings(run, begun):
         wrong = [f"preset {stored['preset']} -> {run.preset}"]
     for key in changed:
         part, _, field = key.partition(".")
-        if part == "data":                                       # the cached latents are of these pictures
+        if part == "data":                                       # the cached latents are of those pictures
             fixed = True
         elif part in ("model", "vae", "mar", "llm"):             # finished stages decide: a flag would be ignored
             fixed = begun or key in run.changed
@@ -189,11 +221,11 @@ def check_settings(run, begun):
         if fixed:
             wrong.append(changed[key])
     if wrong:
+        listed = ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
         flags = "the flags of its start" + (f" ({command})" if command else "")
-        raise ValueError(f"{run.out} holds a run with other settings: {', '.join(wrong[:8])}"
-                         f"{', ...' * (len(wrong) > 8)}; repeat {flags}, or pass another --out")
+        raise ValueError(f"{run.out} holds a run with other settings: {listed}; repeat {flags}, or pass another --out")
     if changed:
-        print(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
+        run.say(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
 
 
 def check_parts(run):
@@ -203,8 +235,8 @@ def check_parts(run):
     else:
         with torch.device("meta"):
             model = Harmon(run.config.model)
-    for name in run.only or [s for s in STAGES if s not in run.given_stages]:
-        Moving.of(replace(run, config=replace(run.config, optim=replace(run.config.optim, fsdp=False))), name, model)
+    for name in to_do(run):
+        trained(run, name, model)
 
 
 @contextmanager
@@ -218,16 +250,15 @@ def as_stage(folder):
 
 def prepare(run):
     """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
-    out, (finished, begun) = run.out, progress(run.out)
+    out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
+    begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
+    done = finished + [s for s in run.given_stages if s not in finished]
     if not finished:                                             # else they say what the model is
         check_parts(run)
-    done = finished + [s for s in run.given_stages if s not in finished]
-    begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
-    todo = [s for s in STAGES if s not in done and s in (run.only or STAGES)]
-    for name, step in begun.items():
-        if not run.resume:
-            raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
-                             f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if begun and not run.resume:
+        name, step = next(iter(begun.items()))
+        raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
+                         f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
     if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
     if done or begun:
@@ -235,11 +266,11 @@ def prepare(run):
         if finished:
             with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
                 open_checkpoint(folder)
-        print(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
-              "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
+        run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
+                "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     import_sources(run.config, out, todo, frozen=bool(finished or begun))
     if run.resume and not begun:
-        print(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+        run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         command = [flag for flag in run.command if flag != "--resume"]
@@ -264,7 +295,8 @@ def import_sources(config, out, todo, frozen):
                              f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
         if not any(source.has("pictures") for source in sources):
             raise ValueError(f"{names}: no pictures, expected some; pass --data DIR, or --mix shapes:1 besides")
-        if needs := [s for s in todo if s not in ("vae", "mar") and not any(x.has("texts") for x in sources)]:
+        needs = [s for s in todo if s not in ("vae", "mar")]
+        if needs and not any(source.has("texts") for source in sources):
             raise ValueError(f"{names}: no texts, which stage {needs[0]} needs; add \"text\" to metadata.jsonl, or "
                              f"pass --stage vae --stage mar")
     except (ValueError, OSError):

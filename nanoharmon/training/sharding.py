@@ -21,8 +21,7 @@ def shard_blocks(model, world_size, device_type):
     from torch.distributed.device_mesh import init_device_mesh     # only here: it takes half as long as torch itself
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device_type, (world_size,))
-    mars = [mar for mar in (model.mar, model.mar_read) if mar is not None]
-    for block in (*(b for mar in mars for b in (*mar.encoder_blocks, *mar.decoder_blocks)), *model.llm.model.layers):
+    for block in (*model.mar.encoder_blocks, *model.mar.decoder_blocks, *model.llm.model.layers):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 

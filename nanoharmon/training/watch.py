@@ -29,7 +29,8 @@ def show(run, name, step, pipe, batches):
         if sheet:
             (run.out / "samples").mkdir(exist_ok=True)
             sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
-        curves, damaged = read_log(run.out / "log.jsonl")
+        log = run.out / "log.jsonl"
+        curves, damaged = read_log(log) if log.exists() else ({}, 0)         # none before its first line
         draw_curves(curves, run.out / "curves.png")
         run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
     pipe.model.train(was_training)
