@@ -17,14 +17,17 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from nanoharmon.cli import Parser, explain, model_flags, number, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
-from nanoharmon.pipeline import load_pipeline, load_text_pipeline
+from nanoharmon.pipeline import check_length, load_pipeline, pick_device, stream
+from nanoharmon.weights.convert import load_llm
 
+SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
   /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it
@@ -51,6 +54,35 @@ def parse_args(argv=None):
     return args
 
 
+class TextPipeline:
+    """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures."""
+
+    def __init__(self, llm, tokenizer):
+        self.llm, self.tokenizer = llm, tokenizer
+
+    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
+        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first."""
+        if images:
+            self.drawing_options()
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": SYSTEM}, *messages]
+        ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
+        embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
+        yield from stream(self.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
+
+    def drawing_options(self, *_, **__):
+        raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
+                         "instead of --llm")
+
+
+def load_text_pipeline(path, device, dtype):
+    """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
+    try:
+        return TextPipeline(*load_llm(path, pick_device(device), getattr(torch, dtype)))
+    except ValueError as e:
+        raise ValueError(f"{e}; pass another --llm") from None
+
+
 class Chat:
     """A conversation. `messages` are {"role", "content"}; None in a content list is the next of `pictures`."""
 
@@ -71,28 +103,28 @@ class Chat:
     def ask(self, words):
         """Stream the answer. The turn joins the conversation when the answer is complete, or not at all."""
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
-        messages, said = self.messages + [{"role": "user", "content": content}], ""
+        messages, answer = self.messages + [{"role": "user", "content": content}], ""
         for piece in self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
                                      max_new_tokens=self.args.max_new_tokens, seed=self.args.seed + len(messages) // 2):
-            said += piece
+            answer += piece
             yield piece
-        self.messages, self.waiting = messages + [{"role": "assistant", "content": said.strip()}], 0
+        self.messages, self.waiting = messages + [{"role": "assistant", "content": answer.strip()}], 0
 
     def draw(self, words):
-        """Draw, save under the next free number, show. Returns the path and, of a checkpoint that thinks, its words."""
+        """Draw, save under the next free number, show. Returns the path and the thought, "" if it has none."""
         number = 1
         while (path := Path(f"drawing-{number:03d}.png")).exists():
             number += 1
         check_output(path, "the folder you start chat.py in")
-        plan, seed, said = self.pipe.drawing_options([words]), self.args.seed + self.drawn, ""
+        plan, seed, thought = self.pipe.drawing_options([words]), self.args.seed + self.drawn, ""
         if plan["think"]:
-            [said] = self.pipe.think([words], seed)
+            [thought] = self.pipe.think([words], seed)
         with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
-            [picture] = self.pipe.draw([said or words], seed=seed, think=False, progress=bar.update)
+            [picture] = self.pipe.draw([thought or words], seed=seed, think=False, progress=bar.update)
         write_bytes(path, file_bytes(picture))
         self.drawn += 1
         self.show(picture, path)
-        return path, said
+        return path, thought
 
     def save(self, name):
         path = check_output(name, "/save FILE", (".json", ".txt", ".png"))
@@ -125,8 +157,8 @@ def command(chat, line):
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")
     elif name == "/draw":
-        path, said = chat.draw(rest)
-        print(f"({said}; {path}; ask about it)" if said else f"({path}; ask about it)")
+        path, thought = chat.draw(rest)
+        print(f"({thought}; {path}; ask about it)" if thought else f"({path}; ask about it)")
     elif name == "/save":
         chat.save(rest)
         print(f"(wrote {rest})")

@@ -23,7 +23,7 @@ from nanoharmon.cli import Parser, model_flags, number, run_main, text
 from nanoharmon.diffusion import SAMPLERS
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
-from nanoharmon.pipeline import load_pipeline
+from nanoharmon.pipeline import SCHEDULES, load_pipeline
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add("--region", type=box, metavar="x0,y0,x1,y1", help="the part to draw anew, in pixels of --image")
     own = "(default: the checkpoint's own, else {})".format
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
-    add("--cfg-schedule", choices=("constant", "linear"), help="linear grows from 1 to --cfg " + own("constant"))
+    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
     add("--iters", type=number(int, 1, 10**6), help="unmasking iterations, at most the number of tokens " + own(64))
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
     add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
@@ -107,21 +107,21 @@ def check_outputs(args):
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 def make_grid(prompts, rows):
-    """One row of pictures per prompt, the prompt above it; rows of a single picture stand side by side."""
-    width, height = rows[0][0].size
+    """One row of n pictures per prompt, the prompt above it; with n = 1, rows stand side by side."""
+    n, (width, height) = len(rows[0]), rows[0][0].size
     zoom = -(-SHOWN // min(width, height)) if min(width, height) < SHOWN else 1  # a whole number keeps pixels square
     width, height, step = width * zoom, height * zoom, LABEL + height * zoom + MARGIN
-    longest = max(map(len, rows))
-    columns, block = min(COLUMNS, len(rows)) if longest == 1 else 1, longest * (width + MARGIN)
-    grid = Image.new("RGB", (columns * block + MARGIN, -(-len(rows) // columns) * step + MARGIN), "white")
-    pen = ImageDraw.Draw(grid)
+    columns, block = min(COLUMNS, len(rows)) if n == 1 else 1, n * (width + MARGIN)
+    sheet = Image.new("RGB", (columns * block + MARGIN, -(-len(rows) // columns) * step + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    # not of tiles (pictures.grid): letters may reach over their edges, and old seeds must keep their bytes
     for r, (prompt, row) in enumerate(zip(prompts, rows)):
         left, top, font = MARGIN + r % columns * block, r // columns * step, font_for(prompt)
         pen.text((left, top + 5), fit(prompt, pen, font, block - MARGIN), "black", font)
         for c, picture in enumerate(row):
             picture = picture.resize((width, height), Image.Resampling.NEAREST)
-            grid.paste(picture, (left + c * (width + MARGIN), LABEL + top + MARGIN // 2))
-    return grid
+            sheet.paste(picture, (left + c * (width + MARGIN), LABEL + top + MARGIN // 2))
+    return sheet
 
 
 def font_for(words):
@@ -159,17 +159,17 @@ def main(argv=None):
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think)
-    plan = pipe.drawing_options(prompts, **options)     # complains about anything wrong with any prompt before the first is drawn
+    plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
 
     start, rows, films = time.time(), [], []
     options["think"] = False                 # it is done here, to be shown
     with tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
         for prompt in prompts:               # the same seed for every row: rows do not depend on each other
-            film, said = [], [prompt] * args.n
+            film, texts = [], [prompt] * args.n
             if plan["think"]:
-                said = pipe.think(said, args.seed)
-                bar.write("\n".join([f"{prompt}:", *(f"  {words}" for words in said)]))
-            rows.append(pipe.draw(said, seed=args.seed, on_step=film.append if args.gif else None,
+                texts = pipe.think(texts, args.seed)             # a thought for each picture
+                bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in texts)]))
+            rows.append(pipe.draw(texts, seed=args.seed, on_step=film.append if args.gif else None,
                                   progress=bar.update, **options))
             films.append(film)
     seconds = time.time() - start

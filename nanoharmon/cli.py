@@ -18,6 +18,13 @@ from tqdm import tqdm
 from .config import nearest
 
 DTYPES = "float32", "bfloat16", "float16"
+# how an error of the library about an option begins, and what helps those who typed flags
+FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
+         "steps is ": "pass another --steps", "sampler is ": "pass --sampler with one of them",
+         "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
+         "prompts are ": "pass --prompt TEXT", "image is ": "pass both --image and --region",
+         "region is ": "pass --region x0,y0,x1,y1 in pixels of --image", "think is ": "drop --think",
+         "conversation is ": "type /reset, or pass a smaller --max-new-tokens"}
 # over what may end in an error: its line has stderr to itself, for this bar goes away, and is none in a file or pipe
 bar = functools.partial(tqdm, disable=None, leave=False)
 
@@ -102,9 +109,9 @@ def text(words, flag):
 
 
 def explain(e):
-    """The message of an exception on one line, for people."""
+    """The message of an exception on one line, for people, and the flag that helps."""
     if not getattr(e, "strerror", None):
-        return one_line(str(e))
+        return one_line("; ".join([str(e), *(fix for start, fix in FIXES.items() if str(e).startswith(start))]))
     full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     fix = "free space or write to another disk" if full else "check that path, or pass another one"
     return one_line(f"{e.filename or 'output'}: {e.strerror}; {fix}")

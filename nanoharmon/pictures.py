@@ -97,8 +97,7 @@ def split_region(region, size, grid):
     """Indices of the tokens that a box touches (n,), and of the others (S-n,). Box in pixels of a picture of `size`."""
     (x0, y0, x1, y1), (width, height), (h, w) = region, size, grid
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise ValueError(f"region {x0},{y0},{x1},{y1} is not a box inside the {width}x{height} picture; "
-                         f"pass --region x0,y0,x1,y1 in pixels")
+        raise ValueError(f"region is {x0},{y0},{x1},{y1}, expected a box inside the {width}x{height} picture")
     rows, columns = torch.arange(h) * height, torch.arange(w) * width            # in 1/h and 1/w pixels: all integers
     inside_rows = (rows < y1 * h) & (rows + height > y0 * h)
     inside_columns = (columns < x1 * w) & (columns + width > x0 * w)

@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 
 from .config import to_dict
-from .diffusion import SAMPLERS, space_timesteps
+from .diffusion import SAMPLERS
 from .files import write_json
 from .mar import random_orders
 from .pictures import pad_square, split_region, to_pictures, to_pixels, to_rgb
 from .qwen import KVCache
 from .tokenizer import IMAGE, pad
 from .weights.checkpoint import load_weights, open_checkpoint
-from .weights.convert import load_llm
 from .weights.safetensors import save_safetensors
 
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
-SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
+SCHEDULES = "constant", "linear"                                 # of the guidance, while drawing
+STEPS = 1000                                                     # of the diffusion that the model was trained on
 
 
 class Pipeline:
@@ -50,11 +50,11 @@ class Pipeline:
     def load(cls, path, device="cpu", dtype=torch.float32):
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
         model, tensors, report, tokenizer, meta = open_checkpoint(path)
-        load_weights(model, tensors, dtype=dtype, assign=True, report=report)
+        load_weights(model, tensors, report, dtype)
         model.llm.tie()
         for name, p in model.named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
-                raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}; a wider --dtype may hold it")
+                raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}")
         return cls(model.to(device), tokenizer, meta)
 
     def save(self, path, dtype=torch.float32, weights=None):
@@ -78,41 +78,41 @@ class Pipeline:
         Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
         Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
         """
-        options = OFFICIAL | {k: v for k, v in self.meta.get("draw", {}).items() if k in OFFICIAL}
-        if options["think"] and region is not None:              # its words would place what the region places
+        own = self.meta.get("draw", {})
+        options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
+        if region is not None:                                   # a thought would place what the region places
             options["think"] = False
-        options |= {k: v for k, v in given.items() if v is not None}
-        if options["think"] and "think" not in self.meta.get("draw", {}):
-            raise ValueError("this checkpoint has not learned to say what it will draw; drop --think")
-        size = self.meta.get("draw", {}).get("size", self.size) if size is None else size
+        options |= {name: value for name, value in given.items() if value is not None}
+        if options["think"] and "think" not in own:
+            raise ValueError("think is on, expected off: this checkpoint has not learned to say what it will draw")
+        size = own.get("size", self.size) if size is None else size
         width, height = (size, size) if isinstance(size, int) else size
         grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
         S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
         if S + U + len(self.tokenizer.drawing("")) > limit:
-            raise ValueError(f"a {width}x{height} picture is {S + U} tokens, more than fit the context of {limit} with "
-                             f"a prompt; pass a smaller --size")
+            raise ValueError(f"size is {width}x{height}, which makes {S + U} tokens, more than fit the context of "
+                             f"{limit} with a prompt")
         if (image is None) != (region is None):
-            raise ValueError("a region needs a picture and a picture a region; pass both --image and --region")
+            raise ValueError("region is None, expected a part of the image" if region is None else
+                             "image is None, expected the picture that the region is a part of")
         inside, outside = torch.arange(S), torch.arange(0)
         if region is not None:
             inside, outside = split_region(region, image.size, grid)
         if given.get("iters") is None:
             options["iters"] = min(options["iters"], len(inside))
-        if not 1 <= options["iters"] <= len(inside):
-            raise ValueError(f"{options['iters']} iterations asked for, expected 1 to {len(inside)} (the tokens to "
-                             f"draw); pass --iters {len(inside)} or less")
-        for name, known in ("sampler", SAMPLERS), ("cfg_schedule", ("constant", "linear")):
+        for name, most in ("iters", len(inside)), ("steps", STEPS):
+            if not 1 <= options[name] <= most:
+                raise ValueError(f"{name} is {options[name]}, expected 1 to {most}")
+        for name, known in ("sampler", SAMPLERS), ("cfg_schedule", SCHEDULES):
             if options[name] not in known:
-                raise ValueError(f"{name} {options[name]!r} is none of {', '.join(known)}; "
-                                 f"pass --{name.replace('_', '-')} with one of them")
-        space_timesteps(1000, options["steps"])
+                raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(known)}")
         if not prompts or not all(p.strip() for p in prompts):
-            raise ValueError("an empty prompt, expected some text; pass --prompt TEXT")
+            raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
         for prompt in prompts:
             T = len(self.tokenizer.drawing(prompt))
             if T + S + U > limit:
-                raise ValueError(f"the prompt {prompt[:40]!r}... is {T} tokens long, expected at most {limit - S - U} "
-                                 f"(the context less the picture); pass a shorter --prompt")
+                raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
+                                 f"picture): {prompt[:40]!r}...")
         return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside}
 
     @torch.no_grad()
@@ -163,8 +163,8 @@ class Pipeline:
         """
         ids, is_real = pad([self.tokenizer.drawing(p) for p in prompts], self.tokenizer.pad, self.device, left=True)
         generator = torch.Generator(self.device).manual_seed(seed)
-        said = self.say(self.model.llm.embed(ids), is_real, max_new_tokens, temperature, generator)
-        return [words or prompt for words, prompt in zip(said, prompts)]
+        thoughts = self.say(self.model.llm.embed(ids), is_real, max_new_tokens, temperature, generator)
+        return [thought or prompt for thought, prompt in zip(thoughts, prompts)]
 
     def say(self, embeds, is_real, max_new_tokens, temperature=0.0, generator=None):
         """One reply to each of a batch of left-padded conversations, as embeddings (B, L, E)."""
@@ -282,35 +282,13 @@ class Pipeline:
     def features(self, images, size=None):
         """What the shared encoder makes of whole pictures: (N, S, D) image tokens and (N, U, D) buffers."""
         latents, grid = self.latents(images, size)
-        x = self.model.mar.encode(latents, None, grid)
-        U = self.model.config.mar.buffer_size
-        return x[:, U:], x[:, :U]
+        encoded, U = self.model.mar.encode(latents, None, grid), self.model.config.mar.buffer_size
+        return encoded[:, U:], encoded[:, :U]
 
     def pixels(self, images):
         """RGB PIL pictures of one size -> (N, 3, H, W) in [-1, 1]."""
         array = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
         return to_pixels(torch.from_numpy(array).to(self.device)).to(self.dtype)
-
-
-class TextPipeline:
-    """A bare LLM behind what chat.py needs of a Pipeline: text only, no pictures."""
-
-    def __init__(self, llm, tokenizer):
-        self.llm, self.tokenizer = llm, tokenizer
-
-    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first."""
-        if images:
-            self.drawing_options()
-        if messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": SYSTEM}, *messages]
-        ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
-        embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))
-        yield from stream(self.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
-
-    def drawing_options(self, *_, **__):
-        raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
-                         "instead of --llm")
 
 
 @torch.no_grad()
@@ -332,8 +310,8 @@ def check_length(ids, config, max_new_tokens):
     """The ids of a conversation, or ValueError when the context (LLMConfig) is too short for them and a reply."""
     limit = config.max_position_embeddings
     if len(ids) + max_new_tokens > limit:
-        raise ValueError(f"the conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
-                         f"{max_new_tokens} for the reply; type /reset, or pass a smaller --max-new-tokens")
+        raise ValueError(f"conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
+                         f"{max_new_tokens} for the reply")
     return ids
 
 
@@ -357,12 +335,5 @@ def load_pipeline(path, device="auto", dtype="float32"):
     try:
         return Pipeline.load(path, device, getattr(torch, dtype))
     except ValueError as e:
-        raise ValueError(f"{e}; pass another --ckpt") from None
-
-
-def load_text_pipeline(path, device="auto", dtype="float32"):
-    """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
-    try:
-        return TextPipeline(*load_llm(path, pick_device(device), getattr(torch, dtype)))
-    except ValueError as e:
-        raise ValueError(f"{e}; pass another --llm") from None
+        wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
+        raise ValueError(f"{e}; pass another --ckpt{wider}") from None

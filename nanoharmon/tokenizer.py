@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
 
-
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
 GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
 DESCRIBE = "describe the image."            # what the captions of training answer
@@ -78,6 +77,13 @@ class Tokenizer:
 
     def save(self, path):
         self.inner.save(str(path))
+
+    def __getstate__(self):
+        return self.inner.to_str()
+
+    def __setstate__(self, text):
+        """For pickle and copy: the text does not hold all settings that __init__ makes, so they are made again."""
+        self.__init__(HFTokenizer.from_str(text))
 
     def __len__(self):
         """One more than the largest id: the rows that an embedding needs."""
