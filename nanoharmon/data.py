@@ -1,6 +1,80 @@
-"""python -m nanoharmon.data: the command is in training/folder.py."""
-from .cli import run_main
-from .training.folder import main
+"""What is in a folder of pictures with texts, or in a LLaVA file, before training on it.
+
+    python -m nanoharmon.data DIR                        counts, sizes, texts, all that is broken,
+    python -m nanoharmon.data FILE.json --images DIR     and five pictures with their texts as data.png
+"""
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .cli import Parser, run_main
+from .files import check_output, write_bytes
+from .pictures import captioned, file_bytes, grid, pad_square, read_image
+from .training import entries as formats
+from .training.folder import MOST_BROKEN, try_all
+
+
+def report(entries, problems):
+    """Lines of text about what `read_entries` has found, and the entries whose pictures can be decoded."""
+    total, users, sizes = len(entries) + len(problems), Counter(e.path for e in entries if e.path), {}
+    found = try_all({path: path for path in users}, lambda path: read_image(path).size)
+    for path, size in tqdm(found, total=len(users), desc="decode", disable=None):
+        if isinstance(size, ValueError):
+            problems = problems + [str(size)] * users[path]
+        else:
+            sizes[path] = size
+    entries = [e for e in entries if e.path is None or e.path in sizes]
+    lines = [f"{total} entries, {len(sizes)} pictures; {len(problems)} entries broken, "
+             f"{len(problems) / total:.1%} (training stops above {MOST_BROKEN:.0%})"]
+    if sizes:
+        by_area = sorted(sizes.values(), key=lambda size: size[0] * size[1])
+        small, middle, large = ("{}x{}".format(*by_area[i]) for i in (0, len(by_area) // 2, -1))
+        lines.append(f"sizes: {small} to {large} pixels, median {middle}; {sum(w == h for w, h in by_area)} square")
+    if captions := sorted(len(e.caption) for e in entries if e.caption):
+        lines.append(f"texts: {len(captions)}, of {captions[0]} to {captions[-1]} characters, "
+                     f"median {captions[len(captions) // 2]}")
+    if without := sum(not (e.caption or e.turns) for e in entries):
+        lines.append(f"without text: {without}, of use to the stages vae and mar")
+    if turns := sorted(len(e.turns) // 2 for e in entries if e.turns):
+        lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
+                     f"{sum(e.path is None for e in entries)} without a picture")
+    if labels := Counter(e.label for e in entries if e.label is not None):
+        lines.append(f"labels: {len(labels)}; " + ", ".join(f"{label} {n}" for label, n in labels.most_common(10)) +
+                     ", ..." * (len(labels) > 10))
+    return lines + ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)], entries
+
+
+def sheet(entries):
+    """Five entries, evenly spread, as one picture; None if none has a picture."""
+    entries = [e for e in entries if e.path]
+    if not entries:
+        return None
+    shown = [entries[i * len(entries) // 5] for i in range(5)]
+    texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
+    return grid([captioned(pad_square(read_image(e.path)), text, 192) for e, text in zip(shown, texts)], 5)
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.data", description=f"{__doc__}\n{formats.__doc__}")
+    parser.add_argument("source", metavar="DIR|FILE.json", help="a folder of pictures with texts, or a LLaVA file")
+    parser.add_argument("--images", metavar="DIR", help="the folder of the pictures that FILE.json names")
+    parser.add_argument("--out", default="data.png", metavar="FILE", help="five pictures as a PNG (default data.png)")
+    args = parser.parse_args(argv)
+    if args.images and Path(args.source).suffix.lower() != ".json":
+        raise ValueError(f"--images {args.images} is for the pictures of a LLaVA file, {args.source} is none; "
+                         f"drop --images")
+    out = check_output(args.out, "--out", (".png",))
+    try:
+        entries, problems = formats.read_entries(args.source, args.images)
+    except ValueError as e:
+        raise ValueError(f"{e}; name another DIR or FILE.json, or pass --images DIR") from None
+    lines, entries = report(entries, problems)
+    print(f"{args.source}: {lines[0]}", *lines[1:], sep="\n")
+    if picture := sheet(entries):
+        write_bytes(out, file_bytes(picture))
+        print(f"wrote {out}")
+
 
 if __name__ == "__main__":
     run_main(main)

@@ -72,12 +72,12 @@ def test_pairs_are_scenes_of_two_different_objects(data, pairs, low, high):
     rows = [i for tokens, *_ in data.generation(random.Random(1), 200, 16, 0.0, pairs) for i in tokens[:, 0, 0].tolist()]
     two = [len(s.objects) == len({o.pair for o in s.objects}) == 2 for s in (SCENES.scene(int(i)) for i in rows)]
     assert len(two) == 200 and low <= sum(two) / 200 <= high
-    assert SCENES.to_draw(random.Random(2)) == SCENES.to_read(random.Random(2))
+    assert SCENES.generation_item(random.Random(2)) == SCENES.understanding_item(random.Random(2))
 
 
 def test_without_pairs_in_the_world_any_scene_will_do():
     single = ShapesData(DataConfig(scenes=20, max_objects=1))
-    assert {len(single.scene(single.to_draw(random.Random(i), 1.0)[0]).objects) for i in range(20)} == {1}
+    assert {len(single.scene(single.generation_item(random.Random(i), 1.0)[0]).objects) for i in range(20)} == {1}
 
 
 @pytest.mark.parametrize("drop, found", [(0.0, 0), (1.0, 20)])
@@ -154,7 +154,7 @@ def test_no_picture_with_a_class_is_an_error_that_names_the_flag(monkeypatch):
     other = ShapesData(DataConfig(scenes=5))
     monkeypatch.setattr(other, "scene", lambda i: mixed)
     with pytest.raises(ValueError, match="--data.scenes"):
-        other.class_picture(random.Random(0))
+        other.class_item(random.Random(0))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5])

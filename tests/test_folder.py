@@ -19,7 +19,8 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square, read_image
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
-from nanoharmon.training import batches as data, folder
+from nanoharmon import data
+from nanoharmon.training import folder
 from nanoharmon.training.batches import make_batches
 from nanoharmon.training.entries import read_entries
 from nanoharmon.training.folder import FolderData, folder_name, import_source
@@ -234,7 +235,7 @@ def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
     assert len(held) >= 4 and any(item["caption"] == "the same picture again" for item in source.held)
     rng, seen = random.Random(0), set()
     for _ in range(200):
-        seen |= {source.class_picture(rng)[0], source.to_draw(rng)[0], source.to_read(rng)[0]}
+        seen |= {source.class_item(rng)[0], source.generation_item(rng)[0], source.understanding_item(rng)[0]}
     assert seen.isdisjoint(held) and len(seen) == source.rows - len(held)
     texts = {item["caption"] for item in source.held}
     assert texts.isdisjoint(source.corpus()) and texts.isdisjoint(t for _ in range(200) for _, t in source.text(rng)[0])
@@ -261,7 +262,7 @@ def test_a_changed_folder_is_read_again_unless_a_run_has_begun_with_it(photos, t
     assert FolderData(tmp_path / "cache" / folder_name(str(photos))).content == old
     new = imported(photos, tmp_path / "cache")
     assert new.content != old
-    monkeypatch.setattr(folder, "squares", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder, "views_of", lambda *_: pytest.fail("decoded again"))
     os.utime(photos / "2.png")                                        # a date is no content
     assert import_source(str(photos), "", tmp_path / "cache", 16, 3) == ""
     assert imported(photos, tmp_path / "cache").content == new.content
@@ -375,7 +376,7 @@ def test_texts_without_any_picture_join_a_mix(tmp_path):
 
 def test_a_batch_without_pictures_has_a_loss_and_gradients_everywhere(chat):
     made, model = batches([chat]), Harmon(Config.preset("pico").model)
-    chat.told = [item for item in chat.told if item["row"] is None]
+    chat.with_turns = [item for item in chat.with_turns if item["row"] is None]
     loss = sum(model.understanding_loss(*batch, (2, 2)) for batch in made.understanding(random.Random(0), 4, 16))
     loss.backward()
     assert torch.isfinite(loss) and all(p.grad is not None and not p.grad.any() for p in model.proj_in.parameters())

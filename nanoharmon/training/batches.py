@@ -1,21 +1,31 @@
 """Batches for every stage, from one source of data or a weighted mix of several.
 
-    python -m nanoharmon.data DIR                        what is in a folder: counts, sizes, texts, all that is broken,
-    python -m nanoharmon.data FILE.json --images DIR     and five pictures with their texts as data.png
-
 Every batch is a pure function of (seed, stage, step, shard): nothing about the data needs saving, and a resumed run
 sees exactly what the unbroken one would have seen. Scene i of the shapes world is likewise a function of (seed, i).
-Scenes for evaluation come from other seeds (evaluate.py).
 
-What a stage reads (README, stage table): `vae` pictures; `llm` texts only; `mar` pictures with a class; `1`, `2`, `3`
-pictures with prompts to draw them, and pictures with a request to describe them or with questions.
+A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of one's own). It gives one thing at a time:
 
-A source, ShapesData here or FolderData (folder.py: your own pictures), gives single items; `row` is a place in its
-array of latents, and `item` whatever the source needs to find the text that belongs to it:
+    picture   uint8 (size, size, 3)
+    row       a place in its latents (rows, S, C), which are encoded once, before training (latents.py)
+    item      whatever the source needs to find the texts of a row: a scene's number, or a line of items.jsonl
+    turns     [("user", text), ("assistant", text), ...]
 
-    picture(rng, size)   class_picture(rng) -> row, class or None   text(rng) -> turns, whole
-    to_draw(rng, pairs) -> row, item      prompt(item, rng) -> text
-    to_read(rng, thoughts) -> row, item   conversation(item, rng) -> turns          row None: a text without a picture
+    stage     it reads                               methods of the source                 what they return
+    vae       pictures                               picture(rng, size)                    picture
+    llm       texts only                             text(rng)                             turns, whether all of their
+                                                                                           words are learned, or only
+                                                                                           the assistant's
+    mar       pictures and their classes             class_item(rng)                       row, class (or None)
+    1, 2, 3   pictures and prompts that draw them    generation_item(rng, pairs)           row, item
+                                                     prompt(item, rng)                     text
+              pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
+                                                     conversation(item, rng)               turns
+
+    any       pictures(rows, size) -> uint8 (n, size, size, 3)
+              has(kind) -> whether there are usable "pictures", "captions" or "texts"
+              leave_out(fits) -> from now on, use no text whose first two turns do not fit; how many these are
+              name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
+              content (a text that differs when the pictures do)
 """
 from pathlib import Path
 
@@ -24,13 +34,15 @@ import torch
 
 from ..pictures import to_pixels
 from ..tokenizer import IGNORE, pad
-from .folder import FolderData, folder_name
 from ..world.source import ShapesData
+from .folder import FolderData, folder_name
+
 
 class Batches:
-    """Batches for one process. Each source's `latents` {size: array (N, S, C)} must be there after stage `vae`.
+    """Batches for one process. Each source's `latents` must be there after stage `vae`.
 
     weights: how often each source is picked; buffers: U; room: how many tokens the text of a conversation may have.
+    Shapes: n texts, L tokens in the longest of them; S, C and U as in harmon.py.
     """
 
     def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
@@ -42,7 +54,7 @@ class Batches:
             n += source.classes
         self.weights = {kind: [weight * source.has(kind) for source, weight in zip(sources, weights)]
                         for kind in ("pictures", "captions", "texts")}
-        if not any(self.weights["captions"]):                     # nothing but conversations: generated without a prompt
+        if not any(self.weights["captions"]):                     # nothing but conversations: drawn without a prompt
             self.weights["captions"] = self.weights["pictures"]
 
     def notes(self):
@@ -50,91 +62,107 @@ class Batches:
         return [f"note: {name}: {n} texts are not used, they do not fit in the context beside a picture; a larger "
                 f"--llm.max_position_embeddings makes room" for name, n in self.left_out.items() if n]
 
+    # --- one per stage ----------------------------------------------------------------------------------------------
+
+    def images(self, rng, n, size):
+        """Stage vae: pictures (n, 3, size, size) in [-1, 1]."""
+        pictures = np.stack([source.picture(rng, size) for source in self.pick(rng, n, "pictures")])
+        return to_pixels(torch.from_numpy(pictures)).to(self.device)
+
+    def texts(self, rng, n):
+        """Stage llm: texts without pictures. Yields for each half ids, labels, is_real (n/2, L) and label_index."""
+        sequences = []
+        for source in self.pick(rng, n, "texts"):
+            turns, learn_all = source.text(rng)
+            ids, labels = self.encode(turns)
+            sequences.append((ids, ids if learn_all else labels))
+        for _, half in halves(range(n), sequences, key=lambda sequence: len(sequence[0])):
+            yield self.supervised(half)
+
+    def class_pictures(self, rng, n, size):
+        """Stage mar: latents (n, S, C) and class labels (n,), -1 for pictures without a class."""
+        picked, labels = [], []
+        for source in self.pick(rng, n, "pictures"):
+            row, label = source.class_item(rng)
+            picked.append((source, row))
+            labels.append(-1 if label is None else self.first_class[source.name] + label)
+        return self.latents_of(picked, size), torch.tensor(labels, device=self.device)
+
+    def generation(self, rng, n, size, caption_drop, pairs=0.0):
+        """Stages 1 to 3: pictures and prompts that draw them. Yields for each half latents (n/2, S, C) and the prompts,
+        ids and is_real (n/2, L), right-padded.
+
+        caption_drop: share of unconditional prompts, for guidance; pairs: see ShapesData.generation_item.
+        """
+        items = [(source, *source.generation_item(rng, pairs)) for source in self.pick(rng, n, "captions")]
+        prompts = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
+                   for source, _, item in items]
+        for picked, half in halves([(source, row) for source, row, _ in items], prompts, key=len):
+            yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
+
+    def understanding(self, rng, n, size, thoughts=0.0):
+        """Stages 1 to 3: conversations about pictures. Yields for each half latents (m, S, C), then ids, labels and
+        is_real (n/2, L), and label_index. m <= n/2: a conversation without a picture has no latents.
+
+        thoughts: see ShapesData.understanding_item.
+        """
+        items = [(source, *source.understanding_item(rng, thoughts)) for source in self.pick(rng, n, "texts")]
+        placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
+        sequences = [self.encode(source.conversation(item, rng), 0 if row is None else placeholders)
+                     for source, row, item in items]
+        for picked, half in halves([(source, row) for source, row, _ in items], sequences,
+                                   key=lambda sequence: len(sequence[0])):
+            yield self.latents_of(picked, size), *self.supervised(half)
+
+    # --- what they are made of --------------------------------------------------------------------------------------
+
     def pick(self, rng, n, kind):
         """n sources by their weights, among those that have "pictures", "captions" or "texts"."""
         return self.sources * n if len(self.sources) == 1 else rng.choices(self.sources, self.weights[kind], k=n)
 
-    def images(self, rng, n, size):
-        """n pictures (n, 3, size, size) in [-1, 1]."""
-        array = np.stack([source.picture(rng, size) for source in self.pick(rng, n, "pictures")])
-        return to_pixels(torch.from_numpy(array)).to(self.device)
-
-    def texts(self, rng, n):
-        """n texts without pictures, for the LLM: ids, labels, is_real (n, L), label_index; as two halves."""
-        rows = []
-        for source in self.pick(rng, n, "texts"):
-            turns, whole = source.text(rng)
-            ids, labels = self.encode(turns)
-            rows.append((ids, ids if whole else labels))
-        for _, rows in halves(range(n), rows, key=lambda row: len(row[0])):
-            yield self.supervised(rows)
-
-    def class_pictures(self, rng, n, size):
-        """Latents (n, S, C) and class labels (n,), -1 for pictures without a class."""
-        picked, labels = [], []
-        for source in self.pick(rng, n, "pictures"):
-            row, label = source.class_picture(rng)
-            picked.append((source, row, None))
-            labels.append(-1 if label is None else self.first_class[source.name] + label)
-        return self.tokens(picked, size), torch.tensor(labels, device=self.device)
-
-    def generation(self, rng, n, size, caption_drop, pairs=0.0):
-        """Latents (n, S, C) and the prompts they answer: ids, is_real (n, T), right-padded; as two halves."""
-        picked = [(source, *source.to_draw(rng, pairs)) for source in self.pick(rng, n, "captions")]
-        rows = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
-                for source, _, item in picked]
-        for picked, rows in halves(picked, rows, key=len):
-            yield self.tokens(picked, size), *pad(rows, self.tokenizer.pad, self.device)
-
-    def understanding(self, rng, n, size, thoughts=0.0):
-        """Latents (m, S, C) and conversations: ids, labels, is_real (n, L), label_index; as two halves. m <= n: a
-        conversation without a picture has no latents."""
-        picked = [(source, *source.to_read(rng, thoughts)) for source in self.pick(rng, n, "texts")]
-        places = self.sources[0].latents[size].shape[1] + self.buffers
-        rows = [self.encode(source.conversation(item, rng), 0 if row is None else places)
-                for source, row, item in picked]
-        for picked, rows in halves(picked, rows, key=lambda row: len(row[0])):
-            yield self.tokens(picked, size), *self.supervised(rows)
-
-    def tokens(self, picked, size):
-        """The latents of [(source, row, ...), ...]; of nothing for row None."""
+    def latents_of(self, picked, size):
+        """Latents (m, S, C) of [(source, row), ...]; row None has none."""
         shape = self.sources[0].latents[size].shape[1:]
-        found = [source.latents[size][row] for source, row, _ in picked if row is not None]
+        found = [source.latents[size][row] for source, row in picked if row is not None]
         return torch.from_numpy(np.stack(found) if found else np.zeros((0, *shape))).float().to(self.device)
 
-    def encode(self, turns, places=0):
-        """Ids and labels of a conversation, a picture of so many places in front. Only the assistant's words are
-        supervised. What does not fit in the context is left out: later questions, each with its answer."""
+    def encode(self, turns, placeholders=0):
+        """Ids and labels of a conversation, with so many placeholders of a picture in front. Only the assistant's words
+        are supervised. What does not fit in the context is left out: later questions, each with its answer."""
         ids, labels = [], []
         for i in range(0, len(turns), 2):
             pair = [{"role": role, "content": text} for role, text in turns[i:i + 2]]
-            if places and not i:
-                pair[0]["content"] = [places, "\n" + pair[0]["content"]]
-            more, marks = self.tokenizer.chat(pair)
-            if i and len(ids) + len(more) > self.room + places:
+            if placeholders and not i:
+                pair[0]["content"] = [placeholders, "\n" + pair[0]["content"]]
+            more_ids, more_labels = self.tokenizer.chat(pair)
+            if i and len(ids) + len(more_ids) > self.room + placeholders:    # the first pair fits: see leave_out
                 break
-            ids, labels = ids + more, labels + marks
+            ids, labels = ids + more_ids, labels + more_labels
         return ids, labels
 
     def fits(self, turns):
         """Whether a question with its answer fits in the context beside a picture."""
-        most = sum(len(text.encode()) + 32 for _, text in turns)     # no token is shorter than a byte
+        most = sum(len(text.encode()) + 32 for _, text in turns)     # no token is shorter than a byte: mostly enough
         return most <= self.room or len(self.encode(turns)[0]) <= self.room
 
-    def supervised(self, rows):
-        """(ids, labels) lists -> ids, labels, is_real (B, L), and the flat index of supervised positions."""
-        ids, is_real = pad([r for r, _ in rows], self.tokenizer.pad, "cpu")
-        labels = pad([r for _, r in rows], IGNORE, "cpu")[0]
-        index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)       # on the host: a GPU would have to wait
-        return tuple(x.to(self.device) for x in (ids, labels, is_real, index))
+    def supervised(self, sequences):
+        """[(ids, labels), ...] as lists -> ids, labels, is_real (B, L), and label_index: the places in the flattened
+        labels[:, 1:] that are supervised, so that the loss computes the logits of these only (Qwen.loss)."""
+        ids, is_real = pad([ids for ids, _ in sequences], self.tokenizer.pad, "cpu")
+        labels = pad([labels for _, labels in sequences], IGNORE, "cpu")[0]
+        label_index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)    # on the host: a GPU would have to wait
+        return tuple(x.to(self.device) for x in (ids, labels, is_real, label_index))
 
 
-def halves(picked, rows, key):
-    """The shorter and the longer half of a batch: padding to the longest text would waste half of the LLM's work."""
-    order = sorted(range(len(rows)), key=lambda i: key(rows[i]))
-    for part in (order[:len(order) // 2], order[len(order) // 2:]):
-        if part:
-            yield [picked[i] for i in part], [rows[i] for i in part]
+def halves(picked, sequences, key):
+    """A batch as two: that of its shorter sequences, by `key`, and that of its longer ones. Yields (picked, sequences).
+
+    As one batch, padding to the longest text would waste half of the LLM's work.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: key(sequences[i]))
+    for half in (order[:len(order) // 2], order[len(order) // 2:]):
+        if half:
+            yield [picked[i] for i in half], [sequences[i] for i in half]
 
 
 # --- sources and their weights ----------------------------------------------------------------------------------------
@@ -165,7 +193,7 @@ def check_mix(config):
 
 
 def open_sources(config, cache):
-    """The sources of a DataConfig; those of files as stages.prepare has put them into the cache."""
+    """The sources of a DataConfig; those of files as import_source (folder.py) has put them into the cache."""
     return [ShapesData(config) if name == "shapes" else FolderData(Path(cache) / folder_name(name))
             for name, _ in parse_mix(config.mix)]
 

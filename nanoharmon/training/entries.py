@@ -1,7 +1,13 @@
-"""What a folder of pictures or a LLaVA file says it has (the formats: folder.py), before any picture is opened.
+"""What a folder of pictures or a LLaVA file says it has, before any picture is opened.
 
-Nothing outside of the folder is ever named by what this returns: `..`, absolute names and links that lead out of it are
-refused. Every line, pair or conversation that cannot be used becomes a problem, in words, and the rest goes on.
+    DIR/metadata.jsonl     {"file_name": "a.png", "text": "a tabby cat", "label": "cat"} in each line; "label" is
+                           optional, "text" too (such a picture serves the stages vae and mar)
+    DIR/a.png, DIR/a.txt   a picture and its text, also in subfolders (when there is no metadata.jsonl)
+    FILE.json              LLaVA: [{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"},
+                           {"from": "gpt", "value": "A cat."}, ...]}, ...]; without "image", text only
+
+Each line, picture or conversation becomes an Entry. One that cannot be used becomes a problem, in words, and the rest
+goes on. Nothing outside of the folder is ever opened: `..`, absolute names and links that lead out of it are problems.
 """
 import json
 import os
@@ -14,41 +20,23 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @dataclass
 class Entry:
-    """One line, pair or conversation. turns: [(role, text), ...], the user's and the assistant's by turns."""
-    path: Path | None = None
+    path: Path | None = None                 # of the picture; None: a conversation without one
     caption: str | None = None
-    label: int | str | None = None
-    turns: list | None = None
+    label: int | str | None = None           # of its class
+    turns: list | None = None                # [("user", text), ("assistant", text), ...]
 
 
 def read_entries(name, images=""):
-    """([Entry, ...], ["what: why it is broken", ...]) of a folder, or of a LLaVA file with its pictures in `images`."""
+    """([Entry, ...], ["where: why it is broken", ...]) of a folder, or a LLaVA file with its pictures in `images`."""
     path = Path(name)
     if path.is_dir():
-        root, listed = path, path / "metadata.jsonl"
-        if listed.is_file():
-            parse, found = parse_line, [(f"{listed}, line {i}", line) for i, line in
-                                        enumerate(read(listed).removeprefix(b"\xef\xbb\xbf").splitlines(), 1)
-                                        if line.strip()]
-        else:
-            parse, found = parse_pair, [(str(path / file), file) for file in picture_files(path)]
-        if not found:
-            raise ValueError(f"{name}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
-                             f"expected one of them; change --data")
+        root, (parse, found) = path, list_folder(path)
     elif path.is_file() and path.suffix.lower() == ".json":
         if not images or not Path(images).is_dir():
-            raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder; pass --images DIR")
-        root, parse, raw = Path(images), parse_llava, read(path)
-        try:
-            rows = json.loads(raw)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{name}: not valid JSON ({e}); change --llava") from None
-        if not isinstance(rows, list) or not rows:
-            raise ValueError(f"{name}: a {type(rows).__name__}, expected a list of conversations; change --llava")
-        found = [(f"{name}, entry {i}", row) for i, row in enumerate(rows)]
+            raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder that holds them")
+        root, parse, found = Path(images), parse_llava, list_llava(path)
     else:
-        raise ValueError(f"{name}: expected a folder of pictures, a LLaVA .json file, or \"shapes\"; change --data, "
-                         f"--llava or --mix")
+        raise ValueError(f"{name}: expected a folder of pictures, a LLaVA .json file, or \"shapes\"")
     root, entries, problems = root.resolve(), [], []
     for where, raw in found:
         try:
@@ -58,40 +46,51 @@ def read_entries(name, images=""):
     return entries, problems
 
 
-def read(path, most=MAX_LIST):
-    """The bytes of a file of a bearable size."""
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, expected at most {most // 10**6:,} MB; shorten it")
-    return path.read_bytes()
+# --- lists of what there is: [(where, what a parse_... function reads), ...] ------------------------------------------
+
+def list_folder(path):
+    """The function that parses them, and: lines of metadata.jsonl if there is one, else pictures."""
+    listed = path / "metadata.jsonl"
+    if listed.is_file():
+        lines = read_bytes(listed).removeprefix(b"\xef\xbb\xbf").splitlines()    # the mark that some editors put first
+        parse, found = parse_line, [(f"{listed}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    else:
+        parse, found = parse_pair, [(str(path / file), file) for file in picture_files(path)]
+    if not found:
+        raise ValueError(f"{path}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
+                         f"expected one of them")
+    return parse, found
+
+
+def list_llava(path):
+    raw = read_bytes(path)
+    try:
+        talks = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e})") from None
+    if not isinstance(talks, list) or not talks:
+        raise ValueError(f"{path}: a {type(talks).__name__}, expected a list of conversations")
+    return [(f"{path}, entry {i}", talk) for i, talk in enumerate(talks)]
 
 
 def picture_files(root):
     """Relative paths of the pictures in a folder and its subfolders, in the same order everywhere."""
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+        folders[:] = [f for f in folders if not f.startswith(".")]               # in place: os.walk goes by this list
         found += [os.path.relpath(os.path.join(folder, file), root) for file in files
                   if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
     return sorted(found)
 
 
-def locate(name, root):
-    """The path of file `name` in the folder `root` (resolved), or ValueError: `..`, absolute names and links may lead
-    out of it."""
-    path = (root / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise ValueError(f"{name!r} is outside of the folder {root}, expected a name inside")
-    return path
+def read_bytes(path, most=MAX_LIST):
+    """The bytes of a file of a bearable size."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, expected at most {most // 10**6:,} MB")
+    return path.read_bytes()
 
 
-def words(text, what):
-    """A stripped text, None for an empty one or none at all."""
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{what} is {text!r:.40}, expected a string")
-    if text and any("\ud800" <= c <= "\udfff" for c in text):     # JSON can say it, UTF-8 cannot
-        raise ValueError(f"{what} is not valid text")
-    return text and text.strip() or None
-
+# --- one of them -> Entry ---------------------------------------------------------------------------------------------
 
 def parse_line(line, root):
     item = json.loads(line)
@@ -100,33 +99,51 @@ def parse_line(line, root):
     label = item.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, str, type(None))) or isinstance(label, int) and label < 0:
         raise ValueError(f"label is {label!r:.40}, expected a whole number from 0 or a string")
-    return Entry(locate(item["file_name"], root), words(item.get("text"), "text"),
-                 words(label, "label") if isinstance(label, str) else label)
+    return Entry(locate(item["file_name"], root), clean(item.get("text"), "text"),
+                 clean(label, "label") if isinstance(label, str) else label)
 
 
 def parse_pair(file, root):
     text = locate(os.path.splitext(file)[0] + ".txt", root)
-    return Entry(locate(file, root), words(read(text, MAX_TEXT).decode("utf-8-sig"), "text") if text.exists() else None)
+    return Entry(locate(file, root),
+                 clean(read_bytes(text, MAX_TEXT).decode("utf-8-sig"), "text") if text.exists() else None)
 
 
-def parse_llava(item, root):
-    if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
+def parse_llava(talk, root):
+    if not isinstance(talk, dict) or not isinstance(talk.get("conversations"), list):
         raise ValueError('expected {"image": NAME, "conversations": [...]}')
     turns = []
-    for turn in item["conversations"]:
+    for turn in talk["conversations"]:
         speaker, role = (("human", "user"), ("gpt", "assistant"))[len(turns) % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker:
             raise ValueError(f'turn {len(turns) + 1} is not from "{speaker}": human and gpt must take turns')
-        turns.append((role, words(turn.get("value"), "value") or ""))
+        turns.append((role, clean(turn.get("value"), "value") or ""))
     turns = turns[:len(turns) // 2 * 2]                          # a last question without an answer teaches nothing
-    image, marks = item.get("image"), [text.count("<image>") for _, text in turns]
+    image, marks = talk.get("image"), [text.count("<image>") for _, text in turns]
     if image is not None and not isinstance(image, str):
         raise ValueError(f"image is {image!r:.40}, expected one file name")
     if sum(marks) > (image is not None) or any(marks[1:]):
         raise ValueError(f"<image> {sum(marks)} times and {'one' if image else 'no'} picture, expected it once "
                          f"at most, in the first turn, and only beside \"image\"")
-    if turns and image:                                          # it may come after the question, too
+    if turns and image:                                          # training puts the picture in front of the question
         turns[0] = "user", turns[0][1].replace("<image>", "").strip()
     if not turns or not all(text for _, text in turns):
         raise ValueError("a turn without text, or no turns at all")
     return Entry(image if image is None else locate(image, root), turns=turns)
+
+
+def locate(name, root):
+    """The path of file `name` in the folder `root` (resolved), or ValueError if it leads out of it."""
+    path = (root / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(root):
+        raise ValueError(f"{name!r} is outside of the folder {root}, expected a name inside")
+    return path
+
+
+def clean(text, what):
+    """A stripped text, None for an empty one or none at all."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"{what} is {text!r:.40}, expected a string")
+    if text and any("\ud800" <= c <= "\udfff" for c in text):     # JSON can say it, UTF-8 cannot
+        raise ValueError(f"{what} is not valid text")
+    return text and text.strip() or None

@@ -1,5 +1,9 @@
 """The latents of all pictures, encoded once by the frozen VAE and kept in OUT/cache, as float16.
 
+    OUT/cache/latents_NAME_SIZE_HASH.npy      (N, S, C): N rows of the source NAME, at SIZE pixels
+
+After stage vae, training reads latents only: the VAE is frozen, so a picture's latents never change.
+
 Simplified: no augmentation after encoding; crops of the user's own pictures are made before (folder.py).
 """
 import hashlib
@@ -16,7 +20,7 @@ from ..pictures import to_pixels
 
 def measure_scale(run, model, batches):
     """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance."""
-    rng = random.Random(f"{run.config.data.seed}/scale")
+    rng = random.Random(f"{run.config.data.seed}/scale")         # the same pictures in every process
     size = run.config.stages["vae"].size
     with torch.no_grad():
         latents = torch.cat([model.vae.moments(batches.images(rng, 64, size))[0] for _ in range(8)])
@@ -24,52 +28,58 @@ def measure_scale(run, model, batches):
 
 
 def load_latents(run, pipe, batches, size):
-    """Give every source its latents of this size; what OUT/cache does not hold is encoded now, a share per process."""
-    (h, w), vae, cache = pipe.model.vae.grid_of(size, size), pipe.model.vae, run.out / "cache"
+    """Give every source its latents of this size; what OUT/cache does not hold is encoded now."""
+    cache = run.out / "cache"
     for source in batches.sources:
-        path = latents_path(cache, source, size, vae)
+        path = latents_path(cache, source, size, pipe.model.vae)
         if not path.exists():
-            part = path.with_suffix(".part.npy")
-            if run.is_main:
-                for stale in cache.glob(f"latents_{source.cache_name}_{size}_*"):    # of other pictures or another VAE
-                    stale.unlink()
-                new_cache(part, source.rows, h * w, vae.config.z_channels)
-            run.wait()
-            show = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.is_main else (lambda x: x)
-            encode_share(vae, source, size, part, run.rank, run.world_size, progress=show)
-            run.wait()
-            if run.is_main:
-                part.rename(path)
-            run.wait()
+            encode_together(run, pipe.model.vae, source, size, path)
         source.latents[size] = np.load(path, mmap_mode="r")
 
 
+def encode_together(run, vae, source, size, path):
+    """Each process encodes a share of a source's pictures into one file, which is renamed when it is whole."""
+    (h, w), part = vae.grid_of(size, size), path.with_suffix(".part.npy")
+    if run.is_main:
+        for stale in path.parent.glob(f"latents_{source.cache_name}_{size}_*"):  # of other pictures or another VAE
+            stale.unlink()
+        new_cache(part, source.rows, h * w, vae.config.z_channels)
+    run.wait()
+    progress = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.is_main else (lambda x: x)
+    encode_share(vae, source, size, part, run.rank, run.world_size, progress=progress)
+    run.wait()
+    if run.is_main:
+        part.rename(path)
+    run.wait()
+
+
 def latents_path(cache, source, size, vae):
-    """Where the latents of a source's pictures are kept. The name depends on the pictures, their size and the VAE: of
-    anything else than these, the file is not there."""
+    """Where the latents of a source's pictures are kept. The name depends on the pictures, their size and the VAE, so
+    latents of anything else are not found."""
     parts = hashlib.sha256(f"{source.content} {vae.config.scale}".encode())
     for name, tensor in vae.state_dict().items():
-        if not name.startswith(("decoder.", "post_quant_conv.")):
+        if not name.startswith(("decoder.", "post_quant_conv.")):                # latents do not depend on these
             parts.update(tensor.float().cpu().contiguous().numpy())
     return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
 
 
-def encode_share(vae, source, size, path, rank, world_size, batch=64, progress=lambda x: x):
-    """Encode this process's share of a source's pictures into `path`, a float16 array (N, S, C) made by rank 0."""
-    out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    for start in progress(range(rank * batch, len(out), world_size * batch)):
-        array = source.pictures(range(start, min(start + batch, len(out))), size)
-        with torch.no_grad():
-            latents = vae.encode(to_pixels(torch.from_numpy(array)).to(device))
-        out[start:start + len(array)] = latents.half().cpu().numpy()
-    out.flush()
-
-
 def new_cache(path, n, tokens, channels):
-    """An empty file for `encode_share`."""
+    """An empty file for `encode_share`: float16 (n, tokens, channels)."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     need, free = n * tokens * channels * 2, shutil.disk_usage(Path(path).parent).free
     if need > free:                          # writing into a mapped file on a full disk would be a bus error
         raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {Path(path).parent} has only "
                          f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
+
+
+def encode_share(vae, source, size, path, rank, world_size, batch=64, progress=lambda x: x):
+    """Encode every world_size-th batch of a source's pictures, from the rank-th on, into the file of `new_cache`."""
+    out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
+    for start in progress(range(rank * batch, len(out), world_size * batch)):
+        rows = range(start, min(start + batch, len(out)))
+        images = to_pixels(torch.from_numpy(source.pictures(rows, size))).to(device)       # (batch, 3, size, size)
+        with torch.no_grad():
+            latents = vae.encode(images)                                                   # (batch, S, C)
+        out[start:start + len(rows)] = latents.half().cpu().numpy()
+    out.flush()

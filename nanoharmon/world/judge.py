@@ -4,13 +4,12 @@
            -> color by the nearest palette entry, shape by the best of five fitted templates
            -> GenEval's rules
 
-GenEval asks that everything named is there; this judge also asks that nothing else is. A blob that
-fits no shape or no color well, and large stray colored areas, are reported as unclear objects,
-which make a picture wrong.
+GenEval (arXiv 2310.11513) asks that everything named is there; this judge also asks that nothing else is. A blob that
+fits no shape or no color well, and large stray colored areas, are reported as unclear objects, which make a picture
+wrong.
 
 Simplified: no learned detector, so it only works on plain dark backgrounds and upright shapes.
 """
-
 from collections import Counter
 from dataclasses import dataclass
 from itertools import permutations
@@ -27,8 +26,8 @@ COVERED = 0.6        # a pixel belongs to an object from this coverage on
 SMALLEST = 0.004     # pieces of a smaller share of the picture are no objects
 STRAY = 0.006        # this share of the picture may be colored without belonging to an object
 COLOR_FAR = 60.0     # an object's color is unclear from this RGB distance to the palette on
-# a shape is unclear below this soft intersection over union with its template; small ones are all
-# edge, so for a radius of 5 pixels or less the bar is lower, and it rises up to 7 pixels
+# a shape is unclear below this soft intersection over union with its template; small ones are all edge, so for a radius
+# of 5 pixels or less the bar is lower, and it rises up to 7 pixels
 FIT_SMALL, FIT_LARGE = 0.72, 0.80
 
 
@@ -73,8 +72,7 @@ def detect(image: np.ndarray) -> list:
         nearest, second = np.sort(far)[:2]
         is_clear = nearest < COLOR_FAR and nearest < 0.7 * second
         bar = np.interp(r, (5, 7), (FIT_SMALL, FIT_LARGE))
-        found.append(Detected(shape if score >= bar else None,
-                              NAMES[far.argmin()] if is_clear else None,
+        found.append(Detected(shape if score >= bar else None, NAMES[far.argmin()] if is_clear else None,
                               (x + x0) / side, (y + y0) / side, r / side, score))
 
     stray = (np.abs(pixels).max(axis=2) > 50) & ~explained
@@ -88,7 +86,7 @@ def _cover(pixels, palette):
     """Each pixel by the palette color in whose direction it lies: (coverage, 1 + color index)."""
     dots = pixels @ palette.T                               # (H, W, 7)
     lengths = (palette ** 2).sum(axis=1)
-    # the squared distance to the line through color c is |p|^2 - (p.c)^2 / |c|^2
+    # the squared distance to the line through color c is |p|^2 - (p.c)^2 / |c|^2; |p|^2 is the same for all colors
     best = (np.maximum(dots, 0) ** 2 / lengths).argmax(axis=2)
     coverage = np.take_along_axis(dots, best[..., None], axis=2)[..., 0] / lengths[best]
     return coverage, best + 1
@@ -97,9 +95,8 @@ def _cover(pixels, palette):
 def _pieces(label, smallest):
     """Connected pieces (4 neighbours, equal label > 0) of at least `smallest` pixels.
 
-    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers, 0 where there is none.
-    Works on the horizontal runs of equal label instead of pixels: there are few, so plain Python is
-    fast enough.
+    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers (H, W), 0 where there is none. Works on the
+    horizontal runs of equal label instead of pixels: there are few, so plain Python is fast enough.
     """
     H, W = label.shape
     padded = np.zeros((H, W + 1), label.dtype)              # a run never goes on into the next row
@@ -115,7 +112,7 @@ def _pieces(label, smallest):
         return i
 
     every = zip(starts.tolist(), ends.tolist(), flat[starts].tolist())
-    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(every) if k]
+    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(every) if k]         # i, start, end, label
     above = 0                                               # the first run not yet out of reach
     for i, s, e, k in runs:
         while runs[above][2] + W + 1 <= s:
@@ -140,7 +137,7 @@ def _pieces(label, smallest):
     return [(number, boxes[top]) for top, number in kept.items()], piece_of
 
 
-# distances to the outline in units of the radius (negative inside), as exact as five shapes need
+# --- the five shapes: distances to the outline in units of the radius, negative inside --------------------------------
 
 def _triangle(x, y):
     (_, apex), (half, base), _ = TRIANGLE
@@ -171,8 +168,7 @@ CENTROID = {"triangle": (TRIANGLE[0][1] + 2 * TRIANGLE[1][1]) / 3}  # y; the oth
 def _fit_shape(soft):
     """The shape whose template overlaps the coverage map `soft` best: (shape, x, y, r, score).
 
-    In pixels. The area gives each template's size and the centre of gravity its place, so there is
-    nothing to search.
+    In pixels. The area gives each template's size and the centre of gravity its place, so there is nothing to search.
     """
     ys, xs = np.arange(soft.shape[0])[:, None] + 0.5, np.arange(soft.shape[1])[None] + 0.5
     area = soft.sum()
@@ -189,8 +185,7 @@ def _fit_shape(soft):
     return best
 
 
-# -------------------------------------------------------------------------------------------------
-# the rules
+# --- the rules --------------------------------------------------------------------------------------------------------
 
 def judge(image: np.ndarray, meta: dict) -> dict:
     """GenEval's verdict, plus "nothing extra": {"correct", "reason" ("" when right), "objects"}."""
@@ -200,6 +195,7 @@ def judge(image: np.ndarray, meta: dict) -> dict:
 
 
 def _whats_wrong(objects, meta):
+    """The first rule that is broken, in words; "" if none is."""
     if any(o.shape is None or o.color is None for o in objects):
         return "unclear object"
     wanted = [(i, item) for i, item in enumerate(meta["include"]) for _ in range(item["count"])]
@@ -209,6 +205,7 @@ def _whats_wrong(objects, meta):
         return "missing object" if len(objects) < len(wanted) else "extra object"
     if Counter(o.shape for o in objects) != Counter(item["class"] for _, item in wanted):
         return "wrong shape"
+    # all ways to say which object is which of the wanted ones: with open colors there can be several
     matches = [order for order in permutations(objects)
                if all(o.shape == item["class"] and item.get("color", o.color) == o.color
                       for o, (_, item) in zip(order, wanted))]

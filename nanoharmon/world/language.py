@@ -4,6 +4,8 @@ Everything here is true by construction, and can be checked: `parse_caption` inv
 answers, and prompts for evaluation follow GenEval's metadata schema and its six tasks (arXiv 2310.11513), so that
 judge.py can say exactly whether a picture is right. No function names a pair of `UNSEEN` unless asked to.
 
+Everything random is drawn from `rng`, in a fixed order: a change of that order changes all training batches.
+
     python -m nanoharmon.world.language      prints a few of each, and writes their pictures
 
 Simplified: `describe` names places on a 3x3 grid, which decides all relations on the 3x3 board, not in layout `free`.
@@ -31,10 +33,14 @@ def phrase(color: str | None, shape: str, count: int = 1, one: str = "a") -> str
     """ "a red circle", "three green crosses", without a color "a circle"; `one`: a, one or the."""
     words = f"{color} {shape}" if color else shape
     if count > 1:
-        return f"{NUMBERS[count]} {words}" + ("es" if shape == "cross" else "s")
+        return f"{NUMBERS[count]} {_plural(words)}"
     if one == "a" and words[0] in "aeiou":
         one = "an"
     return f"{one} {words}".strip()
+
+
+def _plural(words):
+    return words + ("es" if words.endswith("cross") else "s")
 
 
 def listing(items: list) -> str:
@@ -51,21 +57,21 @@ def class_name(label: int) -> str:
 PREFIXES = ("there {be}", "a picture of", "a photo of", "an image of", "the picture shows", "i see")
 PREFIX = re.compile(f"^({'|'.join(PREFIXES)}) ".replace("{be}", "(is|are)"))
 RELATED = re.compile(r"^(.+?) (?:is )?(?:to the )?(left of|right of|above|below) (.+)$")
-# every way to name some objects -> (pair, count)
+# every way to name some objects -> (pair, count): so few that a caption is parsed by looking its phrases up
 NAMED = {phrase(*pair, count, one): (pair, count)
          for pair in PAIRS for count, one in ((1, "a"), (1, "one"), (2, ""), (3, ""), (4, ""))}
 THE = {phrase(*pair, one="the"): pair for pair in PAIRS}
 
 
 def _facts(scene):
-    """All clear relations (a, name, b) between objects whose (color, shape) is unique."""
+    """All clear relations (a, name, b) between objects whose (color, shape) is unique: "the red circle" is one."""
     counts = Counter(o.pair for o in scene.objects)
     unique = [o for o in scene.objects if counts[o.pair] == 1]
     return [(a, r, b) for a, b in permutations(unique, 2) if (r := relation(a, b))]
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Names every object exactly; about 70 % in GenEval's bare wording, the rest varied."""
+    """Names every object exactly; about 70 % in GenEval's bare wording, the rest as "a photo of one red circle"."""
     bare = rng.random() < 0.7
     one = "a" if bare or rng.random() < 0.5 else "one"
     kinds = list(Counter(o.pair for o in scene.objects).items())
@@ -77,7 +83,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         if related in ("left of", "right of") and not bare and rng.random() < 0.5:
             related = f"to the {related}"
         u = rng.random()
-        if len(scene.objects) == 2 and u < 0.5:
+        if len(scene.objects) == 2 and u < 0.5:                      # the relation names both objects, so it is all
             text = f"{phrase(*a.pair, one=one)} {related} {phrase(*b.pair, one=one)}"
         elif u < (0.55 if len(scene.objects) == 2 else 0.3):
             text += f", with {phrase(*a.pair, one='the')} {related} {phrase(*b.pair, one='the')}"
@@ -88,7 +94,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def parse_caption(text: str) -> tuple | None:
     """The inverse of `caption`: (Counter of pairs, [(pair, relation, pair)]); None for nonsense."""
-    text = PREFIX.sub("", " ".join(text.lower().split()).rstrip(" ."))
+    text = PREFIX.sub("", " ".join(text.lower().split()).rstrip(" ."))       # forgives case, spaces and a dot
     head, _, tail = text.partition(", with ")
     counts, relations = Counter(), []
     try:
@@ -104,7 +110,7 @@ def parse_caption(text: str) -> tuple | None:
         for item in items:
             pair, count = NAMED[item]
             counts[pair] += count
-    except (KeyError, AttributeError):     # an unknown phrase, or no relation after "with"
+    except (KeyError, AttributeError):     # an unknown phrase; no relation after "with"
         return None
     return counts, relations
 
@@ -117,6 +123,8 @@ def caption_is_right(text: str, scene: Scene) -> bool:
     facts = {(a.pair, r, b.pair) for a, r, b in _facts(scene)}
     return all(stated in facts for stated in parsed[1])
 
+
+# --- descriptions: what is where --------------------------------------------------------------------------------------
 
 PLACES = (("at the top left", "at the top", "at the top right"),
           ("at the left", "in the middle", "at the right"),
@@ -170,10 +178,9 @@ def _meta(tag, *things, related=None, count=1):
     if related:                            # GenEval lists the reference object first
         text = f"{phrase(*things[0])} {related} {phrase(*things[1])}"
         things = things[::-1]
-    include = [{"class": shape, "count": count} | ({"color": color} if color else {})
-               for color, shape in things]
+    include = [{"class": shape, "count": count} | ({"color": color} if color else {}) for color, shape in things]
     if related:
-        include[1]["position"] = [related, 0]
+        include[1]["position"] = [related, 0]                        # as seen from include[0]
     return {"tag": tag, "include": include, "prompt": text}
 
 
@@ -199,10 +206,9 @@ def geneval_prompts(task: str, n: int, seed: int, unseen: bool = False) -> list:
     """`n` prompts of a task as GenEval metadata; with `unseen`, each names a pair of `UNSEEN`."""
     def names_unseen(meta):
         return any((item.get("color"), item["class"]) in UNSEEN for item in meta["include"])
-
     metas = [meta for meta in _distinct(task) if names_unseen(meta) == unseen]
     random.Random(seed).shuffle(metas)
-    return [metas[i % len(metas)] for i in range(n)] if metas else []
+    return [metas[i % len(metas)] for i in range(n)] if metas else []        # none: prompts without a color
 
 
 def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int = 3) -> Scene:
@@ -212,12 +218,10 @@ def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int 
         free = [color for color, shape in SEEN if shape == item["class"]]
         for _ in range(item["count"]):
             pairs.append((item.get("color") or rng.choice(free), item["class"]))
-    wanted = [(i, *item["position"]) for i, item in enumerate(meta["include"])
-              if "position" in item]
-    while True:
+    wanted = [(i, *item["position"]) for i, item in enumerate(meta["include"]) if "position" in item]
+    while True:                            # until the relation is the wanted one: one scene in five
         scene = random_scene(rng, pairs, layout=layout, board=board)
-        if all(relation(scene.objects[i], scene.objects[target]) == related
-               for i, related, target in wanted):
+        if all(relation(scene.objects[i], scene.objects[target]) == related for i, related, target in wanted):
             return scene
 
 
@@ -230,7 +234,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True) -> str:
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
     plain = [(None, shape) for _, shape in kinds]
-    options = [(3, caption(scene, rng))]
+    options = [(3, caption(scene, rng))]                                     # (weight, prompt)
     if places:
         options.append((12 if len(set(kinds)) == len(kinds) == 2 else 3, describe(scene, rng)))
     if len(kinds) == 1:
@@ -254,11 +258,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True) -> str:
 class QA:
     question: str
     answer: str
-    kind: str
-
-
-def _plural(words):
-    return words + ("es" if words.endswith("cross") else "s")
+    kind: str                              # exist, count, color, shape or relation
 
 
 def _matches(words, o):
@@ -275,8 +275,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
     """One or more questions of each kind the scene allows, in random order."""
     may_name = PAIRS if allow_unseen else SEEN
     named = [o for o in scene.objects if o.pair in may_name]
-    names = [f"{color} {shape}" for color, shape in may_name]
-    names = {"pair": names, "shape": list(SHAPES), "color": [f"{color} object" for color in COLORS]}
+    names = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
+             "color": [f"{color} object" for color in COLORS]}
     found = []
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
@@ -290,20 +290,20 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
             found.append(QA(exist_question(rng.choice(fits)), want, "exist"))
 
     # counts: mostly of something present, else anything (so often "zero")
-    present = [w for group in names.values() for w in group
-               if any(_matches(w, o) for o in scene.objects)]
+    present = [w for group in names.values() for w in group if any(_matches(w, o) for o in scene.objects)]
     anything = rng.choice(list(names.values())) if rng.random() < 0.3 else present + ["object"]
     for words in dict.fromkeys((rng.choice(present + ["object"]), rng.choice(anything))):
         count = sum(_matches(words, o) for o in scene.objects)
         found.append(QA(f"how many {_plural(words)} are there?", NUMBERS[count], "count"))
 
-    # color and shape, of what is unique by the other
+    # the color of what its shape alone tells apart, the shape of what its color does
     for o in named:
         if sum(other.shape == o.shape for other in scene.objects) == 1:
             found.append(QA(f"what color is the {o.shape}?", o.color, "color"))
         if sum(other.color == o.color for other in scene.objects) == 1:
             found.append(QA(f"what shape is the {o.color} object?", o.shape, "shape"))
 
+    # relations, asked both ways: yes or no, and by name. half of the "no" ask for the opposite, the likeliest mistake
     facts = [(a, r, b) for a, r, b in _facts(scene) if a in named and b in named]
     if facts:
         a, related, b = rng.choice(facts)
@@ -311,16 +311,16 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False) -> l
         if want == "no":
             wrong = [r for r in RELATIONS if r != related]
             related = OPPOSITE[related] if rng.random() < 0.5 else rng.choice(wrong)
-        found.append(QA(f"is the {a.color} {a.shape} {related} the {b.color} {b.shape}?",
-                        want, "relation"))
+        found.append(QA(f"is the {a.color} {a.shape} {related} the {b.color} {b.shape}?", want, "relation"))
         a, related, b = rng.choice(facts)
-        found.append(QA(f"where is the {a.color} {a.shape} relative to the {b.color} {b.shape}?",
-                        f"{related} it", "relation"))
+        found.append(QA(f"where is the {a.color} {a.shape} relative to the {b.color} {b.shape}?", f"{related} it",
+                        "relation"))
     rng.shuffle(found)
     return found
 
 
 def _normal(answer):
+    """The words of an answer; digits as number words."""
     words = re.sub(r"[^a-z0-9 ]", " ", answer.lower()).split()
     return [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
 

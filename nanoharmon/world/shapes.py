@@ -1,13 +1,11 @@
 """The shapes world: a tiny visual world whose ground truth is exact.
 
-A `Scene` is one to four coloured shapes on a plain dark background, and a picture at any resolution
-(`render`). What can be said about it is in language.py; judge.py says what a picture shows. Four
-(color, shape) pairs, `UNSEEN`, are kept out of everything that trains.
+A `Scene` is one to four colored shapes on a plain dark background, and a picture at any resolution (`render`). What can
+be said about it is in language.py; judge.py says what a picture shows. Four (color, shape) pairs, `UNSEEN`, are kept
+out of everything that trains: a model that draws them has put them together from their parts.
 
-Simplified, compared with photographs: shapes never rotate, touch or overlap; "left of" is about
-centres only.
+Simplified, compared with photographs: shapes never rotate, touch or overlap; "left of" is about centres only.
 """
-
 import random
 from dataclasses import dataclass
 from itertools import product
@@ -16,31 +14,29 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-COLORS = {"red": (220, 50, 50), "green": (60, 180, 75), "blue": (60, 90, 220),
-          "yellow": (240, 220, 60), "purple": (160, 60, 200), "orange": (245, 140, 30),
-          "white": (235, 235, 235)}
+COLORS = {"red": (220, 50, 50), "green": (60, 180, 75), "blue": (60, 90, 220), "yellow": (240, 220, 60),
+          "purple": (160, 60, 200), "orange": (245, 140, 30), "white": (235, 235, 235)}
 PAIRS = tuple(product(COLORS, SHAPES))
-UNSEEN = frozenset({("purple", "cross"), ("orange", "ring"),
-                    ("white", "triangle"), ("yellow", "square")})
+UNSEEN = frozenset({("purple", "cross"), ("orange", "ring"), ("white", "triangle"), ("yellow", "square")})
 SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-# geometry in units of the radius; every shape fits the box [-1, 1]^2. all but the round ones stay a
-# little inside it, so that neighbours on a board keep a visible gap even at 10 pixels per cell
+# geometry in units of the radius; every shape fits the box [-1, 1]^2. all but the round ones stay a little inside it,
+# so that neighbours on a board keep a visible gap even at 10 pixels per cell
 SQUARE = 0.86                              # half side
 TRIANGLE = ((0.0, -0.96), (0.98, 0.78), (-0.98, 0.78))
 CROSS_LENGTH, CROSS_WIDTH = 0.96, 0.31     # half length and half width of an arm
 RING_HOLE = 0.55                           # inner radius
 
-SUPERSAMPLE = 4
-JITTER = 10                                # of each color channel
+SUPERSAMPLE = 4                            # drawn so many times larger, then reduced: soft edges
+JITTER = 10                                # most that an object's color differs from the palette's, in each channel
 CLEAR = 1.5                                # a relation is clear from this ratio, along : across
 
 
 @dataclass(frozen=True)
 class Object:
-    """One shape: centre and radius are fractions of the picture's side, y points down."""
+    """One shape: centre and radius are fractions of the picture's side, y points down, rgb is what is painted."""
     shape: str
     color: str
     x: float
@@ -59,7 +55,7 @@ class Scene:
     background: int
 
 
-# --- scenes --------------------------------------------------------------------------------------
+# --- scenes -----------------------------------------------------------------------------------------------------------
 
 # (objects, all alike, how often): mostly two different ones, since a model takes longest to learn which color goes with
 # which shape, and what is where
@@ -99,7 +95,7 @@ def _board_places(rng, n, board):
     if n > board * board:
         raise ValueError(f"{n} objects do not fit a {board}x{board} board")
     for cell in rng.sample(range(board * board), n):
-        r = rng.uniform(0.37, 0.45)
+        r = rng.uniform(0.37, 0.45)        # in cells
         slack = 0.5 - r - 0.03             # keeps a margin of 0.03 cell on every side
         x = cell % board + 0.5 + rng.uniform(-slack, slack)
         y = cell // board + 0.5 + rng.uniform(-slack, slack)
@@ -112,7 +108,7 @@ def _free_places(rng, n, gap=0.03):
         for _ in range(20 * n):
             r = rng.uniform(0.08, 0.2)
             x, y = rng.uniform(r + gap, 1 - r - gap), rng.uniform(r + gap, 1 - r - gap)
-            if all(max(abs(x - a), abs(y - b)) > r + s + gap for a, b, s in places):
+            if all(max(abs(x - a), abs(y - b)) > r + s + gap for a, b, s in places):           # boxes, not outlines
                 places.append((x, y, r))
             if len(places) == n:
                 return places
@@ -121,7 +117,7 @@ def _free_places(rng, n, gap=0.03):
 def relation(a: Object, b: Object, clear: float = CLEAR) -> str | None:
     """Where `a` is as seen from `b`: one of `RELATIONS`, or None when that is not clear."""
     dx, dy = a.x - b.x, a.y - b.y
-    if abs(dx) >= clear * abs(dy) and dx:
+    if abs(dx) >= clear * abs(dy) and dx:  # `and dx`: nothing is left of what has the same centre
         return "left of" if dx < 0 else "right of"
     if abs(dy) >= clear * abs(dx) and dy:
         return "above" if dy < 0 else "below"
@@ -155,7 +151,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     return np.array(image.reduce(SUPERSAMPLE))
 
 
-# --- classes: (count, color, shape), for class-conditional MAR -----------------------------------
+# --- classes: (count, color, shape), for class-conditional MAR --------------------------------------------------------
 
 NUM_CLASSES = 4 * len(PAIRS)
 SEEN_CLASSES = tuple(c for c in range(NUM_CLASSES) if PAIRS[c % len(PAIRS)] not in UNSEEN)

@@ -1,6 +1,10 @@
-"""The shapes world as a source of training data: pictures, prompts, captions, questions, each a function of (seed, i).
+"""The shapes world as a source of training data: pictures, prompts, captions, questions.
 
-What the methods are for: training/batches.py. Scenes for evaluation come from other seeds (evals/common.py).
+Scene i is a function of (seed, i), and its row among the latents is i. What the methods are for, and what row, item and
+turns are: training/batches.py. An item is the number of a scene; None stands for a text without a picture.
+
+Training takes the scenes from 0 to config.scenes for stages that read latents. The stages vae and llm need none, so
+they take scenes from 0 to 10**9. Scenes for evaluation come from other seeds (evals/common.py).
 """
 import functools
 import hashlib
@@ -9,13 +13,14 @@ import random
 import numpy as np
 
 from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
-from ..world import language, shapes
+from . import language, shapes
 
-LOCATE = "say what is where."
+LOCATE = "say what is where."                # the question that a description answers
+FRESH = 10 ** 9                              # scenes that nobody encodes: hardly any is met twice
 
 
 class ShapesData:
-    """The shapes world, scene by scene."""
+    """The shapes world, scene by scene. config: DataConfig."""
     name = cache_name = "shapes"
     classes = shapes.NUM_CLASSES
 
@@ -23,18 +28,17 @@ class ShapesData:
         self.config, self.rows, self.latents = config, config.scenes, {}
 
     def has(self, kind):
-        """Whether it has "pictures", "captions", "texts": all of them."""
         return True
 
     @property
     def content(self):
-        """Tells two sets of pictures apart: the settings, and what the first pictures look like in this version."""
+        """The settings, and what the first pictures look like in this version of shapes.py."""
         first = hashlib.sha256(self.pictures(range(min(8, self.rows)), 32))
         return f"{self.config.seed} {self.config.scenes} {self.config.layout} {self.config.board} " \
                f"{self.config.max_objects} {first.hexdigest()}"
 
     def leave_out(self, fits):
-        return 0                             # the texts of scenes are short
+        return 0                             # the texts of scenes are short: all fit
 
     def scene(self, i, n=None):
         """The i-th training scene (of those with n objects); without unseen pairs."""
@@ -42,18 +46,19 @@ class ShapesData:
                                    layout=self.config.layout, board=self.config.board)
 
     def pictures(self, rows, size):
-        """uint8 (n, size, size, 3) of the given training scenes."""
         return np.stack([shapes.render(self.scene(i), size) for i in rows])
 
     def picture(self, rng, size):
-        return shapes.render(self.scene(rng.randrange(10 ** 9)), size)
+        return shapes.render(self.scene(rng.randrange(FRESH)), size)
 
     def text(self, rng):
+        """Text stands in for pictures: a scene is described in words, then the same is asked as later about pictures.
+        Of a thought all words are learned, the prompt's as well: they are prompts the LLM will be conditioned on."""
         kind = rng.random()
         if kind < 0.4:
             return self.thought(rng), True
-        scene = self.scene(rng.randrange(10 ** 9))
-        if kind < 0.9:                               # questions about a described scene
+        scene = self.scene(rng.randrange(FRESH))
+        if kind < 0.9:
             (_, first), *rest = self.questions(scene, rng)
             return [("user", language.describe(scene, rng) + "\n" + first), *rest], False
         return [("user", language.describe(scene, rng) + "\n" + DESCRIBE),
@@ -63,7 +68,7 @@ class ShapesData:
         """A request to draw, answered in words: what could be where. Half of them are about two objects, whose
         relations are the hardest to learn; some requests name the places, which are then to be kept."""
         two = self.config.max_objects > 1 and rng.random() < 0.5
-        scene = self.scene(rng.randrange(10 ** 9), 2 if two else None)
+        scene = self.scene(rng.randrange(FRESH), 2 if two else None)
         prompt = language.draw_prompt(scene, rng, places=rng.random() < 0.3)
         return [("user", GENERATE.format(prompt)), ("assistant", language.think(scene, prompt))]
 
@@ -80,23 +85,22 @@ class ShapesData:
                 pairs.append(i)
         return alike, pairs
 
-    def class_picture(self, rng):
-        """A scene with one kind of object."""
+    def class_item(self, rng):
         alike, _ = self.sorted_scenes
         if not alike:
             raise ValueError(f"none of the {self.rows} training scenes has objects of one kind only, which stage "
                              f"mar needs; pass a larger --data.scenes")
         return rng.choices(alike)[0]
 
-    def to_draw(self, rng, pairs=0.0):
-        """pairs: how often a scene of two different objects is looked for."""
+    def generation_item(self, rng, pairs=0.0):
+        """pairs: how often a scene of two different objects is looked for, beside those met by chance."""
         if not pairs or rng.random() >= pairs:
-            return self.to_read(rng)
+            return self.understanding_item(rng)                  # any scene
         i = rng.choice(self.sorted_scenes[1] or range(self.rows))
         return i, i
 
-    def to_read(self, rng, thoughts=0.0):
-        """thoughts: how often it is a text without a picture."""
+    def understanding_item(self, rng, thoughts=0.0):
+        """thoughts: how often it is a thought, a text without a picture."""
         if thoughts and rng.random() < thoughts:
             return None, None
         i = rng.randrange(self.rows)
@@ -117,9 +121,9 @@ class ShapesData:
         return [("user", LOCATE), ("assistant", language.describe(scene, rng))]
 
     def questions(self, scene, rng):
-        """Up to four turns about a scene, as (role, text) pairs; relations, the hardest, are seldom left out."""
+        """Up to four questions about a scene with their answers; relations, the hardest, are seldom left out."""
         asked = language.questions(scene, rng)
-        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))
+        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))            # the last four stay
         return [turn for qa in asked[-4:] for turn in (("user", qa.question), ("assistant", qa.answer))]
 
 
