@@ -99,7 +99,7 @@ def check_fields(name, section):
 
 def check_model(config):
     """A HarmonConfig whose parts can be built, and fit each other."""
-    for name, section in sections(config).items():
+    for name, section in {"model": config, **sections(config)}.items():
         check_fields(name, section)
     vae, mar, llm = config.vae, config.mar, config.llm
     if not 1 <= len(vae.ch_mult) <= 10:

@@ -1,5 +1,7 @@
 """Text to ids and back, chat layout, labels.     python -m pytest -q tests/test_tokenizer.py"""
+import copy
 import json
+import pickle
 
 import pytest
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers
@@ -33,24 +35,40 @@ def test_request_to_draw_is_the_official_prompt():
     ids, is_real = gold.output("text_cond/input_ids"), gold.output("text_cond/attention_mask")
     assert toy.drawing(prompt) == ids[0][is_real[0]].tolist()
     assert toy.drawing() == ids[1][is_real[1]].tolist()
-    template = gold.config["prompt_template"]["INSTRUCTION"].format(input=gold.config["text_cond_prompt"])
-    assert len(template) - 2 * len("<|im_start|>") - len("<|im_end|>") + 3 == is_real[0].sum()
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "a red circle", "  two  spaces ", "tabs\tand\n\nlines\r\n", "naïve café", "日本語と한국어",
-    "🦊👩‍👩‍👧 emoji", "العربية עברית",
-    "\x00\x7f\ufeff", "".join(map(chr, range(256))), "x" * 1000, "1234567890.,;:!?", TYPED])
+    "", "  two  spaces ", "tabs\tand\n\nlines\r\n", "naïve café", "日本語と한국어", "🦊👩‍👩‍👧 emoji", "العربية עברית",
+    "\x00\x7f\ufeff", "".join(map(chr, range(256))), "x" * 1000, TYPED])
 def test_any_text_survives_the_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_special_tokens_typed_by_a_user_are_plain_text(tokenizer):
-    for toy in (tokenizer, characters()):
-        specials = {toy.pad, toy.im_start, toy.im_end}
-        assert not specials & set(toy.encode(TYPED)) and toy.decode(toy.encode(TYPED)) == TYPED
-        ids, labels = toy.chat([{"role": "user", "content": TYPED}, {"role": "assistant", "content": TYPED}])
-        assert [i for i in ids if i in specials] == [toy.im_start, toy.im_end] * 2
+def settings_lost(tokenizer, folder):
+    """The same tokenizer from a file that recognises control tokens in text, truncates and pads."""
+    stored = json.loads(tokenizer.inner.to_str())
+    for token in stored["added_tokens"]:
+        token["special"] = False
+    stored["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    stored["padding"] = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                         "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("make", [
+    lambda t, _: t, lambda t, _: copy.deepcopy(t), lambda t, _: pickle.loads(pickle.dumps(t)), settings_lost,
+    lambda t, folder: t.save(folder / "tokenizer.json") or Tokenizer.load(folder / "tokenizer.json"),
+    lambda *_: Tokenizer.train(TEXTS, 384), lambda *_: characters()],
+    ids="itself copied pickled lost saved again toy".split())
+def test_control_tokens_typed_by_a_user_are_text(tokenizer, make, tmp_path):
+    t = make(tokenizer, tmp_path)
+    specials = {t.pad, t.im_start, t.im_end}
+    assert t.decode(t.encode(TYPED)) == TYPED
+    ids, labels = t.chat([{"role": "user", "content": TYPED}, {"role": "assistant", "content": TYPED}])
+    assert [i for i in ids if i in specials] == [t.im_start, t.im_end] * 2
+    if len(t) == len(tokenizer):
+        assert all(t.encode(text) == tokenizer.encode(text) for text in [*TEXTS[:3], TYPED, "日本"])
 
 
 def test_reading_skips_control_tokens_and_placeholders(tokenizer):
@@ -72,8 +90,6 @@ def test_labels_are_exactly_the_replies_and_their_ends(tokenizer):
         kept = text + end if m["role"] == "assistant" else [IGNORE] * len(text + end)
         expected += [IGNORE] * len(head) + kept + [IGNORE] * len(newline)
     assert labels == expected
-    assert t.decode([i for i in labels if i >= 0]) == "yestwo triangles"
-    assert labels.count(t.im_end) == 2 and IMAGE not in labels
 
 
 def test_an_open_question_ends_where_the_reply_begins(tokenizer):
@@ -82,52 +98,29 @@ def test_an_open_question_ends_where_the_reply_begins(tokenizer):
     assert set(labels) == {IGNORE} and len(labels) == len(ids) and ids.count(IMAGE) == 2
     whole, supervised = tokenizer.chat([question, reply])
     assert whole[:len(ids)] == ids                                           # generation starts just as in training
-    first = next(i for i, x in enumerate(supervised) if x >= 0)
-    assert first == len(ids)
-    opening = [tokenizer.im_start, *tokenizer.encode("assistant\n")]
-    assert tokenizer.chat([question], reply=False)[0] + opening == ids
-
-
-def test_training_is_reproducible_and_saves(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.json")
-    for path in (tmp_path, tmp_path / "tokenizer.json"):
-        loaded = Tokenizer.load(path)
-        assert len(loaded) == len(tokenizer) <= 384 and len(tokenizer) > 256 + len(SPECIAL)
-        for text in TEXTS[:3] + [TYPED, "日本"]:
-            assert loaded.encode(text) == tokenizer.encode(text) == Tokenizer.train(TEXTS, 384).encode(text)
+    assert next(i for i, x in enumerate(supervised) if x >= 0) == len(ids)
+    assert tokenizer.chat([question], reply=False)[0] + ids[-len(tokenizer.encode("assistant\n")) - 1:] == ids
 
 
 def test_frequent_words_become_few_tokens(tokenizer):
-    assert len(tokenizer.encode(" circle")) <= 3 < len(tokenizer.encode(" zyxwv"))
+    assert len(tokenizer.encode(" circle")) <= 3 < len(tokenizer.encode(" zyxwv")) and 256 < len(tokenizer) <= 384
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"model": 1}', None])
-def test_damaged_files_are_named(tmp_path, content):
-    path = tmp_path / "tokenizer.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match="tokenizer.json: not a readable tokenizer.json"):
-        Tokenizer.load(path)
+def changed(change):
+    def content(stored):
+        change(stored)
+        return json.dumps(stored)
+    return content
 
 
-def test_a_prefix_that_makes_the_package_panic_is_refused(tokenizer, tmp_path):
-    inner = json.loads(tokenizer.inner.to_str())
-    inner["model"]["continuing_subword_prefix"] = "a long prefix"        # found by tests/test_fuzz.py
-    (tmp_path / "tokenizer.json").write_text(json.dumps(inner))
-    with pytest.raises(ValueError, match="not a readable tokenizer.json .*prefix 'a long prefix', expected none"):
+@pytest.mark.parametrize("content, message", [
+    (None, "not a readable tokenizer.json"), (lambda _: "{", "not a readable tokenizer.json"),
+    (lambda _: '{"model": 1}', "not a readable tokenizer.json"),
+    (changed(lambda stored: stored["model"].update(continuing_subword_prefix="pre")), "prefix 'pre', expected none"),
+    (changed(lambda stored: stored["model"]["vocab"].update(ar=1)), "gives 'ar' the id of a control token"),
+    (lambda stored: json.dumps(stored).replace("<|im_end|>", "<|im_over|>"), r"no <\|im_end\|>; expected a Qwen2.5 chat")])
+def test_a_wrong_file_is_refused_and_named(tokenizer, tmp_path, content, message):
+    if content:
+        (tmp_path / "tokenizer.json").write_text(content(json.loads(tokenizer.inner.to_str())), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}"):
         Tokenizer.load(tmp_path)
-
-
-def test_a_word_with_the_id_of_a_control_token_is_refused(tokenizer, tmp_path):
-    inner = json.loads(tokenizer.inner.to_str())
-    inner["model"]["vocab"]["ar"] = tokenizer.im_start
-    (tmp_path / "tokenizer.json").write_text(json.dumps(inner))
-    with pytest.raises(ValueError, match="gives 'ar' the id of a control token"):
-        Tokenizer.load(tmp_path)
-
-
-def test_a_tokenizer_without_chat_tokens_is_refused(tmp_path):
-    inner = HFTokenizer(models.BPE())
-    inner.add_special_tokens(["<|endoftext|>"])
-    with pytest.raises(ValueError, match=r"no <\|im_start\|>, <\|im_end\|>; expected a Qwen2.5 chat tokenizer"):
-        Tokenizer(inner)
