@@ -52,7 +52,7 @@ def peak_memory(device):
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():                              # Linux's ru_maxrss would count what the parent process held, too
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))[1]) * 1024
     import resource                                  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -101,15 +101,15 @@ def time_model(preset, dtype, device, steps=100, new_tokens=32):
     ids = torch.randint(0, c.llm.vocab_size, (2, PROMPT), generator=host).to(device)
     is_real = torch.ones(2, PROMPT, dtype=torch.bool, device=device)
     order = random_orders(1, S, "cpu", host).to(device)                      # (1, S)
-    tokens = torch.randn(1, S, c.mar.token_dim, generator=generator, device=device)
+    latents = torch.randn(1, S, c.mar.token_dim, generator=generator, device=device)
 
     iters = min(64, S)
     counts, seconds = unmasking_schedule(S, iters), []
     for i in (0, iters // 2, iters - 1):                                     # hidden before and after iteration i
         now, then = counts[i], counts[i + 1]
         # `known` places are visible, those in `orders` are drawn; the others stay hidden
-        drawn = model.draw(ids, is_real, iters=1, orders=order[:, then:now], tokens=tokens,
-                           known=order[:, now:], steps=str(steps), generator=generator)
+        drawn = model.draw(ids, is_real, iters=1, orders=order[:, then:now], latents=latents,
+                           known=order[:, now:], steps=steps, generator=generator)
         seconds.append(clock(f"iteration {i + 1} of {iters}: {S - now} tokens visible, {now - then} drawn"))
     figures["first"], figures["middle"], figures["last"] = seconds
     # simpson's rule over the three
@@ -141,7 +141,8 @@ def main(argv=None):
     add("--tokens", type=number(int, 1, 4096), default=32, help="length of the answer (default 32)")
     add("--dry-run", action="store_true", help="print the plan and stop")
     args = parser.parse_args(argv)
-    presets, device, dtype = args.preset or ["harmon-0.5b", "harmon-1.5b"], pick_device(args.device), getattr(torch, args.dtype)
+    presets = args.preset or ["harmon-0.5b", "harmon-1.5b"]
+    device, dtype = pick_device(args.device), getattr(torch, args.dtype)
     if len(presets) > 1 and not args.dry_run:                        # one process each: peak memory never goes down
         for preset in presets:
             flags = [f"--{k}={getattr(args, k)}" for k in ("device", "dtype", "steps", "tokens")]

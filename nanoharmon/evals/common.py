@@ -1,13 +1,17 @@
-"""What the benchmarks share: rates with intervals, work over processes, and scenes that training never saw."""
+"""What the benchmarks share: rates with intervals, flags, work over processes, scenes that training never saw."""
 import contextlib
 import math
 import random
 import signal
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 
+from ..cli import number
+from ..diffusion import SAMPLERS
+from ..pipeline import OFFICIAL
 from ..training.parallel import end_with_parent
 from ..world import shapes
 
@@ -41,20 +45,43 @@ def out_folder(path):
     return Path(path)
 
 
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+def drawing_flags(parser):
+    """The flags that say how pictures are drawn."""
+    add, own = parser.add_argument, "(default: the checkpoint's own)"
+    add("--size", type=number(int, 1), help="side of the pictures in pixels " + own)
+    add("--cfg", type=number(float, 0, 100), help="guidance " + own)
+    add("--cfg-schedule", choices=("constant", "linear"), help=own)
+    add("--iters", type=number(int, 1), help="unmasking iterations " + own)
+    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
+    add("--sampler", choices=SAMPLERS, help=own)
+    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
+    add("--think", action=BooleanOptionalAction, help="the LLM first says what will be where " + own)
+
+
+def drawing_options(args):
+    """What these flags say, for Pipeline.draw: None where it is the checkpoint's to say."""
+    return {name: getattr(args, name) for name in OFFICIAL}
+
+
 # --- work over processes ----------------------------------------------------------------------------------------------
 
-def start_worker(pipe, threads):
-    global worker_pipe
-    worker_pipe = pipe
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's, which ends its workers
-    pipe.tokenizer.inner.encode_special_tokens = True           # lost when a tokenizer goes to another process
-    torch.set_num_threads(threads)
+class Worker:
+    """What a worker process keeps: the pipeline, sent once, when it starts."""
+    pipe = None
 
+    @classmethod
+    def start(cls, pipe, threads):
+        cls.pipe = pipe
+        end_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's, which ends its workers
+        torch.set_num_threads(threads)
 
-def do(task):
-    function, job = task
-    return function(worker_pipe, *job)
+    @classmethod
+    def do(cls, task):
+        function, job = task
+        return function(cls.pipe, *job)
 
 
 @contextlib.contextmanager
@@ -63,13 +90,16 @@ def workers(pipe, procs, threads=1):
     if procs <= 1 or pipe.device.type != "cpu":
         yield None
         return
-    with torch.multiprocessing.get_context("spawn").Pool(procs, start_worker, (pipe, threads)) as pool:
+    with torch.multiprocessing.get_context("spawn").Pool(procs, Worker.start, (pipe, threads)) as pool:
         yield pool
 
 
 def over_processes(function, pipe, jobs, pool=None, progress=None, title=""):
     """[function(pipe, *job) for job in jobs], perhaps in other processes. progress: tqdm or the like."""
-    done = (function(pipe, *job) for job in jobs) if pool is None else pool.imap(do, [(function, j) for j in jobs])
+    if pool is None:
+        done = (function(pipe, *job) for job in jobs)
+    else:
+        done = pool.imap(Worker.do, [(function, job) for job in jobs])
     return list(done if progress is None else progress(done, total=len(jobs), desc=title))
 
 

@@ -1,6 +1,6 @@
-"""Does the model heed its prompt? How much the drawing loss rises when the prompt says something else.
+"""Does the model heed its prompt? How much the generation loss rises when the prompt says something else.
 
-    python -m nanoharmon.contrast --ckpt OUT/stage_2        a table, in seconds: nothing is drawn
+    python -m nanoharmon.evals.contrast --ckpt OUT/stage_2        a table, in seconds: nothing is drawn
 
 For n pictures of two objects the loss of *all* tokens is computed with the true prompt and with wrong ones, at the same
 timesteps and noise: so even small differences are real. The wrong prompts:
@@ -18,23 +18,24 @@ import random
 
 import torch
 
+from .. import cli
 from ..cli import Parser, model_flags, number
 from ..pipeline import load_pipeline
 from ..tokenizer import pad
+from ..world import language, shapes
 from .common import batches, placement
 from .report import markdown
-from ..world import language, shapes
 
 PICTURES, BATCH = 256, 16
 
 
-def lies(n, seed, **world):
-    """n scenes, and {name: (true prompts, wrong prompts)}."""
+def wrong_prompts(n, seed, **place):
+    """n scenes, and {what is wrong: [(true prompt, wrong prompt)]}. place: options of shapes.random_scene."""
     rng, scenes, out = random.Random(f"contrast/{seed}"), [], {}
     metas = [meta for meta in language.geneval_prompts("position", 4 * n, seed)
              if len({x["class"] for x in meta["include"]}) == len({x["color"] for x in meta["include"]}) == 2]
     for meta in metas[:n]:
-        scene = language.scene_for(meta, rng, **world)
+        scene = language.scene_for(meta, rng, **place)
         b, a = ((o["color"], o["class"]) for o in meta["include"])               # GenEval lists the reference first
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)
@@ -42,33 +43,33 @@ def lies(n, seed, **world):
         true = meta["prompt"]
         where, elsewhere = (language.describe(s, random.Random(order)) for s in (scene, swapped))
         scenes.append(scene)
-        for name, told, wrong in (
+        for name, told, untrue in (
                 ("relation", true, f"{language.phrase(*a)} {shapes.OPPOSITE[related]} {language.phrase(*b)}"),
                 ("binding", true, f"{language.phrase(b[0], a[1])} {related} {language.phrase(a[0], b[1])}"),
                 ("places", where, elsewhere), ("nothing", true, None)):
-            out.setdefault(name, []).append((told, wrong))
+            out.setdefault(name, []).append((told, untrue))
     return scenes, out
 
 
 @torch.no_grad()
 def contrast(pipe, n=PICTURES, seed=0, size=None):
-    """{name of the lie: (loss with the true prompt, its rise with the wrong one, half the width of its interval)}."""
+    """{what is wrong: (loss with the true prompt, its rise with the wrong one, half the width of its interval)}."""
     model, size, out = pipe.model, size or pipe.size, {}
     grid = model.vae.grid_of(size, size)
     S, mul = grid[0] * grid[1], model.config.mar.diffusion_batch_mul
-    scenes, prompts = lies(n, seed, **placement(pipe))
+    scenes, prompts = wrong_prompts(n, seed, **placement(pipe))
     for part in batches(range(n), BATCH):
-        tokens = model.vae.encode(pipe.pixels([shapes.render(scenes[i], size) for i in part]))
-        B, generator = len(tokens), torch.Generator(pipe.device).manual_seed(part.start)
+        latents = model.vae.encode(pipe.pixels([shapes.render(scenes[i], size) for i in part]))
+        B, generator = len(latents), torch.Generator(pipe.device).manual_seed(part.start)
         split = (torch.zeros(B, 0, dtype=torch.long, device=pipe.device),
                  torch.arange(S, device=pipe.device).expand(B, S))               # nothing visible, all hidden
         t = torch.randint(0, 1000, (mul * B * S,), generator=generator, device=pipe.device)
-        noise = torch.randn(len(t), tokens.shape[-1], generator=generator, device=pipe.device)
+        noise = torch.randn(len(t), latents.shape[-1], generator=generator, device=pipe.device)
         for name, pairs in prompts.items():
             losses = []
             for said in zip(*(pairs[i] for i in part)):                          # the true ones, the wrong ones
                 ids, is_real = pad([pipe.tokenizer.drawing(p) for p in said], pipe.tokenizer.pad, pipe.device)
-                losses.append(model.generation_loss(tokens, ids, is_real, grid, split, t, noise).item())
+                losses.append(model.generation_loss(latents, ids, is_real, grid, split, t, noise).item())
             out.setdefault(name, []).append(losses)
     table = {}
     for name, losses in out.items():
@@ -79,7 +80,7 @@ def contrast(pipe, n=PICTURES, seed=0, size=None):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m nanoharmon.contrast", description=__doc__)
+    parser = Parser(prog="python -m nanoharmon.evals.contrast", description=__doc__)
     model_flags(parser)
     parser.add_argument("--n", type=number(int, 2 * BATCH, 2000), default=PICTURES,
                         help=f"pictures (default {PICTURES})")
@@ -91,5 +92,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from ..cli import run_main
-    run_main(main)
+    cli.run_main(main)

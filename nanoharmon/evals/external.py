@@ -34,8 +34,8 @@ from ..cli import bar
 from ..files import write_bytes, write_json
 from ..pictures import file_bytes, open_image
 from ..pipeline import OFFICIAL, load_pipeline
-from ..evals import report
-from .common import BATCH, batches, out_folder, rate, over_processes, workers
+from . import report
+from .common import BATCH, batches, out_folder, over_processes, rate, workers
 from .reading import likeliest, yes_no_scores
 
 MAX_BYTES = 10**8               # of a file of lines; POPE's have half a million
@@ -116,7 +116,8 @@ def is_picture(path, size):
 
 
 def column(pictures):
-    """The grid of the official script: one below the other, 2 black pixels between and around."""
+    """The grid of the official script: one below the other, 2 black pixels between and around. (pictures.grid has
+    none above the first.)"""
     width, height = pictures[0].size
     grid = Image.new("RGB", (width + 4, len(pictures) * (height + 2) + 2))
     for k, picture in enumerate(pictures):
@@ -252,7 +253,7 @@ def write_answers(path, rows, bad, said, out):
     figures = pope_figures(rows, said, bad)
     write_json(out / f"{name}_results.json", {"questions": len(rows), "unreadable": bad, "results": figures})
     if figures:
-        print(report.table(f"{name}: %, [low, high]: 95 % Wilson score intervals", figures))
+        print(report.titled(f"{name}: %, [low, high]: 95 % Wilson score intervals", figures))
     if bad:
         print(f"{len(bad)} pictures are missing or broken, their questions have an empty answer and count for nothing "
               f"here: {', '.join(bad)}")

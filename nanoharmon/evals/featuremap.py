@@ -1,7 +1,7 @@
 """Where in a picture a concept is, according to the features: similarity maps as a PNG, and how precise they are.
 
-    python -m nanoharmon.featuremap --ckpt checkpoints/nano --out DIR         DIR/featuremap.png, featuremap.json
-    python -m nanoharmon.featuremap --concept green --concept "green ring"    other words on the picture
+    python -m nanoharmon.evals.featuremap --ckpt checkpoints/nano --out DIR         DIR/featuremap.png, featuremap.json
+    python -m nanoharmon.evals.featuremap --concept green --concept "green ring"    other words on the picture
 
 Harmon's paper shows that the features of a MAR encoder respond precisely to visual concepts, those of a VAE do not.
 Its maps are GradCAM++ ones; these need no gradients and no classifier. A concept is a color, a shape, or both. Its
@@ -29,18 +29,18 @@ from .. import cli
 from ..cli import Parser, model_flags, number
 from ..config import nearest
 from ..files import write_bytes, write_json
-from ..pictures import file_bytes
+from ..pictures import file_bytes, grid as picture_grid
 from ..pipeline import load_pipeline
+from ..world import shapes
 from .common import batches, out_folder, placement
 from .probe import random_encoder
 from .report import markdown
-from ..world import shapes
 
 GROUPS = {"colors": [(c, None) for c in shapes.COLORS], "shapes": [(None, s) for s in shapes.SHAPES],
           "pairs": list(shapes.SEEN), "unseen pairs": sorted(shapes.UNSEEN)}
 CONCEPTS = ("red", "circle", "red circle")
 RESAMPLES = 100                                     # of the bootstrap
-SHOWN, SIDE, MARGIN = 8, 96, 150                    # pictures in a row of the PNG, their side, room for the labels
+SHOWN, SIDE, MARGIN, GAP = 8, 96, 146, 4            # of the PNG: pictures in a row, pixels of a side, a label, a gap
 
 
 # --- scenes and what their tokens show --------------------------------------------------------------------------------
@@ -72,9 +72,9 @@ def features(pipe, scenes, size, progress=None):
                 "encoder": pipe.model.mar}
     parts, out = batches(scenes), []
     for part in progress(parts, desc="features") if progress else parts:
-        tokens = pipe.model.vae.encode(pipe.pixels([shapes.render(s, size) for s in part]))
-        found = {"VAE latents": tokens} | {name: mar.encode(tokens.to(mar.fake_latent.dtype), None, grid)[:, U:]
-                                           for name, mar in encoders.items()}
+        latents = pipe.model.vae.encode(pipe.pixels([shapes.render(s, size) for s in part]))
+        found = {"VAE latents": latents} | {name: mar.encode(latents.to(mar.fake_latent.dtype), None, grid)[:, U:]
+                                            for name, mar in encoders.items()}
         out.append({name: x.float().cpu() for name, x in found.items()})
     return {name: torch.cat([part[name] for part in out]) for name in out[0]}
 
@@ -169,18 +169,19 @@ def picture(pipe, learned, concepts, seed, size):
         masks = np.stack([shows(s, grid, concept) for s in scenes])
         for name, x in found.items():
             values = learned[name].similarity(x, concept)
-            label = f"{' '.join(filter(None, concept))}\n{name}\n0 to {values.max():.2f}"
+            words = f"{' '.join(filter(None, concept))}\n{name}\n0 to {values.max():.2f}"
             if masks.any():
-                label += f"\nAUC {auc(ranks(values.flatten()), masks.flatten()):.2f}"
+                words += f"\nAUC {auc(ranks(values.flatten()), masks.flatten()):.2f}"
             values = np.clip(values / max(values.max(), 1e-6), 0, 1)
-            rows.append((label, [heat(*parts, grid) for parts in zip(images, values, masks)]))
-    out = Image.new("RGB", (MARGIN + SHOWN * (SIDE + 4), len(rows) * (SIDE + 4)), "black")
-    pen, font = ImageDraw.Draw(out), ImageFont.load_default(13)
-    for i, (label, tiles) in enumerate(rows):
-        pen.multiline_text((6, i * (SIDE + 4) + 12), label, "white", font)
-        for j, tile in enumerate(tiles):
-            out.paste(tile, (MARGIN + j * (SIDE + 4), i * (SIDE + 4)))
-    return out
+            rows.append((words, [heat(*parts, grid) for parts in zip(images, values, masks)]))
+    return picture_grid([tile for words, tiles in rows for tile in (label(words), *tiles)], SHOWN + 1, GAP, "black")
+
+
+def label(words):
+    """The words at the left of a row."""
+    tile = Image.new("RGB", (MARGIN, SIDE), "black")
+    ImageDraw.Draw(tile).multiline_text((6, 12), words, "white", ImageFont.load_default(13))
+    return tile
 
 
 def parse(text):
@@ -195,7 +196,7 @@ def parse(text):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m nanoharmon.featuremap", description=__doc__)
+    parser = Parser(prog="python -m nanoharmon.evals.featuremap", description=__doc__)
     add = parser.add_argument
     model_flags(parser)
     add("--concept", action="append", metavar="WORDS", help=f"what the picture shows the maps of; may be given several "

@@ -37,9 +37,9 @@ from ..cli import Parser, model_flags, number
 from ..files import write_json
 from ..mar import MAR
 from ..pipeline import load_pipeline
-from .common import batches, out_folder, rate, over_processes, wilson, workers, placement
-from .report import markdown
 from ..world import language, shapes
+from .common import batches, out_folder, over_processes, placement, rate, wilson, workers
+from .report import markdown
 
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)           # as shares of the trace of the inner products
 KINDS = {"single": ("shape", "color", "place", "shape, unseen", "color, unseen"), "many": ("count",),
@@ -82,13 +82,13 @@ def labels(scene, kind, board):
 
 @torch.no_grad()
 def render_and_encode(pipe, seed, kind, start, stop, size):
-    """Pictures (n, size, size, 3) uint8 and VAE tokens (n, S, C) of scenes start .. stop - 1."""
+    """Pictures (n, size, size, 3) uint8 and latents (n, S, C) of scenes start .. stop - 1."""
     images = np.stack([shapes.render(probe_scene(pipe, seed, kind, i), size) for i in range(start, stop)])
     return images, pipe.model.vae.encode(pipe.pixels(images)).float().cpu().numpy()
 
 
 def views(tokens, grid, where):
-    """The three views of tokens (N, S, C), {view: (N, d)}. where (N, 2): the point (x, y) of interest, in 0 .. 1."""
+    """The three views of tokens (N, S, d) of any kind, {view: (N, ...)}. where (N, 2): a point (x, y), in 0 .. 1."""
     tokens = tokens.float().cpu()
     maps = tokens.transpose(1, 2).unflatten(2, grid)                             # n s c -> n c h w
     if max(grid) > MOST:
@@ -109,11 +109,11 @@ def pixel_views(images, stride, where):
 
 
 @torch.no_grad()
-def encoder_views(mar, tokens, grid, where):
-    """The same of what an encoder makes of VAE tokens (N, S, C), buffers left out."""
+def encoder_views(mar, latents, grid, where):
+    """The same of what an encoder makes of latents (N, S, C), buffers left out."""
     device, U, parts = mar.fake_latent.device, mar.config.buffer_size, []
-    for part in batches(range(len(tokens))):
-        x = mar.encode(tokens[part.start:part.stop].to(device), None, grid)[:, U:]
+    for part in batches(range(len(latents))):
+        x = mar.encode(latents[part.start:part.stop].to(device), None, grid)[:, U:]         # (n, S, D)
         parts.append(views(x, grid, where[part.start:part.stop]))
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
@@ -206,20 +206,21 @@ def probe_scores(pipe, n=1000, seed=0, size=None, pool=None, progress=None, enco
     encoders = {"random encoder": random_encoder(config.mar, grid).to(pipe.device)} | (
         encoders or {"encoder": pipe.model.mar})
     for kind, tasks in KINDS.items():
-        parts = {kind: n + max(1, n // 2)} | ({"unseen": max(1, n // 2)} if kind == "single" else {})
-        scenes = [(probe_scene(pipe, seed, k, i), k) for k, count in parts.items() for i in range(count)]
-        jobs = [(seed, k, b.start, b.stop, size) for k, count in parts.items() for b in batches(range(count))]
-        images, tokens = map(np.concatenate, zip(*over_processes(render_and_encode, pipe, jobs, pool, progress, f"{kind}, {size} px")))
+        counts = {kind: n + max(1, n // 2)} | ({"unseen": max(1, n // 2)} if kind == "single" else {})
+        scenes = [(probe_scene(pipe, seed, k, i), k) for k, count in counts.items() for i in range(count)]
+        jobs = [(seed, k, b.start, b.stop, size) for k, count in counts.items() for b in batches(range(count))]
+        parts = over_processes(render_and_encode, pipe, jobs, pool, progress, f"{kind}, {size} px")
+        images, latents = map(np.concatenate, zip(*parts))
         truth = [labels(scene, k, board) for scene, k in scenes]
         where = torch.tensor([(scene.objects[0].x, scene.objects[0].y) for scene, _ in scenes])
-        tokens = torch.from_numpy(tokens)
+        latents = torch.from_numpy(latents)
         blind = out.setdefault("most common answer", {"inputs": 0})
         for task in tasks:
             usual = Counter(row[task.removesuffix(", unseen")] for row in truth[:n]).most_common(1)[0][0]
             blind[task] = rate([row[task] == usual for row in truth[n:] if task in row])
         features = {"pixels": lambda: pixel_views(images, pipe.model.vae.config.stride, where),
-                    "VAE latents": lambda: views(tokens, grid, where)}
-        features |= {name: lambda mar=mar: encoder_views(mar, tokens, grid, where) for name, mar in encoders.items()}
+                    "VAE latents": lambda: views(latents, grid, where)}
+        features |= {name: lambda mar=mar: encoder_views(mar, latents, grid, where) for name, mar in encoders.items()}
         for name in features if progress is None else progress(features, desc="fit"):
             for view, x in features[name]().items():
                 row = out.setdefault(f"{name}, {view}", {"inputs": min(x.shape[1], inputs)})

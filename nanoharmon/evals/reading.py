@@ -14,8 +14,8 @@ import random
 from PIL import Image
 
 from ..tokenizer import DESCRIBE
-from .common import BATCH, batches, fresh_scene, rate, over_processes
 from ..world import language, shapes
+from .common import BATCH, batches, fresh_scene, over_processes, rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
 CANDIDATES = {"is ": ("yes", "no"), "how many ": language.NUMBERS, "what color ": tuple(shapes.COLORS),

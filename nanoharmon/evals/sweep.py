@@ -1,6 +1,6 @@
 """How to sample: iterations, diffusion steps, temperature and guidance of a checkpoint, one varied at a time.
 
-    python -m nanoharmon.evaluate --study sampling --ckpt checkpoints/nano --out out/study
+    python -m nanoharmon.evals.study sampling --ckpt checkpoints/nano --out out/study
 
 The others stay as the checkpoint has them, but for 25 diffusion steps instead of 50. A checkpoint that thinks first is
 swept twice, thinking and drawing the prompt itself. Writes OUT/sampling.json and the curves, OUT/sampling.png; a sweep
@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..cli import markdown_table
 from ..files import write_json
 from ..pipeline import OFFICIAL
-from ..evals import evaluate
-from .common import workers
-from .report import markdown_table
 from ..training.plot import draw_sweeps
+from .common import workers
+from .geneval import draw_scores
+from .report import cell
 
 SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
           "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
@@ -37,7 +38,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values
             if name != "iters" or value <= most]
     path, curves = Path(out) / "sampling.json", {name: {line: [] for line in lines} for name in sweeps}
-    done = json.loads(path.read_text()) if path.exists() else {}
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with workers(pipe, procs) as pool:
         for line, name, value in tqdm(todo, desc="sampling"):
             options = {"steps": 25, "think": lines[line]}
@@ -45,7 +46,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
             plan = pipe.drawing_options(["a ring"], **options)
             key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
-                scores, _ = evaluate.draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
+                scores, _ = draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
                 done[key] = scores["seen"]["overall"]
                 write_json(path, done)
             curves[name][line].append((value, done[key]))
@@ -55,6 +56,6 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
 
 def table(curves):
     """Markdown of what `sampling` returns."""
-    rows = [(name, f"{points[0][0]:g}", *(entry for _, entry in points))
+    rows = [[name, f"{points[0][0]:g}", *(cell(rate) for _, rate in points)]
             for name, lines in curves.items() for points in zip(*lines.values())]
     return markdown_table(["", "", *next(iter(curves.values()))], rows)
