@@ -2,7 +2,8 @@
 
 RMSNorm, rotary positions, grouped-query attention with q/k/v biases, SwiGLU, tied or untied output embedding, a KV
 cache. One class for all sizes (0.5B ... 72B, or the toy LLM of the nano preset): only `LLMConfig` differs. Parameter
-names are Hugging Face's, so `model.safetensors` loads without renaming.
+names are Hugging Face's, so `model.safetensors` loads without renaming. In Harmon it reads embeddings, of text and of
+pictures alike, and its last hidden states are used for both tasks.
 
 Simplified: no sliding window (off in all released Qwen2.5 chat models), no RoPE scaling.
 """
@@ -15,6 +16,8 @@ from .attention import attention
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2)) * weight: LayerNorm without the mean and the bias."""
+
     def __init__(self, dim, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
@@ -24,7 +27,11 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions, head_dim, theta):
-    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32."""
+    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32.
+
+    RoPE (arXiv 2104.09864) turns each pair of channels of q and k by an angle that grows with the position, slowly for
+    the last pairs: then q . k depends on the distance of two positions only.
+    """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions[..., None].float() * theta ** -exponent                   # (B, L, head_dim/2)
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)                    # (B, 1, L, head_dim)
@@ -60,6 +67,8 @@ class KVCache:
 
 
 class SelfAttention(nn.Module):
+    """Grouped-query attention: several query heads share one key/value head, which makes the KV cache smaller."""
+
     def __init__(self, config):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -75,11 +84,11 @@ class SelfAttention(nn.Module):
         q = rotate(self.q_proj(x).view(B, L, self.heads, -1).transpose(1, 2), *rope)
         k = rotate(self.k_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2), *rope)
         v = self.v_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2)
-        if cache is not None:
+        if cache is not None:                                        # k is rotated already: positions never change
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         if self.kv_heads < self.heads:                               # query head h reads kv head h // group
             group = self.heads // self.kv_heads
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
         x = attention(q, k, v, may_attend)                           # (B, heads, L, d)
         return self.o_proj(x.transpose(1, 2).reshape(B, L, -1))
 
@@ -131,6 +140,7 @@ class Transformer(nn.Module):
         past = len(cache) if cache is not None else 0
         if positions is None:
             positions = torch.arange(past, past + L, device=embeds.device).expand(B, L)
+        # the same in all layers: (B, 1, L, d) twice, and (L, past + L) or (B, 1, L, past + L)
         rope = rope_tables(positions, self.layers[0].self_attn.head_dim, self.config.rope_theta)
         may_attend = causal_mask(past, L, is_real, embeds.device)
         x = embeds
@@ -147,8 +157,8 @@ def causal_mask(past, L, is_real, device):
 
     A position may always attend to itself, also when it is padding, so that no row of the softmax is empty.
     """
-    query = torch.arange(past, past + L, device=device)[:, None]
-    key = torch.arange(past + L, device=device)
+    query = torch.arange(past, past + L, device=device)[:, None]                 # (L, 1)
+    key = torch.arange(past + L, device=device)                                  # (past + L,)
     if is_real is None:
         return key <= query
     return ((key <= query) & is_real.bool()[:, None, None, :]) | (key == query)
@@ -162,6 +172,7 @@ class Qwen(nn.Module):
         self.config = config
         self.model = Transformer(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # GPT-2's initialisation; loading official weights replaces it
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(m.weight, std=0.02)
@@ -186,8 +197,8 @@ class Qwen(nn.Module):
         """Cross-entropy of the next token, averaged over all supervised positions of the batch.
 
         hidden (B, L, E); labels (B, L): the id at each supervised position, -100 elsewhere; position t is predicted
-        from t-1. label_index (N,): the flat positions in labels[:, 1:] that are supervised, precomputed where asking
-        the GPU would stall it (data.py). Logits are computed for those positions only.
+        from t-1. label_index (N,): the flat positions in labels[:, 1:] that are supervised, precomputed on the host,
+        since asking the GPU would stall it. Logits are computed for those positions only.
         """
         target = labels[:, 1:].flatten()                                         # (B*(L-1),)
         if label_index is None:
@@ -213,7 +224,7 @@ class Qwen(nn.Module):
         stop = torch.tensor(sorted(stop_ids), device=embeds.device)
         last = stop[0].expand(B)
         for _ in range(max_new_tokens):
-            positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+            positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]  # padding does not count
             hidden = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
             ids = sample_token(self.lm_head(hidden).float(), temperature, top_p, generator)      # (B,)
             last = torch.where(done, last, ids)

@@ -24,6 +24,7 @@ def norm(channels):
 
 # nn.Identity stands wherever a level has no such layer: it has no parameters, so the official names stay as they are
 
+
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
