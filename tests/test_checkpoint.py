@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 from nanoharmon.files import write_json
 from nanoharmon.weights import states
-from nanoharmon.weights.checkpoint import check_meta, load_weights, match_weights
+from nanoharmon.weights.checkpoint import load_weights, match_weights
 from nanoharmon.weights.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
 from nanoharmon.weights.states import latest_state, load_state, pack, save_state, unpack
 
@@ -28,8 +29,7 @@ def same(a, b):
         raw = [bytes(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in (a, b)]
         return a.dtype == b.dtype and a.shape == b.shape and raw[0] == raw[1]
     if isinstance(a, dict):
-        return (isinstance(b, dict) and list(a) == list(b) and [*map(type, a)] == [*map(type, b)]
-                and all(same(a[k], b[k]) for k in a))
+        return type(b) is dict and same([*a], [*b]) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and (a == b or a != a)
@@ -37,24 +37,20 @@ def same(a, b):
 
 # --- safetensors -----------------------------------------------------------------------------------------------------
 
-def every_dtype():
-    g = torch.Generator().manual_seed(0)
-    tensors = {f"{code} {shape}": torch.randint(0, 2 if code == "BOOL" else 100, shape, generator=g).to(dtype)
-               for code, dtype in reversed(DTYPES.items()) for shape in [(), (3,), (2, 0, 5), (3, 5)]}
-    return tensors | {"inf": torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0]),
-                      "transposed": torch.arange(12.0).view(3, 4).T, "naïve/名": torch.ones(1)}
-
-
 def st(header, data=b"", length=None):
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
 
 
 def test_every_dtype_round_trips_in_order_and_aligned(tmp_path):
-    tensors, path = every_dtype(), tmp_path / "a.safetensors"
+    g, path = torch.Generator().manual_seed(0), tmp_path / "a.safetensors"
+    tensors = {f"{code} {shape}": torch.randint(0, 2 if code == "BOOL" else 100, shape, generator=g).to(dtype)
+               for code, dtype in reversed(DTYPES.items()) for shape in [(), (3,), (2, 0, 5), (3, 5)]}
+    tensors |= {"inf": torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0]),
+                "transposed": torch.arange(12.0).view(3, 4).T, "naïve/名": torch.ones(1)}
     save_safetensors(tensors, path, {"format": "pt"})
     file = SafeTensors(path)
-    assert list(file) == list(tensors) and file.metadata == {"format": "pt"} and os.listdir(tmp_path) == [path.name]
+    assert list(file) == list(tensors) and file.metadata == {"format": "pt"}
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
@@ -75,17 +71,15 @@ HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github
 BAD = {
     "empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"),
     "html": (b"\n\n  " + HTML, "HTML"), "lfs": (LFS, "Git LFS"), "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, ".pth"),
-    "not json": (st(b"{abc"), "Expecting"), "not object": (st(b"[]"), "not a JSON object"),
-    "not utf-8": (st(b'{"\xff":1}'), "UTF-8"), "deep": (st(b'{"a":' * 100_000), "nested|Expecting"),
-    "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"),
-    "metadata": (st({"__metadata__": {"a": 1}}), "__metadata__"), "entry": (st({"a": 3}, b"\0" * 8), "'a'"),
+    "not object": (st(b"[]"), "not a JSON object"), "not utf-8": (st(b'{"\xff":1}'), "UTF-8"),
+    "deep": (st(b'{"a":' * 100_000), "nested|Expecting"), "metadata": (st({"__metadata__": {"a": 1}}), "__metadata__"),
+    "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"), "entry": (st({"a": 3}), "'a' has a bad"),
     "extra field": (st({"a": entry(x=1)}, b"\0" * 8), "'a'"), "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "dty"),
     "two negatives": (st({"a": entry(shape=[-2, -1])}, b"\0" * 8), "shape"),
     "true shape": (st({"a": entry(shape=[True, 2])}, b"\0" * 8), "shape"),
     "huge empty": (st({"a": entry(shape=[0, 2**62], offsets=[0, 0])}), "shape"),
     "huge rank": (st({"a": entry(shape=[1] * 999, offsets=[0, 4])}, b"\0" * 4), "shape"),
     "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "needs 12"),
-    "negative offset": (st({"a": entry(offsets=[-8, 0])}, b"\0" * 8), "data_offsets"),
     "cut data": (st({"a": entry()}, b"\0" * 7), "truncated"), "tail": (st({"a": entry()}, b"\0" * 9), "1 bytes after"),
     "hole": (st({"a": entry(offsets=[4, 12])}, b"\0" * 12), "hole"),
     "overlap": (st({"a": entry(), "b": entry(offsets=[4, 12])}, b"\0" * 12), "overlaps")}
@@ -120,8 +114,7 @@ def test_sharded_index(tmp_path):
     save_safetensors({"b": torch.zeros(3)}, tmp_path / "m-2.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     write_json(index, {"metadata": {}, "weight_map": {"b": "m-2.safetensors", "a": "m-1.safetensors"}})
-    file = open_tensors(tmp_path)
-    assert list(file) == ["b", "a"] and file["a"].tolist() == [1, 1] and file.shape("b") == (3,)
+    assert same(dict(open_tensors(tmp_path)), {"b": torch.zeros(3), "a": torch.ones(2)})
     (tmp_path / "in").mkdir()
     for bad, what in [("in/../m-1.safetensors", "outside"), (str(tmp_path / "m-1.safetensors"), "outside"),
                       ("x\\m-1.safetensors", "outside"), ("m-3.safetensors", "m-3.safetensors"),
@@ -131,13 +124,10 @@ def test_sharded_index(tmp_path):
             open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("tensors, metadata", [
-    ({"a": torch.ones(1, dtype=torch.complex64)}, None), ({"a": [1]}, None), ({3: torch.ones(1)}, None),
-    ({"a": torch.ones(1, device="meta")}, None), ({"a": torch.eye(2).to_sparse()}, None),
-    ({"a": torch.ones(1)}, {"a": 1})])
-def test_writer_refuses_what_the_format_cannot_hold(tensors, metadata, tmp_path):
-    with pytest.raises(ValueError):
-        save_safetensors(tensors, tmp_path / "a", metadata)
+@pytest.mark.parametrize("bad", [torch.ones(1, dtype=torch.complex64), [1], torch.ones(1, device="meta")])
+def test_writer_refuses_what_the_format_cannot_hold(bad, tmp_path):
+    with pytest.raises(ValueError, match="not a dense tensor of F64"):
+        save_safetensors({"a": bad}, tmp_path / "a")
     assert not os.listdir(tmp_path)
 
 
@@ -182,10 +172,10 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     back = load_state(save_state(tmp_path, 1, state))
     assert same(state, back) and back["embed"] is back["head"] is back["view"]           # tied weights stay tied
     assert same(unpack(*pack(w)), w) and unpack(*pack(3)) == 3
-    for bad in [{"a": {"b": object()}}, {(1, 2): 3}, {"a": torch.float32}]:
+    for bad in [{"a": {"b": object()}}, {(1, 2): 3}]:
         with pytest.raises(ValueError, match="cannot save"):
             pack(bad)
-    for tree in [{"tensor": "none"}, {"dict": 3}, {"x": []}]:
+    for tree in [{"tensor": "none"}, {"dict": 3}]:
         with pytest.raises(ValueError, match="unknown entry"):
             unpack({}, tree)
 
@@ -220,38 +210,28 @@ def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch
     def save(step, value):
         save_state(tmp_path, step, {"step": step, "tensors": [torch.full((n,), value) for n in (9, 5)]}, keep=1)
 
-    def kill_at(moment, *arguments):
-        """Is `save` killed at its so-many-th call?"""
-        calls = itertools.count()
-
-        def mortal(call):
-            def wrapped(*args, **kwargs):
-                if next(calls) >= moment:
-                    raise Killed
-                return call(*args, **kwargs)
-            return wrapped
-        with monkeypatch.context() as m:
-            for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
-                m.setattr(os, name, mortal(getattr(os, name)))
-            try:
-                save(*arguments)
-            except Killed:
-                return True
-        return False
+    def kill():
+        raise Killed
     save(1, 0)
     last, value, moments = 1, 0, 0
     for again in (False, True):
+        done = False
         for moment in itertools.count():
-            step, moments = last + (not again), moments + 1
-            killed = kill_at(moment, step, value + 1)
+            calls, step, moments = itertools.count(), last + (not again), moments + 1
+
+            def mortal(call):
+                return lambda *args, **options: call(*args, **options) if next(calls) < moment else kill()
+            with monkeypatch.context() as m, suppress(Killed):
+                for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
+                    m.setattr(os, name, mortal(getattr(os, name)))
+                save(step, value + 1)
+                done = True
             state = load_state(latest_state(tmp_path))
-            assert last <= state["step"] <= step and all(len(set(t.tolist())) == 1 for t in state["tensors"])
-            new = state["tensors"][0][0].item()
-            assert new in (value, value + 1) and state["tensors"][1][0].item() == new
-            last, value = state["step"], new
-            if not killed:
+            found, = {x for t in state["tensors"] for x in t.tolist()}           # one number: of the old or the new state
+            assert (state["step"], found) in ((last, value), (step, value + 1))
+            last, value = state["step"], found
+            if done:
                 break
-        assert last == step and value == new
     assert moments > 20 and os.listdir(tmp_path / "state") == [f"step_{last:07d}"]
 
 
@@ -321,10 +301,3 @@ def test_weights_fill_a_meta_module_from_the_file(tmp_path):
     assert model.norm.weight.dtype == model.norm.running_mean.dtype == torch.bfloat16
     assert model.norm.num_batches_tracked.dtype == torch.int64 and "running_mean" in dict(model.norm.named_buffers())
     assert isinstance(model.norm.weight, nn.Parameter) and model.norm.weight.requires_grad
-
-
-@pytest.mark.parametrize("meta", [3, {"draw": 3}, {"size": 0}, {"draw": {"cfg": float("inf")}}, {"board": 11},
-                                  {"draw": {"steps": True}}, {"layout": "hex"}, {"draw": {"think": "yes"}}])
-def test_a_meta_that_would_fail_later_is_refused(meta):
-    with pytest.raises(ValueError, match='"meta"'):
-        check_meta(meta)
