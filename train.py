@@ -182,7 +182,7 @@ def finish(run, pipe, batches):
 
 
 def worker(rank, world_size, store, stop, run):
-    """What each process does; `store`: the file where they meet, None for torchrun's or a single process."""
+    """What each process does. store: the file where they meet; None: torchrun says where, or there is only one."""
     run = replace(run, rank=rank, world_size=world_size, stop=stop, device=join(rank, world_size, store, run.device))
     run.wait()                                                   # until rank 0 has prepared OUT
     try:
@@ -191,7 +191,7 @@ def worker(rank, world_size, store, stop, run):
             finish(run, pipe, batches)
     except SystemExit:
         again = shlex.join([*(flag for flag in run.command if flag != "--resume"), "--resume"])
-        run.bar.close()
+        run.end_line()
         print(f"stopped and saved; go on with: python train.py {again}", file=sys.stderr)
         raise
     except RuntimeError as e:
@@ -200,7 +200,7 @@ def worker(rank, world_size, store, stop, run):
         raise ValueError(f"process {rank} of {world_size} has lost another one, which stopped or died; go on with "
                          f"--resume and the flags of the start") from e
     finally:
-        run.bar.close()                                          # so that an error has a line of its own
+        run.end_line()
     leave(world_size)
 
 

@@ -8,51 +8,66 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from nanoharmon.cli import run_main
-from nanoharmon.training import batches as data
+from nanoharmon.training import resume, run, watch
+from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.parallel import launch
-from nanoharmon.weights.states import save_state
+from nanoharmon.training.recipe import Config
 from nanoharmon.weights.safetensors import open_tensors
+from nanoharmon.weights.states import save_state
+from nanoharmon.world.source import training_texts
 
-STEPS = {"vae": 1, "llm": 3, "mar": 3, "2": 20}
-
-
-def flags(out, *more):
-    """Four stages, one for each kind of loss, with small batches."""
-    return ["--preset", "pico", "--sample-every", "0", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
-            "--stage_2.batch", "4", "--stage_2.understanding_batch", "2", *more,
-            *(flag for s in STEPS for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
+STEPS = {"vae": 1, "llm": 2, "mar": 2, "2": 7}                   # one stage for each kind of loss
+SAVED = 5                                                        # the step of stage 2 where a state is saved
+FSDP = ["--optim.muon", "false", "--optim.shards", "4", "--optim.checkpointing", "true"]
 
 
-def record(argv, shown=False):
-    """Run train.main, lightly, and return {stage: [losses of one shard, in the order they are computed]}."""
+def flags(out, *more, stages=STEPS):
+    return ["--preset", "pico", "--sample-every", "0", "--save-every", str(SAVED), "--data.scenes", "60", "--out",
+            str(out), *more, "--stage_2.batch", "8", "--stage_2.understanding_batch", "4",
+            *(flag for s in stages for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
+
+
+def record(argv, shown=False, copy=None):
+    """Run train.main, lightly, and return {stage: [loss of one shard, its generator's seed, in their order]}; copy: a
+    folder for the whole run as it is when a state is saved."""
     losses, real = {}, train.stage_losses
 
-    def noted(run, name, *rest):
-        shard = losses.setdefault(name, [])
-        shard.append(0.0)
-        for label, loss, weight in real(run, name, *rest):
-            shard[-1] += weight * loss.item()
-            yield label, loss, weight
+    def noted(config, name, model, batches, rng, generator):
+        shards = losses.setdefault(name, [])
+        shards.append([0.0, generator.initial_seed()])
+        for loss, logged in real(config, name, model, batches, rng, generator):
+            shards[-1][0] += loss.item()
+            yield loss, logged
+
+    def save_and_copy(folder, *rest, **options):
+        save_state(folder, *rest, **options)
+        if copy:
+            shutil.copytree(folder.parent, copy)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "training_texts", functools.partial(data.training_texts, n=60))
+        patch.setattr(resume, "training_texts", functools.partial(training_texts, n=60))
         patch.setattr(train, "show", train.show if shown else lambda *_: None)
         patch.setattr(train, "stage_losses", noted)
+        patch.setattr(run, "save_state", save_and_copy)
+        patch.setattr(watch, "PROMPTS", watch.PROMPTS[:1])
+        patch.setattr(watch, "QUESTIONS", watch.QUESTIONS[:1])
         train.main(argv)
     return losses
 
 
 def as_torchrun(rank, world_size, store, stop, ports, notes, *commands):
-    """In each of the processes: what torchrun's environment makes of `python train.py`."""
+    """In each of the processes: what torchrun's environment makes of `python train.py`, for (command, copy or None)."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-    for i, (port, argv) in enumerate(zip(ports, commands)):
+    for i, (port, (argv, copy)) in enumerate(zip(ports, commands)):
         os.environ["MASTER_PORT"] = str(port)
-        Path(f"{notes}{i}{rank}").write_text(json.dumps(record(argv, shown="--optim.fsdp" in argv)))
+        losses = record(argv, "--optim.fsdp" in argv, None if rank else copy)
+        Path(f"{notes}{i}{rank}").write_text(json.dumps(losses))
 
 
 def free_ports(n):
@@ -63,72 +78,67 @@ def free_ports(n):
     return ports
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{name: folder} and {name: losses, of one process or a list of those of two}: one and two processes with two
+    shards, two from the middle of the one; the same with blocks that are sharded (FSDP2) and four shards."""
+    tmp = tmp_path_factory.mktemp("runs")
+    out = {name: tmp / name for name in ("one", "two", "two_resumed", "whole", "sharded", "sharded_resumed")}
+    sharded = [*FSDP, "--optim.fsdp", "true", "--sample-every", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        losses = {"one": record(flags(out["one"], "--procs", "1", "--optim.shards", "2"), copy=out["two_resumed"])}
+        for name in "whole", "sharded":                          # go on from one's first stages
+            shutil.copytree(out["one"], out[name], ignore=shutil.ignore_patterns("stage_2", "train_config.json"))
+        losses["whole"] = record(flags(out["whole"], "--procs", "1", *FSDP, stages=["2"]))
+        launch(as_torchrun, 2, free_ports(4), str(tmp / "losses"), (flags(out["two"]), None),
+               (flags(out["two_resumed"], "--resume"), None),
+               (flags(out["sharded"], *sharded, stages=["2"]), out["sharded_resumed"]),
+               (flags(out["sharded_resumed"], *sharded, "--resume", stages=["2"]), None))
+    for i, name in enumerate(("two", "two_resumed", "sharded", "sharded_resumed")):
+        losses[name] = [json.loads((tmp / f"losses{i}{rank}").read_text()) for rank in range(2)]
+    return out, losses
+
+
 def distance(a, b):
     """Mean difference of the weights. Single ones may differ more: a gradient of zero but for rounding makes AdamW step
     by the sign of the rounding."""
-    a, b = (torch.cat([out[name].flatten() for name in sorted(a)]) for out in (a, b))
+    a, b = (dict(open_tensors(out / "stage_2").items()) for out in (a, b))
+    assert {name: t.shape for name, t in a.items()} == {name: t.shape for name, t in b.items()}
+    a, b = (torch.cat([end[name].flatten() for name in sorted(a)]) for end in (a, b))
     return (a - b).abs().mean().item()
 
 
-def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_middle(tmp_path, monkeypatch):
-    one, two, rest = (tmp_path / name for name in ("one", "two", "rest"))
-    save = train.save_state
+def close(a, b):
+    """Lists of [loss, seed]: the same up to rounding."""
+    return [seed for _, seed in a] == [seed for _, seed in b] and \
+        [loss for loss, _ in a] == pytest.approx([loss for loss, _ in b], abs=1e-5)
 
-    def save_and_copy(folder, step, state, **options):
-        save(folder, step, state, **options)
-        if folder.name == "stage_2":                      # where two processes will go on, after 15 steps
-            shutil.copytree(one, rest)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with monkeypatch.context() as m:
-        m.setattr(train, "save_state", save_and_copy)
-        wanted = record(flags(one, "--procs", "1", "--optim.shards", "2"))
-    assert {name: len(values) for name, values in wanted.items()} == {s: 2 * n for s, n in STEPS.items()}
-    launch(as_torchrun, 2, free_ports(2), str(tmp_path / "losses"), flags(two), flags(rest, "--resume"))
+
+def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_middle(runs):
+    out, losses = runs
+    wanted = losses["one"]
+    assert {name: len(shards) for name, shards in wanted.items()} == {s: 2 * n for s, n in STEPS.items()}
+    assert all(len({seed for _, seed in shards}) == len(shards) for shards in wanted.values())    # never the same batch
     for rank in range(2):
-        got, after = (json.loads((tmp_path / f"losses{i}{rank}").read_text()) for i in range(2))
-        for name, values in wanted.items():
-            assert got[name] == pytest.approx(values[rank::2], abs=1e-5), name
-        assert list(after) == ["2"] and after["2"] == pytest.approx(wanted["2"][30 + rank::2], abs=1e-5)
-    end = {out: dict(open_tensors(out / "stage_2").items()) for out in (one, two, rest)}
-    assert distance(end[one], end[two]) < 1e-5 and distance(end[one], end[rest]) < 1e-5
-    logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
+        assert all(close(losses["two"][rank][name], wanted[name][rank::2]) for name in STEPS)
+        assert list(losses["two_resumed"][rank]) == ["2"]
+        assert close(losses["two_resumed"][rank]["2"], wanted["2"][2 * SAVED + rank::2])
+    assert distance(out["one"], out["two"]) < 1e-5 and distance(out["one"], out["two_resumed"]) < 1e-5
+    logs = [[json.loads(line) for line in (out[name] / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     for a, b in zip(*logs, strict=True):                  # the log is of the whole batch, not of rank 0's part
-        assert a["stage"] == b["stage"] and a.get("draw", 0) == pytest.approx(b.get("draw", 0), abs=2e-5)
+        assert a["stage"] == b["stage"] and a.get("generation", 0) == pytest.approx(b.get("generation", 0), abs=2e-5)
         assert a["grad"] == pytest.approx(b["grad"], rel=1e-3)
 
 
-def sharded(rank, world_size, store, stop, ports, notes, copy, *commands):
-    """As `as_torchrun`; the first state that is saved is copied, with what belongs to it, to go on from there."""
-    def save_and_copy(folder, *rest, **options):
-        save_state(folder, *rest, **options)
-        if not Path(copy).exists():
-            shutil.copytree(folder.parent, copy)
-    train.save_state = save_and_copy
-    as_torchrun(rank, world_size, store, stop, ports, notes, *commands)
-
-
-def test_sharded_blocks_train_the_same_model_and_resume(tmp_path, monkeypatch):
-    """FSDP2, two gloo processes with two shards each: 20 steps, saved after 15, and the last five again from there."""
-    def command(out, *more, stages=("2",)):
-        return ["--preset", "pico", "--sample-every", "10", "--save-every", "15", "--data.scenes", "60", "--out", str(out),
-                "--optim.shards", "4", "--optim.muon", "false", "--optim.checkpointing", "true", "--stage_2.batch",
-                "8", "--stage_2.understanding_batch", "4", *more, *(f for s in stages for f in ("--stage", s)),
-                *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one, two, rest = (tmp_path / name for name in ("one", "two", "rest"))
-    record(command(one, "--procs", "1", stages=("vae", "llm", "mar")))
-    shutil.copytree(one, two)
-    wanted, fsdp = record(command(one, "--procs", "1"))["2"], ("--optim.fsdp", "true")
-    launch(sharded, 2, free_ports(2), str(tmp_path / "losses"), str(rest), command(two, *fsdp),
-           command(rest, *fsdp, "--resume"))
+def test_sharded_blocks_train_the_same_model_and_resume(runs):
+    out, losses = runs
     for rank in range(2):
-        got, after = (json.loads((tmp_path / f"losses{i}{rank}").read_text())["2"] for i in range(2))
-        assert got == pytest.approx(wanted[rank::2], abs=1e-5)
-        assert len(got) == 40 and after == pytest.approx(got[30:], abs=1e-6)
-    end = {out: dict(open_tensors(out / "stage_2").items()) for out in (one, two, rest)}
-    assert distance(end[one], end[two]) < 1e-5 and distance(end[two], end[rest]) < 1e-6
-    assert {name: t.shape for name, t in end[one].items()} == {name: t.shape for name, t in end[two].items()}
-    assert list((two / "samples").glob("stage_2*"))       # drawn by both processes together
+        got, wanted = losses["sharded"][rank]["2"], losses["whole"]["2"][rank::2]
+        assert len(got) == 2 * STEPS["2"] and close(got, wanted)
+        assert close(losses["sharded_resumed"][rank]["2"], got[2 * SAVED:])
+    assert distance(out["whole"], out["sharded"]) < 1e-5 and distance(out["sharded"], out["sharded_resumed"]) < 1e-6
+    assert len(list((out["sharded"] / "samples").glob("stage_2*"))) == 2         # drawn by both processes together
 
 
 @pytest.mark.parametrize("more, words", [
@@ -143,40 +153,44 @@ def test_shards_that_do_not_come_out_even(tmp_path, capsys, more, words):
 
 
 def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
-    worlds = []
-    monkeypatch.setattr(train, "worker", lambda rank, world_size, store, stop, config, args: worlds.append(
-        (world_size, config.optim.shards)))
-    monkeypatch.setattr(train, "launch", lambda target, world_size, config, args: worlds.append(
-        (world_size, config.optim.shards)))
+    started = []                                          # (processes, shards)
+    monkeypatch.setattr(train, "worker", lambda rank, world_size, store, stop, run: started.append(
+        (world_size, run.config.optim.shards)))
+    monkeypatch.setattr(train, "launch", lambda target, world_size, run: started.append(
+        (world_size, run.config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    flags = ["--preset", "pico", "--device", "cpu", "--resume"]
-    for name, *more in (["a"], ["a", "--procs", "1"], ["b", "--procs", "1"], ["c", "--optim.shards", "4"],
-                        ["c", "--procs", "4"], ["c"]):
-        train.main([*flags, "--out", str(tmp_path / name), *more])
-    assert worlds == [(2, 2), (1, 2), (1, 1), (2, 4), (4, 4), (2, 4)]
+    monkeypatch.setattr(resume, "check_parts", lambda run: None)
+
+    def start(name, *more):
+        train.main(["--preset", "pico", "--device", "cpu", "--resume", "--out", str(tmp_path / name), *more])
+        return started[-1]
+    assert start("a") == (2, 2) and start("a", "--procs", "1") == (1, 2)
+    assert start("c", "--optim.shards", "4") == (2, 4) and start("c", "--procs", "4") == (4, 4) and start("c") == (2, 4)
+    assert start("b", "--procs", "1") == (1, 1)
     save_state(tmp_path / "b" / "stage_vae", 3, {})       # as if it had been interrupted
-    train.main([*flags, "--out", str(tmp_path / "b")])
-    assert worlds[-1] == (1, 1)
+    assert start("b") == (1, 1)
     with pytest.raises(ValueError, match="--optim.shards 1 cannot be shared by 2"):
-        train.main([*flags, "--out", str(tmp_path / "b"), "--procs", "2"])
+        start("b", "--procs", "2")
     shutil.rmtree(tmp_path / "b" / "stage_vae")           # the next stage may be cut in another way
-    train.main([*flags, "--out", str(tmp_path / "b"), "--procs", "2"])
-    assert worlds[-1] == (2, 2)
+    assert start("b", "--procs", "2") == (2, 2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_the_halves_of_a_shard_count_by_their_size(tmp_path, n):
-    """A shard of a single text has one "half": its loss must count fully."""
-    args, config = train.parse_args(["--preset", "pico", "--out", str(tmp_path), "--procs", "1",
-                                     f"--stage_llm.batch={n}"])
-    this = train.Run(config, args, 0, 1, torch.device("cpu"), None)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weight(n):
+    """The parts of a shard's loss add up to the mean over its texts: here each text's loss is its number."""
+    config, value = Config.preset("pico"), torch.arange(1.0, n + 1)
+    config.optim.shards, config.stages["llm"].batch = 1, n
+    stage = config.stages["2"]
+    stage.batch = stage.understanding_batch = n
+    stage.understanding_weight = 0.25
 
-    class Texts:
-        def texts(self, rng, n):
-            yield from ((torch.zeros(k, 3), None, None, None) for k in (n // 2, n - n // 2) if k)
-
-    class Model:
-        def understanding_loss(self, *_):
-            return torch.zeros(())
-    parts = list(train.stage_losses(this, "llm", config.stages["llm"], Model(), Texts(), train.random.Random(0), None))
-    assert sum(weight for *_, weight in parts) == pytest.approx(1)
+    def rows_of(width, ids):
+        return lambda rng, n, *_: ([half if i == ids else None for i in range(width)]
+                                   for half in (value[:n // 2], value[n // 2:]) if len(half))
+    batches = SimpleNamespace(texts=rows_of(4, 0), generation=rows_of(3, 1), understanding=rows_of(5, 1))
+    model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None),
+                            understanding_loss=lambda latents, ids, *_: ids.mean(),
+                            generation_loss=lambda latents, ids, *_, **__: 100 * ids.mean())
+    for name, expected in ("llm", 1.0), ("2", 100.25):
+        losses = [loss for loss, _ in stage_losses(config, name, model, batches, train.random.Random(0), None)]
+        assert sum(losses).item() == pytest.approx(expected * value.mean().item())

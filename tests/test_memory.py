@@ -40,7 +40,7 @@ def test_the_state_is_what_a_step_leaves_behind(muon):
     config = Config.preset("pico")
     config.optim.muon = muon
     model = Harmon(config.model)
-    params = select(model, config.stages["2"].train_parts.split(","))
+    params = select(model, config.stages["2"].train_parts)
     optimizers, ema = make_optimizers(params, config.optim), EMA(params, 0.9)
     for p in params.values():
         p.grad = torch.zeros_like(p)
@@ -61,5 +61,6 @@ def test_checkpointing_and_shards_need_less():
 def test_the_table(capsys):
     main(["--preset", "pico"])
     first, second = capsys.readouterr().out.split("\n\n")
-    assert first.splitlines()[0] == "| preset | vae | llm | mar | 1 | 2 | 3 |" and "| pico | 0.0 + 0.0 |" in first
-    assert "| 8 GB | vae, llm, mar, 1, 2, 3 |" in second
+    assert first.splitlines()[0].split() == "| preset | vae | llm | mar | 1 | 2 | 3 |".split()
+    assert "| pico | 0.0 + 0.0 |" in " ".join(first.split())
+    assert "| 8 GB | vae, llm, mar, 1, 2, 3 |" in " ".join(second.split())

@@ -1,6 +1,6 @@
 """How much memory training takes, before anything is trained: for `train.py --dry-run` and for a table in the README.
 
-    python -m nanoharmon.memory                     all presets, and what fits on 8, 16, 24 and 80 GB
+    python -m nanoharmon.training.memory            all presets, and what fits on 8, 16, 24 and 80 GB
 
 State: weights, gradients, the optimizer's moments and the average (EMA), counted. Work: what a forward and backward
 need besides, measured: a step of the stage is run on the meta device, where tensors have shapes but no data, while a
@@ -67,7 +67,7 @@ def blank(*shape, dtype=torch.float32):
 
 
 class Blank:
-    """Batches as those of data.py, of nothing but shapes."""
+    """Batches as those of batches.py, of nothing but shapes."""
 
     def __init__(self, model):
         self.vae, self.buffers = model.vae, model.config.mar.buffer_size
@@ -140,7 +140,7 @@ def savings(config, name):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m nanoharmon.memory", description=__doc__)
+    parser = Parser(prog="python -m nanoharmon.training.memory", description=__doc__)
     parser.add_argument("--preset", action="append", help=f"some of them (default {', '.join(SHOWN)})")
     args = parser.parse_args(argv)
     configs = {preset: Config.preset(preset) for preset in args.preset or SHOWN}

@@ -34,7 +34,7 @@ class Run:
     rank: int = 0
     world_size: int = 1
     stop: Stop | None = None                                     # what a signal has asked for
-    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
+    bar: tqdm | None = None                                      # of the stage that is being trained
     start: float = field(default_factory=time.time)
     skipped: int = 0                                             # steps whose loss was not finite
 
@@ -78,6 +78,11 @@ class Run:
     def say(self, *lines):
         for line in lines if self.is_main else ():
             print(line)
+
+    def end_line(self):
+        """Close the progress bar, so that what is written next has a line of its own."""
+        if self.bar is not None:
+            self.bar.close()
 
     def log(self, **values):
         """One line of OUT/log.jsonl."""

@@ -1,7 +1,7 @@
 """Kill a training at random moments, resume it each time, and compare its end with an unbroken run, bit for bit.
 
-    python tests/kill.py                        50 kills with one process and 50 with two
-    python tests/kill.py --n 3 --procs 2 --steps 3 --stages llm
+    python tests/stress/kill.py                     50 kills with one process and 50 with two
+    python tests/stress/kill.py --n 3 --procs 2 --steps 3 --stages llm
 
 A victim is what `python train.py --preset pico` is, all stages, a state written after every step. It runs in a process
 group of its own; kill -9 goes to the whole group, after a random number of changes of phase (a step, a write, ...) and
@@ -28,13 +28,13 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch._dynamo                # noqa: E402, F401: the first optimizer would import it, in every victim anew
 import train                                                                    # noqa: E402
-from nanoharmon.pipeline import Pipeline
-from nanoharmon.training import batches as data
-from nanoharmon.training.recipe import STAGES
-from nanoharmon.training.resume import progress
+from nanoharmon.pipeline import Pipeline                                        # noqa: E402
+from nanoharmon.training import resume, run, watch                              # noqa: E402
+from nanoharmon.training.recipe import STAGES                                   # noqa: E402
+from nanoharmon.world.source import training_texts                              # noqa: E402
 
 # (function of os, part of the path): the group dies when a victim is about to call it
 CHOSEN = (("rename", "step_0000002"), ("replace", "state.safetensors"), ("replace", "/model.safetensors"),
@@ -86,19 +86,19 @@ def during(phase, function):
     return wrapped
 
 
-def watch():
+def observe():
     """Make train.py say what it does; a light tokenizer, no pictures, no evaluation, processes by fork."""
-    real_train, real_stage, save = train.train, train.train_stage, train.save_state
+    real_train, real_stage, save = train.train, train.train_stage, run.save_state
     context = multiprocessing.get_context("fork")
 
-    def begin(run):
+    def begin(this):
         global is_main
-        is_main = run.main                       # before anything is told: the other process may come here later
-        board.set(PIDS + run.rank, os.getpid())
-        return during("loading", real_train)(run)
+        is_main = this.is_main                   # before anything is told: the other process may come here later
+        board.set(PIDS + this.rank, os.getpid())
+        return during("loading", real_train)(this)
 
-    def stage_and_forget(run, *rest):
-        real_stage(run, *rest)
+    def stage_and_forget(*args):
+        real_stage(*args)
         if is_main:                              # before the next stage is named: this one's steps are not that one's
             board.set(SAVED, 0)
 
@@ -108,12 +108,12 @@ def watch():
     train.train = begin
     train.train_stage = during(lambda run, name, *_: f"stage {name}: training", stage_and_forget)
     train.set_lr = during(lambda *_: board.phase, train.set_lr)                  # once a step
-    train.save_state = during(lambda folder, *_: f"stage {folder.name[6:]}: writing a state", save_and_tell)
+    run.save_state = during(lambda folder, *_: f"stage {folder.name[6:]}: writing a state", save_and_tell)
     train.show = during(lambda run, name, *_: f"stage {name}: curves", train.show)
     train.load_latents = during("latents", train.load_latents)
     Pipeline.save = during(lambda pipe, path, *_: f"writing {Path(path).name}", Pipeline.save)
-    train.training_texts = functools.partial(data.training_texts, n=60)
-    train.look = lambda *_: (None, [])
+    resume.training_texts = functools.partial(training_texts, n=60)
+    watch.snapshot = lambda *_: (None, [])
     train.evaluate.quick = lambda pipe, **_: {"geneval": 0.5}
     multiprocessing.get_context = lambda kind: context
 
@@ -138,7 +138,7 @@ class Victim:
                 if chosen:
                     die_at(*chosen)
                 board.tell("starting")
-                train.run(lambda: train.main(flags))
+                train.run_main(lambda: train.main(flags))
                 code = 0
             except SystemExit as e:
                 code = e.code
@@ -202,7 +202,7 @@ def results(out):
 def lose_nothing(out, phase, saved):
     """What was saved before a kill is there after it."""
     stage = phase.removeprefix("stage ").partition(":")[0]
-    done, begun = progress(out)
+    done, begun = resume.progress(out)
     assert not saved or stage not in STAGES or stage in done or begun.get(stage, 0) >= saved, (
         f"{out}: stage {stage} had saved step {saved}, found {begun}")
 
@@ -270,7 +270,7 @@ def main():
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these (default all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     args = parser.parse_args()
-    watch()
+    observe()
     for procs in args.procs:
         with tempfile.TemporaryDirectory() as folder:
             kills = experiment(Path(folder), args.n, procs, args.steps, args.stages, random.Random(args.seed))
