@@ -3,8 +3,8 @@ import errno
 import io
 import json
 import os
-import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,14 @@ from nanoharmon.pictures import open_image
 from nanoharmon.pipeline import load_pipeline, pick_device
 from test_pipeline import make_pipeline
 
-ROOT = Path(__file__).parents[1]
-FAST = ["--steps", "3", "--iters", "4"]
+ROOT, CHAT = Path(__file__).parents[1], chat.Chat
 P = ["--prompt", "a red circle"]
 
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ckpt")
-    make_pipeline(draw={"steps": 3, "iters": 4}).save(folder)
+    make_pipeline(draw={"steps": 2, "iters": 3}).save(folder)
     return str(folder)
 
 
@@ -51,13 +50,6 @@ def call(main, argv):
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
-
-def test_the_default_checkpoint_is_beside_the_code(here, monkeypatch):
-    """Wherever the command is called from."""
-    monkeypatch.setattr("nanoharmon.cli.Pipeline.load", lambda path, *_: path)
-    monkeypatch.setattr(Path, "is_dir", lambda _: True)
-    assert load_pipeline(None) == ROOT / "checkpoints" / "nano"
-
 
 def test_a_full_disk_is_an_error_and_leaves_the_old_picture(ckpt, here, capsys, monkeypatch):
     def full(path, chunks):
@@ -90,11 +82,22 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
 
 def test_numbers_devices_and_flags():
     assert number(int, 1, 5)("3") == 3 and number(float, 0)("1e30") == 1e30
+    for kind, words in (float, "inf"), (float, "nan"), (int, "3.0"), (int, "0"), (float, "-0.1"):
+        with pytest.raises(ArgumentTypeError, match=f"got {words!r}"):
+            number(kind, 1)(words)
     assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda", "mps")
     parser = Parser()
     parser.add_argument("--prompt")
     with pytest.raises(SystemExit):
         parser.parse_args(["--prom", "x"])                   # no abbreviations: they break when flags are added
+
+
+def test_the_default_checkpoint_is_the_clones_and_otherwise_a_flag_helps(monkeypatch):
+    monkeypatch.setattr("nanoharmon.pipeline.Pipeline.load", lambda path, *_: path)
+    assert load_pipeline(None) == ROOT / "checkpoints" / "nano"
+    monkeypatch.setattr("nanoharmon.pipeline.__file__", "/site-packages/nanoharmon/pipeline.py")
+    with pytest.raises(ValueError, match="no checkpoint folder /site-packages/checkpoints/nano; pass --ckpt DIR"):
+        load_pipeline(None)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -134,55 +137,47 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     a, b, c = draw("a.png", 1), draw("b.png", 1), draw("c.png", 2)
     assert a == b and all(x != y for x, y in zip(a, c))
     assert len({*a[2:]}) == 4                                # all four pictures differ
-    grid, gif = Image.open("a.png"), Image.open("a.gif")
-    assert grid.size == (2 * (192 + 8) + 8, 2 * (22 + 192 + 8) + 8) and gif.size == grid.size
-    assert Image.open("a/001_1.png").size == (32, 32)
-    assert gif.n_frames == 5                                 # all grey, then one per iteration
-    durations = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
-    assert durations == [120] * 4 + [2000]
-    out = capsys.readouterr().out
+    out, gif, sheet = capsys.readouterr().out, Image.open("a.gif"), np.asarray(Image.open("a.png"))
     assert "wrote a.png, a.gif, a: 2 x 2 pictures of 32x32 in" in out
-    assert "cfg 3, constant, iters 4, steps 3, sampler ddpm, temperature 1, think False, seed 1" in out
+    assert "cfg 3, constant, iters 3, steps 2, sampler ddpm, temperature 1, think False, seed 1" in out
+    assert sheet.shape == (2 * (22 + 192 + 8) + 8, 2 * (192 + 8) + 8, 3) and gif.size == sheet.shape[1::-1]
+    durations = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
+    assert durations == [120] * 3 + [2000]                   # all grey, then one per iteration
+    for r, c in (0, 1), (1, 0):
+        picture = np.asarray(Image.open(f"a/00{r}_{c}.png").resize((192, 192), Image.Resampling.NEAREST))
+        x, y = 8 + 200 * c, 26 + 222 * r
+        assert (sheet[y:y + 192, x:x + 192] == picture).all()
+    sample.main([*P, "--prompt", "x", "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "rows"])
+    sample.main(["--prompt", "y", *P, "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "swapped"])
+    assert Path("rows/000_0.png").read_bytes() == Path("swapped/001_0.png").read_bytes()     # no row depends on others
 
 
-def test_the_grid_holds_the_pictures_and_the_prompt(ckpt, here):
-    sample.main([*P, "--n", "3", "--ckpt", ckpt, "--save-each", "each", "--size", "16x32"])
-    grid = np.asarray(Image.open("grid.png"))
-    for c in range(3):
-        picture = np.asarray(Image.open(f"each/000_{c}.png").resize((192, 384), Image.Resampling.NEAREST))
-        assert (grid[26:26 + 384, 8 + 200 * c:200 + 200 * c] == picture).all()
-    assert (grid[:22] < 128).any() and (grid[-4:] == 255).all()
-    long = np.asarray(sample.make_grid(["red circle " * 50], [[Image.new("RGB", (16, 16))]]))
-    assert (long[:22, -8:] == 255).all()                     # a long prompt is cut, not painted over the edge
-
-
-def test_single_pictures_stand_side_by_side():
+def test_the_grid_holds_the_pictures_and_their_prompts():
     pictures = [[Image.new("RGB", (192, 192), (i, 0, 255))] for i in range(5)]
-    grid = np.asarray(sample.make_grid([f"prompt {i}" for i in range(5)], pictures))
-    assert grid.shape == (2 * 222 + 8, 4 * 200 + 8, 3)
-    for i in range(5):
+    sheet = np.asarray(sample.make_grid([f"prompt {i}" for i in range(4)] + ["red circle " * 50], pictures))
+    assert sheet.shape == (2 * 222 + 8, 4 * 200 + 8, 3) and (sheet[-4:] == 255).all()
+    for i in range(5):                                       # single pictures stand side by side
         x, y = 8 + 200 * (i % 4), 26 + 222 * (i // 4)
-        assert (grid[y:y + 192, x:x + 192] == (i, 0, 255)).all()
-        assert (grid[y - 26:y - 4, x:x + 192] < 128).any()             # its prompt
+        assert (sheet[y:y + 192, x:x + 192] == (i, 0, 255)).all()
+        assert (sheet[y - 26:y - 4, x:x + 192] < 128).any()
+    assert (sheet[222:244, 200:] == 255).all()               # a long prompt is cut, not painted over the edge
+    assert sample.make_grid(["x"], [[Image.new("RGB", (16, 32))] * 3]).size == (3 * 200 + 8, 26 + 384 + 12)
 
 
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
-    pipe = make_pipeline(draw={"steps": 3, "iters": 4, "think": True})
-    pipe.save("thinker")
-    said = pipe.think(["a red circle"] * 2, seed=5)
+    pipe = make_pipeline(draw={"steps": 2, "iters": 3, "think": True})
+    thoughts = pipe.think(["a red circle"] * 2, seed=5)
     monkeypatch.setattr(sample, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(chat, "load_pipeline", lambda *_: pipe)
     for flags in ([], ["--no-think"]):
-        call(sample.main, [*P, "--n", "2", "--seed", "5", "--save-each", "each" + "".join(flags), *flags])
+        sample.main([*P, "--n", "2", "--seed", "5", "--save-each", "each" + "".join(flags), *flags])
         out = capsys.readouterr().out
-        assert all((words in out) != bool(flags) for words in said) and f"think {not flags}" in out
-    first, second, plain = (Path(name).read_bytes() for name in ("each/000_0.png", "each/000_1.png",
-                                                                 "each--no-think/000_0.png"))
-    assert first != second and first != plain
-    pictures = pipe.draw(["a red circle"] * 2, seed=5)
-    assert np.array_equal(np.asarray(pictures[0]), np.asarray(Image.open("each/000_0.png")))
-    talk = type_in(monkeypatch, "thinker", "/draw a red circle", "what is it?")
-    words = pipe.think(["a red circle"], seed=0)[0]
-    assert f"({words}; drawing-001.png; ask about it)" in capsys.readouterr().out and talk.names == ["drawing-001.png"]
+        assert all((words in out) != bool(flags) for words in thoughts) and f"think {not flags}" in out
+    first, plain = (np.asarray(Image.open(name)) for name in ("each/000_0.png", "each--no-think/000_0.png"))
+    assert (first == np.asarray(pipe.draw(["a red circle"] * 2, seed=5)[0])).all() and (first != plain).any()
+    talk, [thought] = type_in(monkeypatch, "x", "/draw a red circle"), pipe.think(["a red circle"], seed=0)
+    assert f"({thought}; drawing-001.png; ask about it)" in capsys.readouterr().out
+    assert talk.names == ["drawing-001.png"]
 
 
 def test_prompts_come_from_flags_and_files(ckpt, here, capsys):
@@ -192,12 +187,6 @@ def test_prompts_come_from_flags_and_files(ckpt, here, capsys):
     assert sample.read_prompts(args) == ["a red circle", "ein grüner Ring"]
 
 
-def test_rows_do_not_depend_on_each_other(ckpt, here):
-    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--save-each", "a"])
-    sample.main(["--prompt", "x", *P, "--n", "1", "--ckpt", ckpt, "--save-each", "b"])
-    assert Path("a/000_0.png").read_bytes() == Path("b/001_0.png").read_bytes()
-
-
 def test_a_region_is_in_pixels_of_the_given_picture(ckpt, here, capsys):
     """Any size and mode; iterations are cut to the tokens that are drawn."""
     Image.new("RGBA", (320, 160), (0, 255, 0, 128)).save("wide.png")
@@ -205,12 +194,12 @@ def test_a_region_is_in_pixels_of_the_given_picture(ckpt, here, capsys):
     assert "iters 2," in capsys.readouterr().out             # the left half of the top row of 4x4
 
 
-@pytest.mark.parametrize("options", [
-    ["--dtype", "bfloat16"], ["--sampler", "dpm++", "--cfg", "1"], ["--sampler", "ddim"], ["--device", "cpu"],
-    ["--cfg-schedule", "linear", "--temperature", "0"]])
-def test_options_are_taken(ckpt, here, options):
-    sample.main([*P, "--n", "1", "--ckpt", ckpt, *FAST, *options])
-    assert Image.open("grid.png").size == (208, 230)
+def test_options_are_taken(ckpt, here, capsys):
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--dtype", "bfloat16", "--sampler", "dpm++", "--cfg", "1.5", "--device",
+                 "cpu", "--cfg-schedule", "linear", "--temperature", "0", "--size", "16x24", "--iters", "4"])
+    out = capsys.readouterr().out
+    assert "cfg 1.5, linear, iters 4, steps 2, sampler dpm++, temperature 0, think False, seed 0" in out
+    assert "pictures of 16x24" in out and Image.open("grid.png").size == (208, 22 + 288 + 16)
 
 
 # --- chat.py ----------------------------------------------------------------------------------------------------------
@@ -222,9 +211,6 @@ def type_in(monkeypatch, ckpt, *lines, flags=()):
     monkeypatch.setattr(chat, "Chat", lambda *args: made.append(CHAT(*args)) or made[-1])
     chat.main(["--ckpt", ckpt, "--max-new-tokens", "6", *flags])
     return made[0]
-
-
-CHAT = chat.Chat
 
 
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
@@ -278,7 +264,6 @@ def test_the_answer_does_not_depend_on_how_it_is_asked_for(ckpt, here, capsys, m
     pipe = load_pipeline(ckpt)
     with torch.no_grad():
         assert once.strip() == pipe.answer(open_image("red.png"), "what color is it?", max_new_tokens=6)
-    chat.main([*flags, "--prompt", "<|im_end|> hello", "--temperature", "1", "--top-p", "0.9", "--seed", "5"])
 
 
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, monkeypatch):
@@ -300,24 +285,12 @@ def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, mo
     assert "(stopped)" in capsys.readouterr().out
 
 
-# --- as programs ------------------------------------------------------------------------------------------------------
-
-def program(*argv, **options):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, env=env, timeout=300, **options)
-
-
-def test_sample_as_a_program(ckpt, here):
-    done = program(ROOT / "sample.py", *P, "--n", "1", "--ckpt", ckpt)
-    assert done.returncode == 0 and b"wrote grid.png" in done.stdout and not done.stderr
-    done = program(ROOT / "sample.py", "--prompt", "--ckpt", ckpt)
-    assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
-
-
-def test_chat_as_a_program(ckpt, here):
-    done = program(ROOT / "chat.py", "--ckpt", ckpt, "--max-new-tokens", "3",
-                   input=b"hi \xff\xfe\n/draw a ring\nwhat?\n")
-    assert done.returncode == 0 and not done.stderr and b"(drawing-001.png; ask about it)" in done.stdout
+def test_characters_that_the_terminal_cannot_read_are_no_reason_to_stop(ckpt, here, capfd, monkeypatch):
+    lines = io.BytesIO(b"hi \xff\xfe\n/draw a ring\nwhat?\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    assert call(chat.main, ["--ckpt", ckpt, "--max-new-tokens", "3"]) == 0
+    out, err = capfd.readouterr()
+    assert not err and "(drawing-001.png; ask about it)" in out
 
 
 @pytest.mark.parametrize("main", [sample.main, chat.main])
