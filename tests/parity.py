@@ -103,7 +103,7 @@ def vae_rows(rows, vae):
         rows.add("vae", gold, key, got)
 
 
-def qwen_rows(rows, name, llm, tokenizer=None):
+def qwen_rows(rows, name, llm):
     gold = Golden("qwen2", name + "/")
     with torch.no_grad():
         for side in ("right", "left"):
@@ -136,7 +136,6 @@ def class_rows(rows, mar):
     gold = Golden("mar", "lth14/")
     for name, cfg, schedule, temperature, with_labels in gold.config["samples"]:
         folder = "sample/noise_" + ("nocfg" if cfg == 1 else "cfg")
-
         iters, steps = gold.config["num_iter"], int(gold.config["lth14"]["num_sampling_steps"])
         tokens = mar.class_sample(gold.input("labels") if with_labels else None, iters, cfg, schedule, steps=steps,
                                   temperature=temperature, orders=gold.input("sample/orders"),

@@ -227,7 +227,7 @@ def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch
                 save(step, value + 1)
                 done = True
             state = load_state(latest_state(tmp_path))
-            found, = {x for t in state["tensors"] for x in t.tolist()}           # one number: of the old or the new state
+            found, = {x for t in state["tensors"] for x in t.tolist()}           # one number, of the old or new state
             assert (state["step"], found) in ((last, value), (step, value + 1))
             last, value = state["step"], found
             if done:
@@ -251,14 +251,13 @@ def test_a_full_disk_is_explained_and_leaves_the_old_file(tmp_path, monkeypatch)
 
 
 def test_versions_name_the_commit_of_this_repository_only(tmp_path, monkeypatch):
-    said = SimpleNamespace(stdout="abc-dirty\n")
     monkeypatch.setattr(states, "__file__", str(tmp_path / "nanoharmon" / "weights" / "states.py"))
-    monkeypatch.setattr(states.subprocess, "run", lambda command, **_: tmp_path in command and said)
-    assert states.versions()["git"] == ""
+    monkeypatch.setattr(states.subprocess, "run", lambda command, **_: tmp_path in command
+                        and SimpleNamespace(stdout="a1\n"))
     (tmp_path / ".git").mkdir()
     assert states.versions()["git"] == ""                    # somebody else's repository, in which it is installed
     (tmp_path / "train.py").touch()
-    assert states.versions() == {**states.versions(), "git": "abc-dirty", "torch": torch.__version__}
+    assert states.versions() == {**states.versions(), "git": "a1", "torch": torch.__version__}
 
 
 # --- weights into modules --------------------------------------------------------------------------------------------

@@ -288,7 +288,7 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
 
 
 def load_llm(path, device="cpu", dtype=torch.float32):
-    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for pipeline.TextPipeline."""
+    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for chat.py."""
     config, tokenizer = llm_config(read_config(path), Path(path) / "config.json"), Tokenizer.load(path)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"{path}: {len(tokenizer)} tokens in tokenizer.json, expected at most the {config.vocab_size} "

@@ -1,0 +1,299 @@
+"""Mutated files: whatever is in a picture, a JSON file or a safetensors header, it is read, or refused in one line,
+soon, and without harm.
+
+    python -m pytest -q tests/stress/test_fuzz.py -m stress      a few seconds, always the same files
+    python -m tests.stress.test_fuzz 50000 7                     50,000 pictures, as many others, seed 7; then a table
+
+Mutations of bytes: flipped bits, extreme values, pieces cut out, doubled, moved between files, files cut short; PNGs
+have the right checksums half of the time, so that the damage comes further. Mutations of JSON: entries replaced by
+something else, renamed, or taken away. What can be read must also be usable: a checkpoint draws and answers.
+"""
+import contextlib
+import copy
+import faulthandler
+import io
+import json
+import logging
+import random
+import re
+import shutil
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nanoharmon.cli import explain
+from nanoharmon.config import pico, to_dict
+from nanoharmon.evals import external
+from nanoharmon.files import write_json
+from nanoharmon.harmon import Harmon
+from nanoharmon.pictures import MAX_PIXELS, open_image
+from nanoharmon.pipeline import Pipeline
+from nanoharmon.tokenizer import Tokenizer
+from nanoharmon.training import entries, resume
+from nanoharmon.training.recipe import Config
+from nanoharmon.training.run import Run
+from nanoharmon.weights.convert import load_llm
+from nanoharmon.weights.safetensors import open_tensors, save_safetensors
+from nanoharmon.weights.states import load_state, save_state
+
+pytestmark = pytest.mark.stress
+SLOW = 20                                        # seconds of CPU time; the largest pictures that are allowed need two
+
+
+# --- mutations --------------------------------------------------------------------------------------------------------
+
+def mutate_bytes(rng, data, others):
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        at, n = rng.randrange(len(data) + 1), rng.randint(1, 1 + len(data) // rng.choice((2, 8, 64)))
+        if rng.random() < 0.3:
+            at = min(at, rng.randrange(64))      # headers are where it matters
+        other = rng.choice((data, *others))
+        start, kind = rng.randrange(len(other) + 1), rng.randrange(10)
+        if kind <= 3 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind <= 5:
+            data[at:at + rng.choice((1, 2, 4))] = rng.choice((b"\0", b"\xff", b"\x7f\xff", b"\xff" * 4, b"\0\0\0\1"))
+        elif kind <= 8:                          # cut out, doubled, replaced
+            data[at:at + n * (kind != 7)] = b"" if kind == 6 else other[start:start + n]
+        elif rng.random() < 0.3:
+            del data[at:]
+    return bytes(data)
+
+
+def mend_png(data):
+    """With the right checksum in every chunk."""
+    data, at = bytearray(data), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at:at + 4], "big")
+        data[end:end + 4] = struct.pack(">I", zlib.crc32(data[at + 4:end])) if end + 4 <= len(data) else b""
+        at = end + 4
+    return bytes(data)
+
+
+STRANGE = [None, True, False, -1, 0, 1, 2, 3.5, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"),
+           "", "x", "0", "\ud800", "a\0b", "../x", "/", [], {}, [[]], [1, 2, 3], ["a"], {"a": 1}, "9" * 5000,
+           "@deep", "@digits"]
+
+
+def places(node):
+    """(container, key) of all entries of nested dicts and lists, by depth."""
+    level, found = [node], []
+    while entries_here := [(x, k) for x in level for k in (x if isinstance(x, dict) else range(len(x)))]:
+        found.append(entries_here)
+        level = [x[k] for x, k in entries_here if isinstance(x[k], (dict, list))]
+    return found
+
+
+def mutate_json(rng, text):
+    tree = json.loads(text)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        if not (depths := places(tree)):
+            break
+        inside, key = rng.choice(rng.choice(depths))         # all depths alike, or a vocabulary would take it all
+        kind = rng.randrange(8)
+        if kind == 0:
+            del inside[key]
+        elif kind == 1 and isinstance(inside, dict):
+            inside[rng.choice((key + "x", key[:-1], "", "__class__"))] = inside.pop(key)
+        elif kind <= 3 and isinstance(inside[key], int):
+            inside[key] = inside[key] * rng.choice((-1, 1, 2, 1000, 10**9)) + rng.choice((-1, 0, 1, 16, 10**6))
+        else:
+            inside[key] = copy.deepcopy(rng.choice(STRANGE))
+    text = json.dumps(tree)
+    return text.replace('"@deep"', "[" * 100_000).replace('"@digits"', "1" * 5000).encode()
+
+
+def mutate(rng, path, raw, others):
+    """A damaged version of the file's bytes, by what kind of file it is."""
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, raw, others)
+    if path.suffix == ".jsonl":
+        return b"\n".join(mutate_json(rng, line) if rng.random() < 0.6 else line for line in raw.splitlines())
+    if path.suffix == ".safetensors":            # an honest length, or no check behind it would be reached
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = mutate_json(rng, raw[8:start])
+        return struct.pack("<Q", len(header)) + header + raw[start:]
+    return mutate_json(rng, raw)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+def pictures():
+    """[(name, bytes)] of small pictures in all formats, with what such files carry besides pixels."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (24, 20, 4), dtype=np.uint8)
+    rgba = Image.fromarray(noise)
+    rgb, gray, palette = rgba.convert("RGB"), rgba.convert("L"), rgba.convert("RGB").quantize(16)
+    wide = Image.fromarray(rng.integers(0, 65536, (24, 20)).astype(np.uint16))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a picture"
+    more = {"save_all": True, "append_images": [rgb.rotate(90 * i) for i in (1, 2)], "duration": 50}
+    made = []
+    for image, format, options in (
+            (rgb, "PNG", {"exif": exif, "icc_profile": bytes(200)}), (rgba, "PNG", {}), (wide, "PNG", {}),
+            (palette, "PNG", {"transparency": 3}), (gray, "PNG", more), (rgb, "JPEG", {"exif": exif, "quality": 80}),
+            (rgb.convert("CMYK"), "JPEG", {}), (rgb, "JPEG", {"progressive": True}), (palette, "GIF", more),
+            (rgb, "WEBP", {"exif": exif}), (rgba, "WEBP", {"lossless": True}), (palette, "BMP", {}), (rgba, "BMP", {}),
+            (rgb, "TIFF", {}), (rgb, "TIFF", {"compression": "tiff_lzw"}), (wide, "TIFF", {}), (rgb, "PPM", {})):
+        file = io.BytesIO()
+        image.save(file, format, **options)
+        made.append((format.lower(), file.getvalue()))
+    return made
+
+
+def look(path):
+    image = open_image(path)
+    assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS
+    image.tobytes()
+
+
+def fuzz_pictures(folder, n, seed=0):
+    """Yields (format, path, what to do with it) after writing each mutated file."""
+    made = pictures()
+    for i in range(n):
+        rng = random.Random(f"pictures/{seed}/{i}")
+        name, data = made[i % len(made)]
+        path, data = folder / f"mutated.{name}", mutate_bytes(rng, data, [other for _, other in made])
+        path.write_bytes(mend_png(data) if name == "png" and rng.random() < 0.5 else data)
+        yield name, path, look
+
+
+def draw_and_answer(path):
+    pipe = Pipeline.load(path.parent)
+    if pipe.drawing_options(["a red circle"])["grid"][0] <= 4:               # larger ones take their time
+        pipe.answer(pipe.draw(["a red circle"], steps=1, iters=1)[0], "what?", max_new_tokens=2)
+
+
+def talk(path):
+    tokenizer = Tokenizer.load(path)
+    ids, _ = tokenizer.chat([{"role": "user", "content": [2, "\nwhat? <|im_end|> \x00 日本"]}])
+    assert max(ids) < len(tokenizer) and ids.count(tokenizer.im_start) == 2 and isinstance(tokenizer.decode(ids), str)
+
+
+def go_on(path):
+    run = Run(Config.preset("pico"), path.parent, "pico", [], {}, {}, (), False, 0, 1, 0, torch.device("cpu"))
+    resume.count_shards(run.config, run.out, 1)
+    for begun in {}, {"1": 4}:
+        resume.check_settings(run, begun)
+
+
+def read_all(path):
+    file = open_tensors(path)
+    assert sum(file[name].nbytes for name in file) <= path.stat().st_size
+
+
+def prepare(folder):
+    """{what: (file to mutate, function that reads it)} with good files in a folder."""
+    torch.manual_seed(0)
+    texts = ["a red circle", "is there a blue ring? no", "Generate an image: two green crosses"]
+    pipe = Pipeline(Harmon(pico()), Tokenizer.train(texts * 5, 384), {"size": 16, "draw": {"steps": 2, "iters": 2}})
+    pipe.save(folder / "ckpt")
+    index = folder / "shards" / "model.safetensors.index.json"
+    shutil.copytree(folder / "ckpt", index.parent)
+    write_json(index, {"weight_map": dict.fromkeys(open_tensors(index.parent), "model.safetensors")})
+    llm, run = folder / "qwen" / "config.json", folder / "run" / "train_config.json"
+    llm.parent.mkdir()
+    shutil.copy(folder / "ckpt" / "tokenizer.json", llm.parent)
+    save_safetensors({k: v for k, v in pipe.model.llm.state_dict().items() if k != "lm_head.weight"},
+                     llm.with_name("model.safetensors"))
+    write_json(llm, {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **to_dict(pico().llm)})
+    shutil.copytree(folder / "ckpt", run.parent / "stage_vae")
+    write_json(run, {"preset": "pico", "command": ["--preset", "pico"], **to_dict(Config.preset("pico"))})
+    state = save_state(folder, 1, {"step": 1, "params": {"a": torch.ones(2)}, "optimizers": [{"lr": (1, 2.0)}]})
+    tensors = {"a.w": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bool), "c": torch.zeros(0, 4)}
+    save_safetensors(tensors, folder / "weights.safetensors", {"k": "v"})
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    lines = {"metadata.jsonl": {"file_name": "a.png", "text": "a cat", "label": "cat"},
+             "pope.jsonl": {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "yes"},
+             "geneval.jsonl": {"tag": "colors", "include": [{"class": "cat", "count": 1}], "prompt": "a black cat"}}
+    for name, row in lines.items():
+        (folder / name).write_text((json.dumps(row) + "\n") * 3, encoding="utf-8")
+    write_json(folder / "llava.json", [{"image": "a.png", "conversations": [
+        {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}] * 2)
+    return {"config.json": (folder / "ckpt" / "config.json", draw_and_answer),
+            "config.json of Qwen2.5": (llm, lambda p: load_llm(p.parent)),
+            "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),
+            "index.json": (index, lambda p: open_tensors(p.parent)),
+            "safetensors": (folder / "weights.safetensors", read_all),
+            "train_config.json": (run, go_on), "state.json": (state / "state.json", lambda p: load_state(p.parent)),
+            "metadata.jsonl": (folder / "metadata.jsonl", lambda p: entries.read_entries(p.parent)),
+            "llava.json": (folder / "llava.json", lambda p: entries.read_entries(p, p.parent)),
+            "pope.jsonl": (folder / "pope.jsonl", lambda p: external.read_pope(p, p.parent)),
+            "geneval.jsonl": (folder / "geneval.jsonl", lambda p: external.read_lines(p, "--prompts", ("prompt",)))}
+
+
+def fuzz_others(folder, n, seed=0):
+    """As `fuzz_pictures`, of all other kinds of files."""
+    targets = prepare(folder)
+    good = {what: path.read_bytes() for what, (path, _) in targets.items()}
+    for path, action in targets.values():
+        action(path)
+    for i in range(n):
+        rng = random.Random(f"others/{seed}/{i}")
+        what = list(targets)[i % len(targets)]
+        path, action = targets[what]
+        for data in mutate(rng, path, good[what], list(good.values())), good[what]:
+            path.unlink()                        # never cut a file that is still mapped
+            path.write_bytes(data)
+            if data is not good[what]:
+                yield what, path, action
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+def run(fuzz, folder, n, seed=0):
+    """{(kind of file, "read" or "refused"): how many} of n files; everything else that can happen is an error."""
+    seen = Counter()
+    for i, (what, path, action) in enumerate(fuzz(folder, n, seed)):
+        faulthandler.dump_traceback_later(1800, exit=True)                   # a hang says where
+        began = time.process_time()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                action(path)
+            seen[what, "read"] += 1
+        except (ValueError, OSError) as e:
+            line = explain(e)
+            assert line and line.isprintable() and len(line) < 1100, line
+            seen[what, "refused"] += 1
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:               # Rust's panics are no Exceptions
+            raise AssertionError(f"{what}, file {i} with seed {seed}, {path}: {type(e).__name__}: {e}") from e
+        assert (took := time.process_time() - began) < SLOW, f"{what}, file {i}: {took:.0f} s of CPU time"
+    faulthandler.cancel_dump_traceback_later()
+    return seen
+
+
+@pytest.mark.parametrize("fuzz, n", [(fuzz_pictures, 1500), (fuzz_others, 220)])
+def test_mutated_files_are_read_or_refused_in_one_line(fuzz, n, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])        # pytest's would keep from stderr what reaches users
+    count = Counter(outcome for (_, outcome), k in run(fuzz, tmp_path, n).items() for _ in range(k))
+    assert count.total() == n and count["refused"] > n / 4 and count["read"] > n / 20
+    said = capfd.readouterr().err.splitlines()   # other libraries than libtiff do not write there, either
+    assert not [line for line in said if not re.match(r"[\w.]+: ", line)]
+
+
+def main(n=5000, seed=0):
+    torch.set_num_threads(1)
+    for fuzz in fuzz_pictures, fuzz_others:
+        began, folder = time.process_time(), Path(tempfile.mkdtemp(prefix="fuzz-"))      # kept after a failure
+        seen = run(fuzz, folder, n, seed)
+        shutil.rmtree(folder)
+        print(f"\n{fuzz.__name__}: {n} files, {time.process_time() - began:.0f} s")
+        for what in dict.fromkeys(what for what, _ in seen):
+            print(f"  {what:24s}{seen[what, 'read']:7d} read{seen[what, 'refused']:7d} refused")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
