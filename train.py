@@ -15,9 +15,9 @@ OUT/final is the trained model, OUT/stage_NAME the model after a stage; OUT/samp
 A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with --resume and the flags
 of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
 
-A batch is cut into shards (--optim.shards), one per process unless told otherwise, and shard s is a function of (seed,
-stage, step, s) only. So one process with two shards trains the same model as two processes, up to rounding, a run may
-go on with fewer or more processes, and more shards than processes is gradient accumulation for GPUs with little memory.
+A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s depends on nothing but
+(seed, stage, step, s). So one process with two shards trains the same model as two processes, up to rounding; a run may
+go on with fewer or more processes; more shards than processes is gradient accumulation, for GPUs with little memory.
 On CPU two single-threaded processes work side by side (--procs): a quarter faster than two threads (docs/LOG.md).
 """
 import math
@@ -48,7 +48,7 @@ from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_trai
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
-from nanoharmon.training.watch import final_snapshot, show
+from nanoharmon.training.watch import show, show_final
 from nanoharmon.weights.states import latest_state
 
 LOG_EVERY = 50              # steps between two lines of log.jsonl
@@ -64,10 +64,8 @@ def train_stage(run, name, pipe, batches):
     first = state.restore(run, path) if path else 0
     pipe.model.train()
     run.stop.polite = True                               # from here on a signal waits for the end of a step
-    values, logged_at, logged_step, bad = {}, time.time(), first, 0
-    run.bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{name:>5}",
-                   disable=not run.is_main, mininterval=1.0, dynamic_ncols=True)
-    for step in run.bar:
+    values, bad = {}, 0                                  # values: to log; bad: steps in a row that were not finite
+    for step in run.steps(name, first):
         factor = lr_factor(step, stage.steps, stage.warmup, optim.schedule, optim.floor) * stage.lr
         set_lr(state.optimizers, factor)
         # --- forward and backward: all randomness comes from (seed, stage, step, shard), whoever computes the shard
@@ -100,12 +98,8 @@ def train_stage(run, name, pipe, batches):
         # --- log, save, show
         last = step + 1 == stage.steps
         if (step + 1) % LOG_EVERY == 0 or last:
-            means = average_values(values, run.world_size)
-            speed = (step + 1 - logged_step) * (stage.batch + stage.understanding_batch) / (time.time() - logged_at)
-            run.log(stage=name, step=step + 1, lr=factor, grad=norm.item(), images_per_s=round(speed, 1),
-                    **{label: round(mean, 5) for label, mean in means.items()})
-            run.bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.0f} img/s")
-            values, logged_at, logged_step = {}, time.time(), step + 1
+            run.log_means(name, step + 1, average_values(values, run.world_size), lr=factor, grad=norm.item())
+            values = {}
         if not last:                                     # after the last one, train() saves the stage, then shows it
             run.save_if_due(state, folder, step + 1)
             if run.shows(step + 1):
@@ -154,7 +148,7 @@ def finish(run, pipe, batches):
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
     own = [source for source in batches.sources if source.name != "shapes"]
-    has_shapes = len(own) < len(batches.sources)
+    has_shapes, figures, prompt = len(own) < len(batches.sources), {}, "..."
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
     if has_shapes:
         if run.config.stages["3"].thoughts:
@@ -162,23 +156,19 @@ def finish(run, pipe, batches):
         pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(run.out / "final", torch.float16)
     pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
-    figures, prompt = {}, "..."
     if has_shapes:
         figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
+        prompt = "a red circle left of a blue square"
     if own:
-        sheet, figures_of_own, captions = final_snapshot(pipe, own, pipe.size)
+        figures_of_own, captions = show_final(run, pipe, own)
         figures |= figures_of_own
-        prompt = captions[0] if captions else prompt
-        if sheet:
-            (run.out / "samples").mkdir(exist_ok=True)
-            sheet.save(run.out / "samples" / "final.png")
+        prompt = captions[0] if captions and not has_shapes else prompt
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
     run.say(*(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}"
               for name, value in figures.items()))
-    prompt = shlex.quote("a red circle left of a blue square" if has_shapes else prompt)
-    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} "
-            f"--prompt {prompt}")
+    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
+            + shlex.quote(prompt))
 
 
 def worker(rank, world_size, store, stop, run):
@@ -244,7 +234,6 @@ def parse_args(argv=None):
         sys.exit(0)
     if args.quick:
         quicken(config)
-    # shapes or the user's own pictures; --mix, the last word, gives weights and may add shapes to them
     mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
@@ -257,9 +246,10 @@ def parse_args(argv=None):
         for name in HARMON_STAGES:
             config.stages[name].train_parts = args.train_parts
     run = Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
-              command=argv, changed=changed, given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")},
-              only=tuple(args.stage or ()), resume=args.resume, save_every=args.save_every, keep=args.keep,
-              sample_every=args.sample_every, device=pick_device(args.device))
+              command=argv, changed=changed, only=tuple(args.stage or ()),
+              given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, resume=args.resume,
+              save_every=args.save_every, keep=args.keep, sample_every=args.sample_every,
+              device=pick_device(args.device))
     return run, args
 
 

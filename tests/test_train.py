@@ -307,14 +307,7 @@ def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
 
 # --- flags and pictures ------------------------------------------------------------------------------------------------
 
-def test_help_lists_all_flags_with_the_values_of_the_preset(capsys):
-    with pytest.raises(SystemExit) as e:
-        train.main(["--preset", "pico", "--help"])
-    text = capsys.readouterr().out
-    assert e.value.code == 0 and "--resume" in text and "--stage_2.steps 20\n" in text and "--data.scenes 200\n" in text
-
-
-def test_quick_shortens_what_is_not_given():
+def test_quick_shortens_what_is_not_given_and_help_tells_the_values_of_a_preset(capsys):
     run, full = train.parse_args(["--quick", "--stage_2.steps", "7"])[0], train.parse_args([])[0]
     stages = run.config.stages
     assert stages["2"].steps == 7 and stages["3"].steps == full.config.stages["3"].steps // 4
@@ -323,6 +316,10 @@ def test_quick_shortens_what_is_not_given():
     run.config.optim.shards = 2
     check_training(run.config, 2)                                     # all of it can be trained
     assert [str(r.out) for r in (run, full)] == ["out/nano-quick", "out/nano"] and run.changed == {"stage_2.steps": "7"}
+    with pytest.raises(SystemExit) as e:
+        train.main(["--preset", "pico", "--help"])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and "--resume" in text and "--stage_2.steps 20\n" in text and "--data.scenes 200\n" in text
 
 
 def test_pictures_of_ones_own_are_judged_by_their_psnr(monkeypatch):

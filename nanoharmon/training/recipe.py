@@ -47,8 +47,8 @@ class DataConfig:
 class StageConfig:
     steps: int = arg(1000, "optimizer steps")
     size: int = arg(48, "side of the pictures, in pixels; 0 where a stage has none", low=0, high=10**4)
-    batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; in stages 1 to 3 "
-                        "the pictures to generate", low=0, high=10**6)
+    batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; in stages 1 to "
+                        "3 the pictures to generate", low=0, high=10**6)
     understanding_batch: int = arg(0, "stages 1 to 3: pictures to understand in a step, over all processes",
                                    low=0, high=10**6)
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
@@ -177,7 +177,7 @@ def quicken(config):
 
 
 TEXT = 64                                                        # tokens that prompts and questions may take, at least
-BYTES = 259                                                      # a byte-level tokenizer: 256 bytes, three control tokens
+BYTES = 259                                                    # a byte-level tokenizer: 256 bytes, three control tokens
 
 
 def check_training(config, world_size, only=()):

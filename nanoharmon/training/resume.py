@@ -133,7 +133,8 @@ def begin(run, sources):
         else:
             model = Harmon(run.config.model).to(run.device)
         texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
-        pipe = Pipeline(model, tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size), {})
+        tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size)
+        pipe = Pipeline(model, tokenizer, {})
     run.config.model = pipe.model.config
     return pipe
 

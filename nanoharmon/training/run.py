@@ -36,6 +36,7 @@ class Run:
     stop: Stop | None = None                                     # what a signal has asked for
     bar: tqdm | None = None                                      # of the stage that is being trained
     start: float = field(default_factory=time.time)
+    logged: tuple = (0.0, 0)                                     # when losses were logged last, and after which step
     skipped: int = 0                                             # steps whose loss was not finite
 
     def __post_init__(self):
@@ -58,7 +59,7 @@ class Run:
 
     @property
     def takes_part(self):
-        """In saving and drawing: the first process, and where blocks are sharded all of them, who gather the weights."""
+        """In saving and drawing: the first process; all of them where blocks are sharded, to gather the weights."""
         return self.is_main or self.config.optim.fsdp
 
     @property
@@ -78,6 +79,23 @@ class Run:
     def say(self, *lines):
         for line in lines if self.is_main else ():
             print(line)
+
+    def steps(self, name, first):
+        """The steps of stage `name` from `first` on, with a progress bar in the first process."""
+        steps = self.config.stages[name].steps
+        self.bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"{name:>5}", disable=not self.is_main,
+                        mininterval=1.0, dynamic_ncols=True)
+        self.logged = time.time(), first
+        return self.bar
+
+    def log_means(self, name, step, means, **values):
+        """Means of losses since the last call, {label: mean}, into the log and behind the progress bar."""
+        (then, before), stage = self.logged, self.config.stages[name]
+        speed = (step - before) * (stage.batch + stage.understanding_batch) / (time.time() - then)
+        self.log(stage=name, step=step, **values, images_per_s=round(speed, 1),
+                 **{label: round(mean, 5) for label, mean in means.items()})
+        self.bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.0f} img/s")
+        self.logged = time.time(), step
 
     def end_line(self):
         """Close the progress bar, so that what is written next has a line of its own."""

@@ -109,6 +109,15 @@ def from_classes(pipe, classes, size):
     return to_pictures(model.vae.decode(tokens, grid))
 
 
+def show_final(run, pipe, sources):
+    """Held-out pictures of one's own and their captions drawn, into OUT/samples. Returns figures and the captions."""
+    sheet, figures, texts = final_snapshot(pipe, sources, pipe.size)
+    if sheet:
+        (run.out / "samples").mkdir(exist_ok=True)
+        sheet.save(run.out / "samples" / "final.png")
+    return figures, texts
+
+
 @torch.no_grad()
 def final_snapshot(pipe, sources, size):
     """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet;
