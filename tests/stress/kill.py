@@ -4,11 +4,10 @@
     python tests/stress/kill.py --n 3 --procs 2 --steps 3 --stages llm
 
 A victim is what `python train.py --preset pico` is, all stages, a state written after every step. It runs in a process
-group of its own; kill -9 goes to the whole group, after a random number of changes of phase (a step, a write, ...) and
-a random part of the next. Some kills come at chosen moments instead: between a finished temporary file and its rename;
-and with two processes, one of them dies alone: the other must end at once, with one line that says how to resume.
-After every kill nothing that was saved may be lost. It goes on until there were --n kills and every stage was hit by
-a fifteenth of them. Printed: in which stage and phase they came.
+group of its own, and kill -9 goes to the whole group. Some kills come at chosen moments: between a finished temporary
+file and its rename; and with two processes, one of them dies alone: the other must end at once, with one line that
+says how to resume. After every kill nothing that was saved may be lost. It goes on until there were --n kills and every
+stage was hit by a fifteenth of them. Printed: in which stage and phase they came.
 
 Simplified: victims are forked from this process, because importing torch takes longer than what is tested here; the
 tokenizer learns from few texts; sample pictures and the evaluation at the end are left out.
@@ -22,7 +21,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -38,45 +36,25 @@ from nanoharmon.world.source import training_texts                              
 # (function of os, part of the path): the group dies when a victim is about to call it
 CHOSEN = (("rename", "step_0000002"), ("replace", "state.safetensors"), ("replace", "/model.safetensors"),
           ("replace", "/config.json"), ("rename", ".part.npy"))
+FORK = multiprocessing.get_context("fork")
+
+# --- what victims tell, in memory that outlives them ---
+
+phase = FORK.RawArray("c", 100)             # what the main process is doing
+saved = FORK.RawValue("q")                  # steps of the present stage that are saved
+pids = FORK.RawArray("q", 8)                # of the processes, by rank
 
 
-# --- what victims tell ---
-
-class Board:
-    """Memory shared with the victims, which outlives them."""
-
-    def __init__(self):
-        self.changes = multiprocessing.RawValue("q")        # how often the phase changed
-        self.saved = multiprocessing.RawValue("q")          # steps of this stage that are saved
-        self.pids = multiprocessing.RawArray("q", 8)        # of the processes, by rank
-        self.text, self.lengths = multiprocessing.RawArray("c", 100), {}       # lengths: seconds a phase took last time
-
-    def clear(self):
-        self.changes.value = self.saved.value = 0
-        self.pids[:], self.text.value = [0] * 8, b""
-
-    @property
-    def phase(self):
-        return self.text.value.decode()
-
-    def tell(self, phase):
-        self.text.value = phase.encode()
-        self.changes.value += 1
-
-
-board, is_main = Board(), True
-
-
-def during(phase, function):
-    """`function`, with the board saying so while it runs in the main process. phase: text, or made of the arguments."""
+def during(words, function):
+    """`function`, with `phase` saying so while it runs in the main process. words: text, or made of the arguments."""
     @functools.wraps(function)
     def wrapped(*args, **options):
-        before = board.phase
+        before, is_main = phase.value, os.getpid() == pids[0]
         if is_main:
-            board.tell(phase(*args) if callable(phase) else phase)
+            phase.value = (words(*args) if callable(words) else words).encode()
         result = function(*args, **options)
         if is_main:
-            board.tell(before)
+            phase.value = before
         return result
     return wrapped
 
@@ -84,25 +62,21 @@ def during(phase, function):
 def observe():
     """Make train.py say what it does; a light tokenizer, no pictures, no evaluation, processes by fork."""
     real_train, real_stage, save = train.train, train.train_stage, run.save_state
-    context = multiprocessing.get_context("fork")
 
     def begin(this):
-        global is_main
-        is_main = this.is_main                   # before anything is told: the other process may come here later
-        board.pids[this.rank] = os.getpid()
+        pids[this.rank] = os.getpid()
         return during("loading", real_train)(this)
 
     def stage_and_forget(*args):
         real_stage(*args)
-        if is_main:                              # before the next stage is named: this one's steps are not that one's
-            board.saved.value = 0
+        if os.getpid() == pids[0]:               # before the next stage is named: this one's steps are not that one's
+            saved.value = 0
 
     def save_and_tell(folder, step, state, **options):
         save(folder, step, state, **options)
-        board.saved.value = step
+        saved.value = step
     train.train = begin
     train.train_stage = during(lambda run, name, *_: f"stage {name}: training", stage_and_forget)
-    train.set_lr = during(lambda *_: board.phase, train.set_lr)                  # once a step
     run.save_state = during(lambda folder, *_: f"stage {folder.name[6:]}: writing a state", save_and_tell)
     train.show = during(lambda run, name, *_: f"stage {name}: curves", train.show)
     train.load_latents = during("latents", train.load_latents)
@@ -110,7 +84,7 @@ def observe():
     resume.training_texts = functools.partial(training_texts, n=60)
     watch.snapshot = lambda *_: (None, [])
     train.evaluate.quick = lambda pipe, **_: {"geneval": 0.5}
-    multiprocessing.get_context = lambda kind: context
+    multiprocessing.get_context = lambda kind: FORK
 
 
 # --- victims ---
@@ -119,61 +93,38 @@ class Victim:
     """A training in its own process group. log: where its output goes. chosen: one of CHOSEN, where it is to die."""
 
     def __init__(self, flags, log, chosen=None):
-        board.clear()
-        self.log, self.code = log, None
-        self.alive, theirs = os.pipe()                       # read to its end: the last of the group is gone
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            os.close(self.alive)
-            for stream in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC * (stream == 1) | os.O_APPEND), stream)
-            code = 1
-            try:
-                if chosen:
-                    die_at(*chosen)
-                board.tell("starting")
-                train.run_main(lambda: train.main(flags))
-                code = 0
-            except SystemExit as e:
-                code = e.code
-            except Exception:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        os.close(theirs)
+        self.flags, self.log, self.chosen = flags, log, chosen
+        phase.value, saved.value, pids[:] = b"", 0, [0] * len(pids)
+        self.alive, self.theirs = os.pipe()                  # read to its end: the last of the group is gone
+        self.process = FORK.Process(target=self.run)
+        self.process.start()
+        os.close(self.theirs)
 
-    def ended(self):
-        if self.code is None and (status := os.waitpid(self.pid, os.WNOHANG))[0]:
-            self.code = os.waitstatus_to_exitcode(status[1])
-        return self.code is not None
+    def run(self):
+        os.setsid()
+        os.close(self.alive)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        if self.chosen:
+            die_at(*self.chosen)
+        phase.value = b"starting"
+        train.run_main(lambda: train.main(self.flags))
 
-    def wait(self, seconds=600):
-        """Until the whole group is gone. Returns the exit code."""
-        end = time.time() + seconds
-        while not self.ended():
-            assert time.time() < end, f"still there after {seconds} s, see {self.log}"
+    def lives(self, seconds):
+        """Whether it still runs after some seconds."""
+        self.process.join(seconds)
+        while self.process.is_alive() and not phase.value:   # not yet in its own group
             time.sleep(0.001)
+        return self.process.is_alive()
+
+    def wait(self):
+        """Until the whole group is gone. Returns the exit code."""
+        self.process.join(600)
+        assert not self.process.is_alive(), f"still there after 600 s, see {self.log}"
         os.read(self.alive, 1)
         os.close(self.alive)
-        return self.code
-
-    def kill(self):
-        os.killpg(self.pid, signal.SIGKILL)
-
-    def reach(self, rng, most):
-        """Let it run for 1 to `most` changes of phase and a part of the next one. False if it ended before."""
-        target, seen, moment, phase = rng.randint(1, most), 0, time.time(), ""
-        while seen < target:
-            if self.ended():
-                return False
-            if board.changes.value > seen:
-                board.lengths[phase] = time.time() - moment
-                seen, moment, phase = board.changes.value, time.time(), board.phase
-            time.sleep(0.0003)
-        time.sleep(rng.random() * board.lengths.get(phase, 0.01))
-        return not self.ended()
+        return self.process.exitcode
 
 
 def die_at(name, part):
@@ -190,66 +141,64 @@ def die_at(name, part):
 
 def results(out):
     """The bytes of all files in the folders of stages and in OUT/final."""
-    return {str(p.relative_to(out)): p.read_bytes() for folder in ("stage_*", "final") for p in out.glob(f"{folder}/**/*")
-            if p.is_file()}
+    return {str(p.relative_to(out)): p.read_bytes()
+            for folder in ("stage_*", "final") for p in out.glob(f"{folder}/**/*") if p.is_file()}
 
 
-def lose_nothing(out, phase, saved):
-    """What was saved before a kill is there after it."""
-    stage = phase.removeprefix("stage ").partition(":")[0]
+def check_what_is_left(out, victim, chosen, procs):
+    """What was saved before a kill is there after it; a process that was left alone said why it ended."""
+    stage = phase.value.decode().removeprefix("stage ").partition(":")[0]
     done, begun = resume.progress(out)
-    assert not saved or stage not in STAGES or stage in done or begun.get(stage, 0) >= saved, (
-        f"{out}: stage {stage} had saved step {saved}, found {begun}")
+    assert not saved.value or stage not in STAGES or stage in done or begun.get(stage, 0) >= saved.value, (
+        f"{out}: stage {stage} had saved step {saved.value}, found {begun}")
+    if victim.process.exitcode != -signal.SIGKILL:
+        said = victim.log.read_text()
+        last = said.strip().splitlines()[-1]
+        assert last.startswith(f"error: process {chosen} of {procs} was killed by signal 9"), said
+        assert "--resume" in last and "Traceback" not in said, said
 
 
 def experiment(folder, n, procs, steps, stages, rng):
     """n kills or more of runs with `procs` processes. Returns {phase: kills}. Raises AssertionError."""
-    only = [flag for s in stages for flag in ("--stage", s)] if set(stages) != set(STAGES) else []
-
     def flags(out):
-        return ["--preset", "pico", "--save-every", "1", "--sample-every", "0", "--procs", str(procs),
-                "--out", str(out), *only, *(f"--stage_{s}.steps={steps}" for s in STAGES)]
-    log, kills, runs, out = folder / "log", Counter(), 0, None
-    start = time.time()
-    unbroken = Victim(flags(folder / "unbroken"), log)
-    assert unbroken.wait() == 0, f"{unbroken.code}: {log.read_text()}"
-    wanted = results(folder / "unbroken")
-    print(f"{procs} processes, {steps} steps a stage: unbroken in {time.time() - start:.1f} s, {len(wanted)} files")
+        return ["--preset", "pico", "--save-every", "1", "--sample-every", "0", "--procs", str(procs), "--out", str(out),
+                *(f"--stage_{s}.steps={steps}" for s in STAGES),
+                *(flag for s in (stages if set(stages) != set(STAGES) else ()) for flag in ("--stage", s))]
+    log, kills, runs, out, start = folder / "log", Counter(), 0, None, time.time()
+    assert Victim(flags(folder / "unbroken"), log).wait() == 0, log.read_text()
+    seconds, wanted = time.time() - start, results(folder / "unbroken")
+    print(f"{procs} processes, {steps} steps a stage: unbroken in {seconds:.1f} s, {len(wanted)} files")
     # chosen moments first in this order, spread among the random ones; a number: that process dies alone
     special = [CHOSEN[0], *range(procs if procs > 1 else 0)[::-1], *CHOSEN[1:4 + (stages == STAGES)]][:1 + n // 2]
     every = max(1, n // len(special))
     while True:
         if out is None:
             runs, out = runs + 1, folder / f"run_{runs}"
-        hits = [sum(kills[phase] for phase in kills if phase.startswith(f"stage {s}:")) for s in stages]
+        hits = [sum(kills[words] for words in kills if words.startswith(f"stage {s}:")) for s in stages]
         more = kills.total() < n or special or min(hits) < max(1, n // 15)
         chosen = special[0] if special and kills.total() % every == 0 else None
         victim, how = Victim([*flags(out), "--resume"], log, chosen if isinstance(chosen, tuple) else None), ""
         if isinstance(chosen, tuple):                        # dies by itself, if it comes to that place
             how = f", before os.{chosen[0]} of {chosen[1]}"
-        elif more and victim.reach(rng, 12):
-            if chosen is not None and board.pids[chosen]:
+        elif more and victim.lives(rng.random() * seconds / 2):
+            if chosen is not None and pids[chosen]:
                 with suppress(ProcessLookupError):           # it had nothing more to do
-                    os.kill(board.pids[chosen], signal.SIGKILL)
+                    os.kill(pids[chosen], signal.SIGKILL)
                 how = f", process {chosen} alone"
             else:
-                victim.kill()
+                os.killpg(victim.process.pid, signal.SIGKILL)
         if victim.wait() == 0:
             assert results(out) == wanted, f"{out} is not what the unbroken run wrote"
             out = None
             if not more:
                 break
         else:
-            if victim.code != -signal.SIGKILL:               # one process was killed: the other one says so
-                said = log.read_text()
-                assert "Traceback" not in said and "--resume" in said.strip().splitlines()[-1], said
-                assert said.strip().splitlines()[-1].startswith(f"error: process {chosen} of {procs} was killed"), said
-            lose_nothing(out, board.phase, board.saved.value)
-            kills[board.phase + how] += 1
+            check_what_is_left(out, victim, chosen, procs)
+            kills[phase.value.decode() + how] += 1
             if how:                                          # else it has not happened: next time
                 special.remove(chosen)
-    print(f"{kills.total()} kills in {runs} runs, {time.time() - start:.0f} s; after each run all {len(wanted)} "
-             f"files are those of the unbroken one, bit for bit")
+    print(f"{kills.total()} kills in {runs} runs, {time.time() - start:.0f} s; after each run all {len(wanted)} files "
+          f"are those of the unbroken one, bit for bit")
     return kills
 
 
@@ -264,8 +213,8 @@ def main():
     for procs in args.procs:
         with tempfile.TemporaryDirectory() as folder:
             kills = experiment(Path(folder), args.n, procs, args.steps, args.stages, random.Random(0))
-        for phase, count in sorted(kills.items()):
-            print(f"{count:4d}  {phase}")
+        for words, count in sorted(kills.items()):
+            print(f"{count:4d}  {words}")
 
 
 if __name__ == "__main__":
