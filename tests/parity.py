@@ -53,7 +53,7 @@ def qwen_directory(folder, config, weights, **changes):
              "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings")
     values = {"model_type": "qwen2", "hidden_act": "silu", "max_position_embeddings": 32768,
               **{k: config[k] for k in names if k in config}, **changes}
-    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     Tokenizer.train(["Generate an image: a red cat on a mat."], values["vocab_size"]).save(folder / "tokenizer.json")
     save_safetensors(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -210,16 +210,18 @@ def compare(folder):
     vae, mar, head = Golden("vae"), Golden("mar", "harmon/"), Golden("diffloss")
     kl16 = pth(folder / "kl16.ckpt", {"model": vae.state_dict()})
     tied, untied = qwen_files(folder, "tied"), qwen_files(folder, "untied")
-    pipe = converted(folder / "pieces", *heads(mar.config["harmon"]), vae=kl16, llm=tied,
-                     mar=pth(folder / "mar.pth", {"model": mar.state_dict()}))
+
+    def joined(name, weights, sizes, llm=tied):
+        """A pipeline with the MAR of these weights."""
+        mar_file = pth(folder / f"{name}.pth", weights)
+        return converted(folder / name, *heads(mar.config[sizes]), vae=kl16, llm=llm, mar=mar_file)
+    pipe = joined("pieces", {"model": mar.state_dict()}, "harmon")
     vae_rows(rows, pipe.model.vae)
     qwen_rows(rows, "tied", pipe.model.llm)
     mar_rows(rows, pipe.model.mar)
-    lth14 = Golden("mar", "lth14/")
-    weights = lth14.state_dict()
-    both = {"model": {k: torch.zeros_like(v) for k, v in weights.items()}, "model_ema": weights}
-    pipe = converted(folder / "class", *heads(mar.config["lth14"]), vae=kl16, llm=untied,
-                     mar=pth(folder / "lth14.pth", both))
+    weights = Golden("mar", "lth14/").state_dict()
+    last = {k: torch.zeros_like(v) for k, v in weights.items()}              # not those of the average
+    pipe = joined("class", {"model": last, "model_ema": weights}, "lth14", untied)
     class_rows(rows, pipe.model.mar)
     qwen_rows(rows, "untied", pipe.model.llm)
     qwen_rows(rows, "untied", convert.load_llm(untied)[0])
@@ -228,9 +230,7 @@ def compare(folder):
         body = mar_config(mar.config["harmon"])
         body.decoder_embed_dim, body.diffloss_d, body.diffloss_w = c["z_channels"], c["depth"], c["width"]
         weights = MAR(body).state_dict() | {"diffloss." + k: v for k, v in g.state_dict().items()}
-        pipe = converted(folder / variant, *heads(mar.config["harmon"]), vae=kl16, llm=tied,
-                         mar=pth(folder / f"{variant}.pth", {"model": weights}))
-        head_rows(rows, variant, pipe.model.mar.diffloss)
+        head_rows(rows, variant, joined(variant, {"model": weights}, "harmon").model.mar.diffloss)
     files, flags = harmon_files(folder)
     harmon_rows(rows, converted(folder / "harmon", *flags, **files))
     return rows

@@ -7,7 +7,6 @@ import errno
 import itertools
 import json
 import os
-import pickle
 import struct
 from contextlib import suppress
 from types import SimpleNamespace
@@ -49,18 +48,15 @@ def test_every_dtype_round_trips_in_order_and_aligned(tmp_path):
     tensors |= {"inf": torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0]),
                 "transposed": torch.arange(12.0).view(3, 4).T, "naïve/名": torch.ones(1)}
     save_safetensors(tensors, path, {"format": "pt"})
-    file = SafeTensors(path)
-    assert list(file) == list(tensors) and file.metadata == {"format": "pt"}
-    raw = path.read_bytes()
+    file, raw = SafeTensors(path), path.read_bytes()
+    assert same(dict(file), tensors) and file.metadata == {"format": "pt"}
     start = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:start])
-    for name, t in tensors.items():
-        assert same(t, file[name]) and file.shape(name) == tuple(t.shape) and file.dtype(name) == t.dtype
-        assert (start + header[name]["data_offsets"][0]) % t.dtype.itemsize == 0         # in the file, without a copy
+    for name, about in json.loads(raw[8:start]).items():
+        if name != "__metadata__":                           # aligned in the file already, so that no copy is needed
+            assert (start + about["data_offsets"][0]) % file.dtype(name).itemsize == 0
+            assert file.dtype(name) == tensors[name].dtype and file.shape(name) == tensors[name].shape
     file["F32 (3, 5)"].fill_(7)                              # private to this process
     assert same(SafeTensors(path)["F32 (3, 5)"], tensors["F32 (3, 5)"])
-    save_safetensors({}, path)
-    assert len(SafeTensors(path)) == 0
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
@@ -97,16 +93,14 @@ def test_bad_file_is_one_clear_line(case, tmp_path):
 
 def test_odd_files(tmp_path):
     """Legal but not aligned; no file; not of 0 and 1."""
-    path = tmp_path / "a"
-    header = {"a": entry("U8", [1], [0, 1]), "b": entry("F32", [1], [1, 5])}
-    path.write_bytes(st(header, b"\x07" + struct.pack("<f", 1.5)))
-    assert SafeTensors(path)["b"].item() == 1.5 and SafeTensors(path)["a"].item() == 7
+    path, header = tmp_path / "a", {"a": entry("BOOL", [1], [0, 1]), "b": entry("F32", [1], [1, 5])}
+    path.write_bytes(st(header, b"\x02" + struct.pack("<f", 1.5)))
+    assert SafeTensors(path)["b"].item() == 1.5
+    with pytest.raises(ValueError, match="BOOL tensor 'a' has bytes other than 0 and 1"):
+        SafeTensors(path)["a"]
     for folder in tmp_path, tmp_path / "none":
         with pytest.raises(ValueError, match="No such file"):
             open_tensors(folder)
-    (tmp_path / "b").write_bytes(st({"a": entry("BOOL", [1], [0, 1])}, b"\x02"))
-    with pytest.raises(ValueError, match="BOOL"):
-        SafeTensors(tmp_path / "b")["a"]
 
 
 def test_sharded_index(tmp_path):
@@ -131,31 +125,19 @@ def test_writer_refuses_what_the_format_cannot_hold(bad, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_foreign_files_are_read_without_running_their_code(tmp_path, is_zip):
-    path, cut, good = tmp_path / "a.pth", tmp_path / "cut.pth", {"w": torch.ones(4), "args": argparse.Namespace(lr=0.1)}
+    path, good = tmp_path / "a.pth", {"w": torch.ones(4), "args": argparse.Namespace(lr=0.1)}
     torch.save(good, path, _use_new_zipfile_serialization=is_zip)
     assert same(load_foreign(path)["w"], good["w"]) and load_foreign(path)["args"] == good["args"]
     raw = path.read_bytes()
-    for data in (raw[:0], raw[:3], raw[:50], raw[:len(raw) // 2], raw[:-9], HTML, LFS, b"GIF89a"):
-        cut.unlink(missing_ok=True)                          # never cut a file that is still mapped
-        cut.write_bytes(data)
-        with pytest.raises(ValueError, match="cut.pth: .*expected a PyTorch"):
-            load_foreign(cut)
-    torch.save({"x": Evil(tmp_path / "was_here")}, path, _use_new_zipfile_serialization=is_zip)
-    cut.write_bytes(pickle.dumps({"x": Evil(tmp_path / "was_here")}, protocol=2))
-    for evil in path, cut:
-        with pytest.raises(ValueError, match="contains code, not only tensors; refused"):
-            load_foreign(evil)
-    assert not (tmp_path / "was_here").exists()
+    torch.save({"x": os.getcwd}, path, _use_new_zipfile_serialization=is_zip)            # the name of a function
+    for data, what in [(path.read_bytes(), "contains code, not only tensors; refused"),
+                       *((data, ".*") for data in (raw[:0], raw[:3], raw[:50], raw[:-9], HTML, LFS, b"GIF89a"))]:
+        path.unlink(missing_ok=True)                         # never cut a file that is still mapped
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"a.pth: {what}; expected a PyTorch checkpoint"):
+            load_foreign(path)
 
 
 # --- states ----------------------------------------------------------------------------------------------------------
@@ -236,18 +218,15 @@ def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch
 
 
 def test_a_full_disk_is_explained_and_leaves_the_old_file(tmp_path, monkeypatch):
-    save_safetensors({"a": torch.zeros(10)}, tmp_path / "a.safetensors")
-    save_state(tmp_path, 1, {"a": torch.zeros(10)})
+    path = tmp_path / "a.safetensors"
+    save_safetensors({"a": torch.zeros(10)}, path)
 
     def full(fd):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda: save_safetensors({"a": torch.zeros(99)}, tmp_path / "a.safetensors"),
-                  lambda: save_state(tmp_path, 2, {"a": torch.zeros(99)})):
-        with pytest.raises(OSError, match="could not write .*free space or pass --out"):
-            write()
-    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "state"] and latest_state(tmp_path).name == "step_0000001"
-    assert SafeTensors(tmp_path / "a.safetensors").shape("a") == (10,)
+    with pytest.raises(OSError, match="could not write .*free space or pass --out"):
+        save_safetensors({"a": torch.zeros(99)}, path)
+    assert os.listdir(tmp_path) == [path.name] and SafeTensors(path).shape("a") == (10,)
 
 
 def test_versions_name_the_commit_of_this_repository_only(tmp_path, monkeypatch):

@@ -34,10 +34,10 @@ def test_all_golden_outputs_through_the_public_loader(tmp_path):
     assert "1 outside" in parity.table(broken) and parity.failed(broken)
 
 
-OFFICIAL = {"lth14_mar_large": MARConfig(encoder_embed_dim=1024, encoder_depth=16, encoder_num_heads=16, diffloss_d=8,
-                                         decoder_embed_dim=1024, decoder_depth=16, decoder_num_heads=16, diffloss_w=1280),
-            "harmon_0.5b_train_state_dict_no_vae": PRESETS["harmon-0.5b"]().mar,
-            "harmon_1.5b_train_state_dict_no_vae": PRESETS["harmon-1.5b"]().mar, "kl16_vae": VAEConfig()}
+OFFICIAL = {"lth14_mar_base": PRESETS["harmon-0.5b"]().mar, "lth14_mar_huge": PRESETS["harmon-1.5b"]().mar,
+            "lth14_mar_large": MARConfig(encoder_embed_dim=1024, encoder_depth=16, encoder_num_heads=16,
+                                         decoder_embed_dim=1024, decoder_depth=16, decoder_num_heads=16,
+                                         diffloss_d=8, diffloss_w=1280), "kl16_vae": VAEConfig()}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -45,32 +45,29 @@ def test_sizes_of_the_official_files_are_read_off_their_shapes(name):
     source = Source.__new__(Source, Path(name))
     source.path, source.prefix = Path(name), ""
     for key, shape in json.loads((FOLDER / "keys" / f"{name}.json").read_text(encoding="utf-8")).items():
-        source[key.removeprefix("mar.")] = torch.empty(shape, device="meta")
+        source[key] = torch.empty(shape, device="meta")
     assert (vae_config if name == "kl16_vae" else mar_config)(source) == OFFICIAL[name]
 
 
 QWEN = {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
-        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-        "rms_norm_eps": 1e-06, "max_position_embeddings": 32768, "use_sliding_window": False,
-        "max_window_layers": 21, "sliding_window": 32768, "torch_dtype": "bfloat16"}
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 32768, "vocab_size": 151936}
 
 
 def test_llm_config_of_transformers_4_and_5():
     """The published config.json of Qwen2.5-0.5B-Instruct, and how transformers 5 writes the same."""
     old = QWEN | {"rope_theta": 1000000.0, "tie_word_embeddings": True}
-    new = QWEN | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "tie_word_embeddings": True,
-                  "rope_scaling": None, "layer_types": ["full_attention"] * 24}
+    new = QWEN | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "tie_word_embeddings": True}
     assert llm_config(old, "x") == llm_config(new, "x") == LLMConfig()
     untied = llm_config(QWEN, "x")
     assert untied.rope_theta == 1e4 and untied.tie_word_embeddings is False              # Hugging Face's defaults
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "qwen3"}, "model_type 'qwen3'"), ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling"), ({"use_sliding_window": True}, "use_sliding_window"),
-    ({"hidden_size": "896"}, "hidden_size is '896'"), ({"num_key_value_heads": 3}, "do not divide")])
-def test_llms_that_are_not_qwen2_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("change", [
+    {"model_type": "qwen3"}, {"rope_scaling": {"type": "yarn"}}, {"rope_parameters": {"rope_type": "yarn"}},
+    {"use_sliding_window": True}, {"hidden_size": "896"}, {"num_key_value_heads": 3}])
+def test_llms_that_are_not_qwen2_are_refused(change):
+    with pytest.raises(ValueError, match="^config.json: "):
         llm_config(QWEN | change, "config.json")
 
 
@@ -117,13 +114,12 @@ def test_a_hugging_face_directory_of_harmon_holds_everything(official, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])
-def test_a_sharded_llm_is_the_same_llm_and_chats(tmp_path, name):
+def test_a_bare_llm_in_shards_chats(tmp_path, name):
     folder, weights = parity.qwen_files(tmp_path, name), Golden("qwen2", name + "/").state_dict()
-    whole = load_llm(folder)[0]
     (folder / "model.safetensors").unlink()
     shard(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, folder, 3)      # old files have it
     llm, tokenizer = load_llm(folder)
-    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in llm.state_dict().items())
+    assert all(torch.equal(v, llm.state_dict()[k]) for k, v in weights.items())
     assert (llm.lm_head.weight is llm.model.embed_tokens.weight) == (name == "tied")
     said = "".join(TextPipeline(llm, tokenizer).reply([{"role": "user", "content": "hi"}], max_new_tokens=5))
     system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -164,24 +160,25 @@ def test_training_starts_from_pieces_or_from_a_whole(official, tmp_path):
     with torch.no_grad():
         model.mar.fake_latent += 1                                                       # no view of the file
     again = start_from(pico(), init=tmp_path / "whole", dtype=torch.bfloat16)[1]
-    assert again.mar.fake_latent.dtype == torch.bfloat16 and before == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert again.mar.fake_latent.dtype == torch.bfloat16
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == before
 
 
 def test_conversion_streams(official, tmp_path, monkeypatch):
     """Never two tensors in memory, and a mapped file is let go of after so many bytes read from it."""
-    alive, most, opened, copy, reopen = [], [], [], Source.copy, Source.open
+    alive, opened, copy, reopen = [], [], Source.copy, Source.open
 
-    def counted(source, name, dtype):
-        most.append(sum(ref() is not None for ref in alive))
+    def watched(source, name, dtype):
+        assert not any(ref() is not None for ref in alive)
         t = copy(source, name, dtype)
         alive.append(weakref.ref(t))
         return t
-    monkeypatch.setattr(convert, "MAPPED", 10_000)
-    monkeypatch.setattr(Source, "copy", counted)
     plan = Assembly(pico(), *(official[0][k] for k in ("harmon", "vae", "llm")), flags=official[1])
+    monkeypatch.setattr(convert, "MAPPED", 10_000)
+    monkeypatch.setattr(Source, "copy", watched)
     monkeypatch.setattr(Source, "open", lambda source: (opened.append(source), reopen(source)))
     convert.write(plan, tmp_path / "out")
-    assert len(most) > 100 and max(most) == 0 and len(opened) > 10
+    assert len(alive) > 100 and len(opened) > 10
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
@@ -207,7 +204,7 @@ DAMAGE = [
     ("harmon", lambda p: edit_pth(p, llm__model__norm__weight=torch.ones(9)), "weight is (9,) in the file, (64,)"),
     ("harmon", lambda p: edit_pth(p, mar__extra=torch.ones(9)), "1 unexpected: extra"),
     ("harmon", lambda p: edit_pth(p, mar__z_proj__weight=None), "mar.z_proj.weight is missing"),
-    ("llm", lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
+    ("llm", lambda p: (p / "config.json").write_bytes(b"{"), "not valid JSON"),
     ("llm", lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json"),
     ("llm", lambda p: HFTokenizer.from_str(NO_CHAT).save(str(p / "tokenizer.json")), "no <|endoftext|>, <|im_start|>"),
     ("llm", lambda p: parity.qwen_directory(p, QWEN | {"vocab_size": 300, "hidden_size": 64}, {}), "do not divide")]

@@ -128,26 +128,23 @@ def mutate(rng, path, raw, others):
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+MODES = {"PNG": "RGB RGBA L P I;16", "JPEG": "RGB L CMYK", "GIF": "P RGBA", "WEBP": "RGB RGBA", "BMP": "RGB P RGBA",
+         "TIFF": "RGB L I;16", "PPM": "RGB"}
+
+
 def pictures():
     """[(name, bytes)] of small pictures in all formats, with what such files carry besides pixels."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (24, 20, 4), dtype=np.uint8)
-    rgba = Image.fromarray(noise)
-    rgb, gray, palette = rgba.convert("RGB"), rgba.convert("L"), rgba.convert("RGB").quantize(16)
-    wide = Image.fromarray(rng.integers(0, 65536, (24, 20)).astype(np.uint16))
-    exif = Image.Exif()
+    made, exif, rng = [], Image.Exif(), np.random.default_rng(0)
     exif[0x0112], exif[0x010E] = 6, "a picture"
-    more = {"save_all": True, "append_images": [rgb.rotate(90 * i) for i in (1, 2)], "duration": 50}
-    made = []
-    for image, format, options in (
-            (rgb, "PNG", {"exif": exif, "icc_profile": bytes(200)}), (rgba, "PNG", {}), (wide, "PNG", {}),
-            (palette, "PNG", {"transparency": 3}), (gray, "PNG", more), (rgb, "JPEG", {"exif": exif, "quality": 80}),
-            (rgb.convert("CMYK"), "JPEG", {}), (rgb, "JPEG", {"progressive": True}), (palette, "GIF", more),
-            (rgb, "WEBP", {"exif": exif}), (rgba, "WEBP", {"lossless": True}), (palette, "BMP", {}), (rgba, "BMP", {}),
-            (rgb, "TIFF", {}), (rgb, "TIFF", {"compression": "tiff_lzw"}), (wide, "TIFF", {}), (rgb, "PPM", {})):
-        file = io.BytesIO()
-        image.save(file, format, **options)
-        made.append((format.lower(), file.getvalue()))
+    noise = rng.integers(0, 65536, (24, 20, 4)).astype(np.uint16)
+    for format, mode in [(format, mode) for format, modes in MODES.items() for mode in modes.split()]:
+        image = Image.fromarray(noise[..., 0]) if mode == "I;16" else Image.fromarray((noise >> 8).astype(np.uint8))
+        image = image if mode == "I;16" else image.convert(mode)
+        frames = {"save_all": True, "append_images": [image.rotate(180)]} if format in ("PNG", "GIF", "WEBP") else {}
+        for options in {}, {"exif": exif, "compression": "tiff_lzw", "progressive": True, "lossless": True, **frames}:
+            file = io.BytesIO()
+            image.save(file, format, **options)
+            made.append((format.lower(), file.getvalue()))
     return made
 
 
