@@ -18,7 +18,6 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -43,9 +42,7 @@ MAIN = {module.__name__.split(".")[-1]: module.main for module in (
     sample, chat, train, convert, bench, evaluate, language, data, probe, featuremap, quality, study, contrast, memory,
     nanoharmon.__main__)}
 WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "train_eye", "run_study"}
-C, T, M, I = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
-TABLE = Path(__file__).with_name("bad_input.txt")
-LONG = Path(__file__).parent / "stress" / "bad_input.txt"
+C, T, M = "config.json", "tokenizer.json", "model.safetensors"
 
 
 def read_table(path):
@@ -68,13 +65,16 @@ def typed(flags):
         yield word.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
+ROWS = read_table(Path(__file__).with_name("bad_input.txt"))
+
+
 # --- a folder full of wrong files -------------------------------------------------------------------------------------
 
 def half(raw):
     return raw[:len(raw) // 2]
 
 
-def vocabulary(word, number):
+def tokenizer_with(word, number):
     def change(raw):
         stored = json.loads(raw)
         stored["model"]["vocab"][word] = number
@@ -83,24 +83,10 @@ def vocabulary(word, number):
 
 
 # checkpoints in which one file is missing or has other bytes: {name: (file, what becomes of its bytes)}
-DAMAGED = {
-    "no_config": (C, None), "empty_config": (C, lambda raw: b""), "cut_config": (C, half),
-    "list": (C, lambda raw: b"[]"), "bytes": (C, lambda raw: b"\xff\xfe{"), "no_model": (C, lambda raw: b"{}"),
-    "deep": (C, lambda raw: b"[" * 10**5),
-    "digits": (C, lambda raw: b"9" * 10**4), "huge": (C, lambda raw: b" " * (10**7 + 1)),
-    "no_tokenizer": (T, None), "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, half),
-    "other_tokenizer": (T, lambda raw: b"{}"), "huge_tokenizer": (T, None),
-    "large_tokenizer": (T, vocabulary("new", 400)), "sparse_tokenizer": (T, vocabulary("a", 2**32 - 1)),
-    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")),
-    "no_weights": (M, None), "no_bytes": (M, lambda raw: b""), "cut_weights": (M, half),
-    "nine": (M, lambda raw: raw[:9]), "header": (M, lambda raw: b"\xff" * 8 + raw[8:]),
-    "page": (M, lambda raw: b"<!DOCTYPE html><html>404"),
-    "lfs": (M, lambda raw: b"version https://git-lfs.github.com/spec/v1"), "pickle": (M, lambda raw: b"\x80\x04\x95."),
-    "dtype": (M, lambda raw: raw.replace(b'"F32"', b'"F99"', 1)), "tail": (M, lambda raw: raw + b"more"),
-    "not_finite": (M, lambda raw: raw[:-4] + struct.pack("<f", float("nan"))),       # the last number of a tensor
-    "index": (I, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
-    "cut_index": (I, lambda raw: b'{"weight_map'), "deep_index": (I, lambda raw: b'{"a":' + b"[" * 10**5),
-}
+DAMAGED = {"no_config": (C, None), "cut_config": (C, half), "no_model": (C, lambda raw: b"{}"),
+           "other_tokenizer": (T, lambda raw: b"{}"), "large_tokenizer": (T, tokenizer_with("new", 400)),
+           "cut_weights": (M, half),                         # and one whose last number is none
+           "not_finite": (M, lambda raw: raw[:-4] + struct.pack("<f", float("nan")))}
 
 
 def damage(source, target, file, change):
@@ -125,44 +111,45 @@ def entry(name, value):
     return change
 
 
+def not_a_run(path, stored):
+    """A training output that looks finished, but for its train_config.json."""
+    (path / "stage_vae").mkdir(parents=True)
+    (path / "stage_vae" / C).write_text("{}")
+    (path / "train_config.json").write_text(json.dumps(stored))
+
+
+def huge(path):
+    """A file that takes no room on the disk, but too much for any memory."""
+    with open(path, "wb") as f:
+        f.truncate(10**11)
+
+
+def oversized(path, red, *size):
+    """A PNG whose header, and nothing else, says that it is of this size."""
+    head = b"IHDR" + struct.pack(">II", *size) + bytes([8, 2, 0, 0, 0])
+    path.write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
+
+
 def wrong_files(path):
     Image.new("RGB", (32, 32), "red").save(path / "red.png")
     red = (path / "red.png").read_bytes()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path / "cut.jpg")
-    for name, data in {
-            "cut.jpg": (path / "cut.jpg").read_bytes()[:1500], "cut.png": red[:60], "text.png": b"hello",
-            "empty.png": b"", "page.png": b"<html>404",
-            "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "latin1.txt": "a caf\xe9\n".encode("latin-1"), "blank.txt": b"\n \n",
-            "long.txt": b"a ring\n" + b"a" * 10**5,
-            "lfs.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0"}.items():
-        (path / name).write_bytes(data)
-    for name, *size in ("bomb.png", 20000, 20000), ("large.png", 9000, 9000), ("tall.png", 10, 60000):
-        head = b"IHDR" + struct.pack(">II", *size) + bytes([8, 2, 0, 0, 0])      # only the header says so
-        (path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
-    for name in "folder", "folder.png", "large_list":
+    for name, content in {"cut.png": red[:60], "text.png": b"hello", "latin1.txt": "a caf\xe9\n".encode("latin-1"),
+                          "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5}.items():
+        (path / name).write_bytes(content)
+    for name in "folder", "folder.png":
         (path / name).mkdir()
-    for name in "huge.bin", "huge.json", "large_list/metadata.jsonl", "damaged/huge_tokenizer/tokenizer.json":
-        with open(path / name, "wb") as f:
-            f.truncate(10**11)                       # no room on the disk, but too much for any memory
-    damage(path / "ckpt", path / "run_cut" / "stage_vae", M, half)
+    huge(path / "huge.bin")
+    oversized(path / "bomb.png", red, 20000, 20000)
+    oversized(path / "large.png", red, 9000, 9000)
     damage(path / "ckpt", path / "run_without" / "stage_vae", T, None)
-    torch.save({"model": {"weight": torch.ones(99)}}, path / "cut.pth")
-    (path / "cut.pth").write_bytes((path / "cut.pth").read_bytes()[:300])
-    torch.save({"model": {"weight": 1}}, path / "none.pth")
     torch.save(pytest.approx, path / "code.pth")
-    for name, stored in ("run_list", []), ("run_stages", {"stages": 3}), ("run_command", {"command": 3}):
-        (path / name / "stage_vae").mkdir(parents=True)
-        (path / name / "stage_vae" / C).write_text("{}")                         # looks finished
-        usual = {"model": {}, "optim": {}, "data": {}, "stages": {}}
-        (path / name / "train_config.json").write_text(json.dumps(usual | stored if stored else stored))
+    not_a_run(path / "run_list", [])
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """A folder with a checkpoint, an LLM, a picture, and whatever else people pass by mistake."""
-    path = tmp_path_factory.mktemp("here")
+def here(tmp_path_factory, request):
+    """A folder with a checkpoint, an LLM, a picture, and whatever else people pass by mistake in this test file."""
+    path, table = tmp_path_factory.mktemp("here"), request.module
     pipe = make_pipeline(draw={"steps": 3, "iters": 4})
     pipe.save(path / "ckpt")
     llm = pipe.model.llm
@@ -170,12 +157,11 @@ def here(tmp_path_factory):
     save_safetensors({k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, path / "qwen" / M)
     (path / "qwen" / C).write_text(json.dumps({"model_type": "qwen2", **to_dict(llm.config)}))
     shutil.copy(path / "ckpt" / T, path / "qwen")
-    rows = read_table(TABLE) + read_table(LONG)
-    for word in {word for _, flags, _ in rows for word in typed(flags) if word.startswith("damaged")}:
+    for word in {word for _, flags, _ in table.ROWS for word in typed(flags) if word.startswith("damaged")}:
         kind, _, name = word.partition("/")
         source = path / ("ckpt" if kind == "damaged" else "qwen")
-        damage(source, path / word, *((C, entry(*name.split("=", 1))) if "=" in name else DAMAGED[name]))
-    wrong_files(path)
+        damage(source, path / word, *((C, entry(*name.split("=", 1))) if "=" in name else table.DAMAGED[name]))
+    table.wrong_files(path)
     return path
 
 
@@ -220,11 +206,11 @@ def name_of(row):
     return f"{row[0]}{ascii(row[1])[1:80]}"
 
 
-@pytest.mark.parametrize("row", read_table(TABLE), ids=name_of)
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_a_mistake_is_one_line_that_says_what_to_change(row, here, known, nothing_starts, capsys, monkeypatch):
     monkeypatch.chdir(here)
     check_refused(row, here, known, capsys)
 
 
 def test_every_command_is_misused():
-    assert {command for command, *_ in read_table(TABLE)} == set(MAIN)
+    assert {command for command, *_ in ROWS} == set(MAIN)

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from nanoharmon.config import PRESETS, HarmonConfig, MARConfig, from_dict, nearest, to_dict
+from nanoharmon.config import PRESETS, HarmonConfig, MARConfig, from_dict, to_dict
 from nanoharmon.flags import check_fields, check_model, describe_flags, override, parse_value, sections
 from nanoharmon.training.recipe import Config
 
@@ -33,7 +33,7 @@ def test_config_json_without_a_later_field_is_an_older_one():
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda values: values["mar"].update(encoder_dim=3), "mar: unknown field 'encoder_dim'; did you mean 'encoder_embed"),
+    (lambda values: values["mar"].update(encoder_dim=3), "mar: unknown field .encoder_dim.; did you mean .encoder_"),
     (lambda values: values["vae"].pop("scale"), "config.json: vae: missing scale"),
     (lambda values: values["mar"].update(head="l2"), "unknown field 'head'")])
 def test_config_json_with_other_fields_names_them_and_their_place(change, message):
@@ -49,7 +49,7 @@ def test_config_json_with_other_fields_names_them_and_their_place(change, messag
 
 @pytest.mark.parametrize("flags, section, name, value", [
     (["--mar.encoder_depth=6"], "mar", "encoder_depth", 6), (["--vae.scale", "-1e-2"], "vae", "scale", -0.01),
-    (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)), (["--vae.attn_resolutions="], "vae", "attn_resolutions", ()),
+    (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)), (["--vae.ch_mult="], "vae", "ch_mult", ()),
     (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
     (["--llm.tie_word_embeddings", "False"], "llm", "tie_word_embeddings", False),
     (["--llm.tie_word_embeddings=true"], "llm", "tie_word_embeddings", True),
@@ -73,10 +73,6 @@ def test_a_wrong_flag_is_refused_and_the_nearest_is_named(flags, message):
     with pytest.raises(ValueError) as error:
         override(HarmonConfig(), flags)
     assert str(error.value).startswith(message)
-
-
-def test_nearest_is_silent_without_a_resemblance():
-    assert nearest("zzz", ["alpha", "beta"]) == "" and nearest("alpa", ["alpha"]) == "; did you mean 'alpha'?"
 
 
 def values_of(f):
@@ -112,18 +108,14 @@ def test_every_field_has_a_flag_a_help_text_and_a_range(name):
         setattr(section, f.name, usual)
 
 
-@pytest.mark.parametrize("section, name, value, message", [
-    ("vae", "ch_mult", (), "vae.ch_mult is"), ("vae", "ch", 33, "multiples of 32"),
-    ("mar", "encoder_num_heads", 5, "mar.encoder_num_heads is 5, expected a divisor"),
-    ("mar", "decoder_num_heads", 5, "mar.decoder_num_heads is 5, expected a divisor"),
-    ("mar", "token_dim", 8, "vae.z_channels is 4, expected mar.token_dim 8"),
-    ("llm", "hidden_size", 31, "llm.hidden_size is 31"), ("llm", "num_key_value_heads", 3, "num_key_value_heads is 3")])
-def test_parts_that_do_not_fit_are_refused(section, name, value, message):
+@pytest.mark.parametrize("name, value, message", [
+    ("vae.ch_mult", (), "vae.ch_mult is"), ("vae.ch", 33, "multiples of 32"), ("grad_scale", "x", "model.grad_scale"),
+    ("mar.encoder_num_heads", 5, "divisor of mar.encoder"), ("mar.decoder_num_heads", 5, "divisor of mar.decoder"),
+    ("mar.token_dim", 8, "vae.z_channels is 4, expected mar.token_dim 8"),
+    ("llm.hidden_size", 31, "llm.hidden_size is 31"), ("llm.num_key_value_heads", 3, "llm.num_key_value_heads is 3")])
+def test_parts_that_do_not_fit_are_refused(name, value, message):
     config = PRESETS["pico"]()
-    setattr(getattr(config, section), name, value)
+    *section, name = name.split(".")
+    setattr(getattr(config, section[0]) if section else config, name, value)
     with pytest.raises(ValueError, match=message):
-        check_model(config)
-    config = PRESETS["pico"]()
-    config.grad_scale = "x"
-    with pytest.raises(ValueError, match="model.grad_scale is 'x', expected a number"):
         check_model(config)

@@ -76,30 +76,20 @@ def test_reading_skips_control_tokens_and_placeholders(tokenizer):
     assert tokenizer.decode([tokenizer.im_start, IMAGE, *ids, IGNORE, tokenizer.im_end, tokenizer.pad]) == "yes"
 
 
-def test_labels_are_exactly_the_replies_and_their_ends(tokenizer):
-    t = tokenizer
-    messages = [{"role": "user", "content": [3, "\nIs there a red circle?"]}, {"role": "assistant", "content": "yes"},
-                {"role": "user", "content": "how many?"}, {"role": "assistant", "content": "two triangles"}]
-    ids, labels = t.chat(messages)
-    turn = [[t.im_start, *t.encode(m["role"] + "\n")] for m in messages]
-    body = [[IMAGE] * 3 + t.encode("\nIs there a red circle?")] + [t.encode(m["content"]) for m in messages[1:]]
-    end, newline = [t.im_end], t.encode("\n")
-    assert ids == [i for head, text in zip(turn, body) for i in head + text + end + newline]
-    expected = []
-    for m, head, text in zip(messages, turn, body):
-        kept = text + end if m["role"] == "assistant" else [IGNORE] * len(text + end)
-        expected += [IGNORE] * len(head) + kept + [IGNORE] * len(newline)
-    assert labels == expected
+def shown(ids):
+    """Ids of the toy tokenizer as text: < and > for im_start and im_end, # for a placeholder, . for no label."""
+    return "".join({256: "<", 257: ">", IMAGE: "#", IGNORE: "."}.get(i) or chr(i) for i in ids)
 
 
-def test_an_open_question_ends_where_the_reply_begins(tokenizer):
-    question, reply = {"role": "user", "content": [2, "why?"]}, {"role": "assistant", "content": "because"}
-    ids, labels = tokenizer.chat([question])
-    assert set(labels) == {IGNORE} and len(labels) == len(ids) and ids.count(IMAGE) == 2
-    whole, supervised = tokenizer.chat([question, reply])
-    assert whole[:len(ids)] == ids                                           # generation starts just as in training
-    assert next(i for i, x in enumerate(supervised) if x >= 0) == len(ids)
-    assert tokenizer.chat([question], reply=False)[0] + ids[-len(tokenizer.encode("assistant\n")) - 1:] == ids
+def test_labels_are_exactly_the_replies_and_their_ends():
+    question, reply = {"role": "user", "content": [3, "\nred?"]}, {"role": "assistant", "content": "yes"}
+    more, toy = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "a"}], characters()
+    ids, labels = map(shown, toy.chat([question, reply, *more]))
+    assert ids == "<user\n###\nred?>\n<assistant\nyes>\n<user\nwhy?>\n<assistant\na>\n"
+    assert labels == "." * 16 + "." * 11 + "yes>." + "." * 12 + "." * 11 + "a>."
+    opened, labels = map(shown, toy.chat([question]))        # ends where the reply begins, just as in training
+    assert opened == "<user\n###\nred?>\n<assistant\n" and set(labels) == {"."}
+    assert shown(toy.chat([question], reply=False)[0]) == "<user\n###\nred?>\n"
 
 
 def test_frequent_words_become_few_tokens(tokenizer):
@@ -118,7 +108,7 @@ def changed(change):
     (lambda _: '{"model": 1}', "not a readable tokenizer.json"),
     (changed(lambda stored: stored["model"].update(continuing_subword_prefix="pre")), "prefix 'pre', expected none"),
     (changed(lambda stored: stored["model"]["vocab"].update(ar=1)), "gives 'ar' the id of a control token"),
-    (lambda stored: json.dumps(stored).replace("<|im_end|>", "<|im_over|>"), r"no <\|im_end\|>; expected a Qwen2.5 chat")])
+    (lambda stored: json.dumps(stored).replace("<|im_end|>", "<|im_over|>"), r"no <\|im_end\|>; expected")])
 def test_a_wrong_file_is_refused_and_named(tokenizer, tmp_path, content, message):
     if content:
         (tmp_path / "tokenizer.json").write_text(content(json.loads(tokenizer.inner.to_str())), encoding="utf-8")

@@ -4,28 +4,68 @@
 """
 import io
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import chat
 import sample
 from nanoharmon.pipeline import load_pipeline
 from nanoharmon.tokenizer import IMAGE, SPECIAL
-from test_bad_input import DAMAGED, LONG, TABLE, check_refused, name_of, read_table, typed
+import test_bad_input as short
+from test_bad_input import C, M, T, check_refused, half, name_of, read_table, tokenizer_with, typed
 from test_bad_input import here, known, nothing_starts                           # noqa: F401: fixtures
 
 pytestmark = pytest.mark.stress
+ROWS = read_table(Path(__file__).with_name("bad_input.txt"))
+INDEX = M + ".index.json"
+DAMAGED = short.DAMAGED | {
+    "empty_config": (C, lambda raw: b""), "list": (C, lambda raw: b"[]"), "bytes": (C, lambda raw: b"\xff\xfe{"),
+    "deep": (C, lambda raw: b"[" * 10**5), "digits": (C, lambda raw: b"9" * 10**4),
+    "huge": (C, lambda raw: b" " * (10**7 + 1)),
+    "no_tokenizer": (T, None), "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, half),
+    "huge_tokenizer": (T, None), "sparse_tokenizer": (T, tokenizer_with("a", 2**32 - 1)),
+    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")),
+    "no_weights": (M, None), "no_bytes": (M, lambda raw: b""), "nine": (M, lambda raw: raw[:9]),
+    "header": (M, lambda raw: b"\xff" * 8 + raw[8:]), "page": (M, lambda raw: b"<!DOCTYPE html><html>404"),
+    "lfs": (M, lambda raw: b"version https://git-lfs.github.com/spec/v1"), "pickle": (M, lambda raw: b"\x80\x04\x95."),
+    "dtype": (M, lambda raw: raw.replace(b'"F32"', b'"F99"', 1)), "tail": (M, lambda raw: raw + b"more"),
+    "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
+    "cut_index": (INDEX, lambda raw: b'{"weight_map'), "deep_index": (INDEX, lambda raw: b'{"a":' + b"[" * 10**5)}
 
 
-@pytest.mark.parametrize("row", read_table(LONG), ids=name_of)
+def wrong_files(path):
+    short.wrong_files(path)
+    red, noise = (path / "red.png").read_bytes(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path / "cut.jpg")
+    (path / "large_list").mkdir()
+    for name, content in {"cut.jpg": (path / "cut.jpg").read_bytes()[:1500], "empty.png": b"", "page.png": b"<html>404",
+                          "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+                          "lfs.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0"}.items():
+        (path / name).write_bytes(content)
+    for name in "huge.json", "large_list/metadata.jsonl", "damaged/huge_tokenizer/tokenizer.json":
+        short.huge(path / name)
+    short.oversized(path / "tall.png", red, 10, 60000)
+    short.damage(path / "ckpt", path / "run_cut" / "stage_vae", M, half)
+    torch.save({"model": {"weight": torch.ones(99)}}, path / "cut.pth")
+    (path / "cut.pth").write_bytes((path / "cut.pth").read_bytes()[:300])
+    torch.save({"model": {"weight": 1}}, path / "none.pth")
+    usual = {"model": {}, "optim": {}, "data": {}, "stages": {}}
+    short.not_a_run(path / "run_stages", usual | {"stages": 3})
+    short.not_a_run(path / "run_command", usual | {"command": 3})
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_a_mistake_is_one_line_that_says_what_to_change(row, here, known, nothing_starts, capsys, monkeypatch):
     monkeypatch.chdir(here)
     check_refused(row, here, known, capsys)
 
 
 def test_the_tables_are_long_and_what_they_damage_was_good(here, capsys, monkeypatch):
-    table = read_table(TABLE) + read_table(LONG)
+    table = short.ROWS + ROWS
     assert len({(command, flags) for command, flags, _ in table}) >= 480
     assert {word[8:] for _, flags, _ in table for word in typed(flags) if word.startswith("damaged/")} >= set(DAMAGED)
     monkeypatch.chdir(here)
