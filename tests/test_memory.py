@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from nanoharmon.attention import attention
 from nanoharmon.harmon import Harmon
-from nanoharmon.training.memory import Peak, blank, fused, main, step_memory
+from nanoharmon.training.memory import Peak, blank, fused, step_memory
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.recipe import Config
 
@@ -56,11 +56,3 @@ def test_checkpointing_and_shards_need_less():
     config.model.mar.encoder_depth = config.model.llm.num_hidden_layers = 6
     work = [step_memory(config, "2", *options)[1] for options in ((1, False), (1, True), (4, True))]
     assert work[0] > 2 * work[1] > 3 * work[2]
-
-
-def test_the_table(capsys):
-    main(["--preset", "pico"])
-    first, second = capsys.readouterr().out.split("\n\n")
-    assert first.splitlines()[0].split() == "| preset | vae | llm | mar | 1 | 2 | 3 |".split()
-    assert "| pico | 0.0 + 0.0 |" in " ".join(first.split())
-    assert "| 8 GB | vae, llm, mar, 1, 2, 3 |" in " ".join(second.split())

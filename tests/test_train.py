@@ -8,9 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +20,7 @@ from nanoharmon.cli import run_main
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
-from nanoharmon.training.parallel import Stop, launch
+from nanoharmon.training.parallel import Stop
 from nanoharmon.training.recipe import STAGES, Config, check_training
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import latest_state, load_state
@@ -35,10 +32,11 @@ BASE = ["--preset", "pico", "--procs", "1", "--save-every", "2", "--sample-every
 
 @pytest.fixture(autouse=True, scope="module")
 def light():
-    """One thread, a tokenizer from fewer texts, no final evaluation."""
+    """One thread, a tokenizer from fewer texts, fewer pictures on the way, no final evaluation."""
     patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setattr(resume, "training_texts", functools.partial(training_texts, n=60))
+    patch.setattr(watch, "PROMPTS", watch.PROMPTS[:1])
     patch.setattr(train.evaluate, "quick", lambda pipe, **_: {"geneval": 0.5, "n": 3})
     yield
     patch.undo()
@@ -100,15 +98,12 @@ def at_call(n, name, act, monkeypatch):
 
 # --- a whole run -------------------------------------------------------------------------------------------------------
 
-def test_a_run_ends_with_a_model_that_draws_and_answers(done):
+def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done):
     pipe = Pipeline.load(done / "final")
     picture = pipe.draw(["a red circle"], steps=2, iters=2)[0]
     assert picture.size == (32, 32) and pipe.size == 32 and isinstance(pipe.answer(picture, "what is it?"), str)
     assert {t.dtype for t in weights(done / "final").values()} == {torch.float16}
     assert pipe.model.config.vae.scale != 1.0 and json.loads((done / "results.json").read_text())["geneval"] == 0.5
-
-
-def test_a_run_leaves_a_log_pictures_and_nothing_else(done):
     losses = {e["stage"]: set(e) & {"mse", "text", "generation", "understanding"} for e in entries(done) if "lr" in e}
     assert losses == {"vae": {"mse"}, "llm": {"text"}, "mar": {"generation"},
                       **dict.fromkeys("123", {"generation", "understanding"})}
@@ -116,10 +111,7 @@ def test_a_run_leaves_a_log_pictures_and_nothing_else(done):
         "vae": 0, "llm": 4, "mar": 0, "1": 4, "2": 4, "3": 4}
     assert sorted(p.name for p in (done / "samples").iterdir()) == [
         f"stage_{s}_000004.png" for s in sorted(set(STAGES) - {"llm"})]
-    assert sorted(p.name for p in done.iterdir()) == sorted([
-        "cache", "curves.png", "final", "log.jsonl", "results.json", "samples", "train_config.json",
-        *(f"stage_{s}" for s in STAGES)])
-    assert not [*done.glob("stage_*/state")]                          # a finished stage needs none
+    assert (done / "curves.png").exists() and not [*done.glob("stage_*/state")]    # a finished stage needs none
 
 
 def test_each_stage_moves_its_own_parameters_only(done):
@@ -129,9 +121,8 @@ def test_each_stage_moves_its_own_parameters_only(done):
         after = weights(done / f"stage_{name}")
         moved[name] = {k.split(".")[0] for k in after if not torch.equal(after[k], before[k])}
         before = after
-    everything = {"mar", "llm", "proj_in", "proj_out"}
-    assert moved == {"vae": {"vae"}, "llm": {"llm"}, "mar": {"mar"}, "1": everything - {"llm"}, "2": everything,
-                     "3": everything}
+    rest = {"mar", "llm", "proj_in", "proj_out"}
+    assert moved == {"vae": {"vae"}, "llm": {"llm"}, "mar": {"mar"}, "1": rest - {"llm"}, "2": rest, "3": rest}
 
 
 def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
@@ -256,40 +247,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_in_the_end_stops_the_run(tmp_p
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "stage_llm").values())
 
 
-# --- processes and signals ---------------------------------------------------------------------------------------------
-
-def fails(rank, world_size, store, stop):
-    raise ValueError("the reason")
-
-
-def waits(rank, world_size, store, stop, path):
-    stop.polite = True
-    path.write_text("ready")
-    while not stop.code:
-        time.sleep(0.01)
-    path.write_text(f"saved {stop.code}")
-    sys.exit(stop.code)
-
-
-def test_an_error_of_a_process_is_raised_in_the_one_that_started_it():
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ValueError, match="^the reason$"):
-        launch(fails, 1)
-    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-
-
-def test_a_signal_to_the_parent_is_passed_on(tmp_path):
-    path = tmp_path / "file"
-
-    def terminate():
-        while not path.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-    threading.Thread(target=terminate, daemon=True).start()
-    with pytest.raises(SystemExit) as e:
-        launch(waits, 1, path)
-    assert e.value.code == 143 and path.read_text() == "saved 143"
-
+# --- signals, flags and pictures ----------------------------------------------------------------------------------------
 
 def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
     with Stop(), pytest.raises(SystemExit) as e:
@@ -304,8 +262,6 @@ def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
 
-
-# --- flags and pictures ------------------------------------------------------------------------------------------------
 
 def test_quick_shortens_what_is_not_given_and_help_tells_the_values_of_a_preset(capsys):
     run, full = train.parse_args(["--quick", "--stage_2.steps", "7"])[0], train.parse_args([])[0]

@@ -1,16 +1,19 @@
-"""Real kills: nothing that was saved is lost.     python -m pytest -q tests/stress/test_kill.py -m stress
+"""Real kills and signals: nothing that was saved is lost.     python -m pytest -q tests/stress/test_kill.py -m stress
 
 The long version of the first test is `python tests/stress/kill.py`.
 """
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from nanoharmon.training.parallel import launch
 from nanoharmon.weights.states import latest_state
 
 pytestmark = pytest.mark.stress
@@ -58,3 +61,34 @@ def test_two_processes_end_with_their_parent(tmp_path):
     assert len(children) >= 2
     wait_for(lambda: not any(alive(pid) for pid in children), 30)
     assert not (tmp_path / "stage_llm" / "config.json").exists() and not list(tmp_path.glob(".*"))
+
+
+def fails(rank, world_size, store, stop):
+    if rank == 1:
+        raise ValueError("the reason")
+
+
+def waits(rank, world_size, store, stop, path):
+    stop.polite = True
+    path.write_text("ready")
+    while not stop.code:
+        time.sleep(0.01)
+    path.write_text(f"saved {stop.code}")
+    sys.exit(stop.code)
+
+
+def test_an_error_of_a_process_is_raised_in_the_one_that_started_it():
+    with pytest.raises(ValueError, match="^the reason$"):
+        launch(fails, 2)
+
+
+def test_a_signal_to_the_parent_is_passed_on(tmp_path):
+    path = tmp_path / "file"
+
+    def terminate():
+        wait_for(path.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=terminate, daemon=True).start()
+    with pytest.raises(SystemExit) as e:
+        launch(waits, 1, path)
+    assert e.value.code == 143 and path.read_text() == "saved 143"
