@@ -1,6 +1,5 @@
 """Batches of the shapes world, mixes, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
-import re
 from collections import Counter, namedtuple
 from types import SimpleNamespace
 
@@ -85,22 +84,16 @@ def test_thoughts_say_what_a_prompt_leaves_open():
     rng = random.Random(0)
     for _ in range(200):
         (_, request), (_, said) = SCENES.thought(rng)
-        prompt = request.removeprefix("Generate an image: ")
-        places = [item.split(" ", 3)[1:] for item in re.split(", | and ", said)]
-        assert len({place for *_, place in places}) == len(places)               # each in a cell of its own
-        for color, shape, place in places:
-            assert (color, shape) in shapes.SEEN and shape in prompt
-            assert f"{color} {shape}" in prompt or not set(shapes.COLORS) & set(prompt.split())     # given or left open
-        mentions = [prompt.find(f"{color} {shape}") for color, shape, _ in places]
+        prompt, objects = request.removeprefix("Generate an image: "), language.parse_description(said).objects
+        for o in objects:
+            assert o.pair in shapes.SEEN and o.shape in prompt
+            assert " ".join(o.pair) in prompt or not set(shapes.COLORS) & set(prompt.split())       # given or left open
+        mentions = [prompt.find(" ".join(o.pair)) for o in objects]
         assert mentions == sorted(mentions)
         if found := language.parse_caption(prompt):
-            assert found[0] == Counter((color, shape) for color, shape, _ in places)
-            where = {(color, shape): language.CELLS[place] for color, shape, place in places}
-            for a, related, b in found[1]:
-                (x0, y0), (x1, y1) = where[a], where[b]
-                dx, dy = x1 - x0, y1 - y0
-                assert {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx),
-                        "below": -dy > abs(dx)}[related], (prompt, said)
+            assert found[0] == Counter(o.pair for o in objects)
+            by_pair = {o.pair: o for o in objects}
+            assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
 
 
 def test_texts_have_no_pictures_and_come_in_two_halves(data):
