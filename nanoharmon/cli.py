@@ -2,7 +2,8 @@
 
     error: <what was got>, <what was expected>, <the flag that fixes it>        on stderr, exit 2, never a traceback
 
-A script ends with `run_main(main)`; everything below main says what is wrong by raising ValueError or OSError.
+A script ends with `run_main(main)`; everything below main says what is wrong by raising ValueError or OSError. The
+library's errors are facts ("iters is 99, expected 1 to 16"); the flag that fixes them is added here (`FIXES`).
 NANOHARMON_TRACEBACK=1 in the environment shows the traceback after all.
 """
 import argparse

@@ -75,7 +75,8 @@ class Pipeline:
     def drawing_options(self, prompts, size=None, image=None, region=None, **given):
         """All options of a drawing: what is given, else "draw" in config.json's meta, else the official ones.
 
-        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
+        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work; it
+        begins with the option's name (cli.FIXES knows the flag).
         Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
         """
         own = self.meta.get("draw", {})
@@ -90,8 +91,7 @@ class Pipeline:
         grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
         S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
         if S + U + len(self.tokenizer.drawing("")) > limit:
-            raise ValueError(f"size is {width}x{height}, which makes {S + U} tokens, more than fit the context of "
-                             f"{limit} with a prompt")
+            raise ValueError(f"size is {width}x{height}, which is {S + U} tokens: with a prompt more than {limit}")
         if (image is None) != (region is None):
             raise ValueError("region is None, expected a part of the image" if region is None else
                              "image is None, expected the picture that the region is a part of")

@@ -118,18 +118,6 @@ def not_a_run(path, stored):
     (path / "train_config.json").write_text(json.dumps(stored))
 
 
-def huge(path):
-    """A file that takes no room on the disk, but too much for any memory."""
-    with open(path, "wb") as f:
-        f.truncate(10**11)
-
-
-def oversized(path, red, *size):
-    """A PNG whose header, and nothing else, says that it is of this size."""
-    head = b"IHDR" + struct.pack(">II", *size) + bytes([8, 2, 0, 0, 0])
-    path.write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
-
-
 def wrong_files(path):
     Image.new("RGB", (32, 32), "red").save(path / "red.png")
     red = (path / "red.png").read_bytes()
@@ -138,9 +126,11 @@ def wrong_files(path):
         (path / name).write_bytes(content)
     for name in "folder", "folder.png":
         (path / name).mkdir()
-    huge(path / "huge.bin")
-    oversized(path / "bomb.png", red, 20000, 20000)
-    oversized(path / "large.png", red, 9000, 9000)
+    (path / "huge.bin").touch()
+    os.truncate(path / "huge.bin", 10**11)                   # no room on the disk, but too much for any memory
+    for name, side in ("bomb.png", 20000), ("large.png", 9000):
+        head = b"IHDR" + struct.pack(">II", side, side) + red[24:29]             # only the header says so
+        (path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
     damage(path / "ckpt", path / "run_without" / "stage_vae", T, None)
     torch.save(pytest.approx, path / "code.pth")
     not_a_run(path / "run_list", [])

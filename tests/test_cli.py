@@ -17,7 +17,7 @@ from nanoharmon.pictures import open_image
 from nanoharmon.pipeline import load_pipeline, pick_device
 from test_pipeline import make_pipeline
 
-ROOT, CHAT = Path(__file__).parents[1], chat.Chat
+CHAT = chat.Chat
 P = ["--prompt", "a red circle"]
 
 
@@ -65,24 +65,15 @@ def test_our_own_bugs_keep_their_traceback(error, variable, monkeypatch):
         run_main(lambda: (_ for _ in ()).throw(error))
 
 
-def test_numbers_devices_and_flags():
+def test_flags():
     assert number(int, 1, 5)("3") == 3 and number(float, 0)("1e30") == 1e30
-    for kind, words in (float, "inf"), (float, "nan"), (int, "3.0"), (int, "0"), (float, "-0.1"):
-        with pytest.raises(ArgumentTypeError, match=f"got {words!r}"):
-            number(kind, 1)(words)
-    assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ArgumentTypeError, match="got 'inf', expected a finite number"):
+        number(float, 0)("inf")
     parser = Parser()
     parser.add_argument("--prompt")
     with pytest.raises(SystemExit):
         parser.parse_args(["--prom", "x"])                   # no abbreviations: they break when flags are added
-
-
-def test_the_default_checkpoint_is_the_clones_and_otherwise_a_flag_helps(monkeypatch):
-    monkeypatch.setattr("nanoharmon.pipeline.Pipeline.load", lambda path, *_: path)
-    assert load_pipeline(None) == ROOT / "checkpoints" / "nano"
-    monkeypatch.setattr("nanoharmon.pipeline.__file__", "/site-packages/nanoharmon/pipeline.py")
-    with pytest.raises(ValueError, match="no checkpoint folder /site-packages/checkpoints/nano; pass --ckpt DIR"):
-        load_pipeline(None)
+    assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda", "mps")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -115,16 +106,12 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     a, b, c = draw("a.png", 1), draw("b.png", 1), draw("c.png", 2)
     assert a == b and all(x != y for x, y in zip(a, c))
     assert len({*a[2:]}) == 4                                # all four pictures differ
-    out, gif, sheet = capsys.readouterr().out, Image.open("a.gif"), np.asarray(Image.open("a.png"))
+    out, gif = capsys.readouterr().out, Image.open("a.gif")
     assert "wrote a.png, a.gif, a: 2 x 2 pictures of 32x32 in" in out
     assert "cfg 3, constant, iters 3, steps 2, sampler ddpm, temperature 1, think False, seed 1" in out
-    assert sheet.shape == (2 * (22 + 192 + 8) + 8, 2 * (192 + 8) + 8, 3) and gif.size == sheet.shape[1::-1]
+    assert gif.size == Image.open("a.png").size == (2 * (192 + 8) + 8, 2 * (22 + 192 + 8) + 8)
     durations = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
     assert durations == [120] * 3 + [2000]                   # all grey, then one per iteration
-    for r, c in (0, 1), (1, 0):
-        picture = np.asarray(Image.open(f"a/00{r}_{c}.png").resize((192, 192), Image.Resampling.NEAREST))
-        x, y = 8 + 200 * c, 26 + 222 * r
-        assert (sheet[y:y + 192, x:x + 192] == picture).all()
     sample.main([*P, "--prompt", "x", "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "rows"])
     sample.main(["--prompt", "y", *P, "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "swapped"])
     assert Path("rows/000_0.png").read_bytes() == Path("swapped/001_0.png").read_bytes()     # no row depends on others

@@ -79,6 +79,12 @@ def test_a_copied_pipeline_takes_typed_control_tokens_for_text(pipe, twin):
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
+def test_any_size_in_half_precision(pipe, tmp_path):
+    pipe.save(tmp_path)
+    picture, = Pipeline.load(tmp_path, dtype=torch.float16).draw(["a red circle"], (24, 40), sampler="ddim", **FAST)
+    assert picture.size == (24, 40) and picture.mode == "RGB"
+
+
 def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe):
     first = bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST))
     torch.manual_seed(99)                                    # the global generator does not matter
@@ -94,14 +100,6 @@ def test_orders_depend_on_the_seed(pipe):
         pipe.draw(["a red circle"], seed=seed, on_step=seen.append, **FAST)
         return (np.asarray(seen[0][0]) == 128).all(axis=-1)
     assert (first_places(1) != first_places(2)).any()
-
-
-@pytest.mark.parametrize("size, shape, options", [
-    (None, (32, 32), {"cfg": 1.0}), (16, (16, 16), {"sampler": "ddim", "cfg_schedule": "linear"}),
-    ((24, 40), (24, 40), {"sampler": "dpm++", "temperature": 0.0}), ((40, 16), (40, 16), {})])
-def test_sizes_and_options(pipe, size, shape, options):
-    picture, = pipe.draw(["a red circle"], size, **FAST | options)
-    assert picture.size == shape and picture.mode == "RGB"
 
 
 def test_thinking_first_draws_the_thoughts(thinker):

@@ -3,6 +3,7 @@
     python -m pytest -q tests/stress/test_more_bad_input.py -m stress
 """
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -39,16 +40,16 @@ DAMAGED = short.DAMAGED | {
 
 def wrong_files(path):
     short.wrong_files(path)
-    red, noise = (path / "red.png").read_bytes(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path / "cut.jpg")
+    Image.new("1", (10, 60000)).save(path / "tall.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path / "cut.jpg")
     (path / "large_list").mkdir()
     for name, content in {"cut.jpg": (path / "cut.jpg").read_bytes()[:1500], "empty.png": b"", "page.png": b"<html>404",
                           "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
                           "lfs.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0"}.items():
         (path / name).write_bytes(content)
     for name in "huge.json", "large_list/metadata.jsonl", "damaged/huge_tokenizer/tokenizer.json":
-        short.huge(path / name)
-    short.oversized(path / "tall.png", red, 10, 60000)
+        (path / name).touch()
+        os.truncate(path / name, 10**11)
     short.damage(path / "ckpt", path / "run_cut" / "stage_vae", M, half)
     torch.save({"model": {"weight": torch.ones(99)}}, path / "cut.pth")
     (path / "cut.pth").write_bytes((path / "cut.pth").read_bytes()[:300])
