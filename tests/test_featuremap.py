@@ -6,15 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon import cli
-from nanoharmon.harmon import Harmon
-from nanoharmon.pipeline import Pipeline
-from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.evals import featuremap
 from nanoharmon.evals.featuremap import Concepts, auc, ranks, separation, shows
-from nanoharmon.training.recipe import Config
 from nanoharmon.world import shapes
-from nanoharmon.world.source import training_texts
 
 CONCEPTS = [c for group in featuremap.GROUPS.values() for c in group]
 
@@ -31,14 +25,6 @@ class World:
     ([1, 2, 3, 4], [0, 1, 0, 1], 0.75), ([1, 2, 2, 3], [0, 0, 1, 1], 3.5 / 4)])
 def test_area_under_the_curve(scores, positive, expected):
     assert auc(ranks(np.array(scores)), np.array(positive, bool)) == pytest.approx(expected)
-
-
-def test_counts_are_repetitions_and_nothing_to_compare_is_no_number():
-    rng = np.random.default_rng(0)
-    scores, positive, counts = rng.normal(size=50).round(1), rng.random(50) < 0.3, rng.integers(0, 4, 50)
-    repeated = auc(ranks(scores.repeat(counts)), positive.repeat(counts))
-    assert auc(ranks(scores), positive, counts) == pytest.approx(repeated)
-    assert np.isnan(auc(ranks(scores), np.ones(50, bool)))
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -94,20 +80,17 @@ def separated(what, background):
 
 def test_what_is_planted_is_found():
     found = {what: separated(what, False) for what in ("both", "colors", "shapes", "nothing")}
-    for what, group, low, high in (("both", "colors", 0.9, 1), ("both", "shapes", 0.9, 1), ("both", "pairs", 0.9, 1),
-                                   ("both", "unseen pairs", 0.9, 1), ("colors", "colors", 0.9, 1),
-                                   ("colors", "shapes", 0.4, 0.65), ("shapes", "shapes", 0.9, 1),
-                                   ("shapes", "colors", 0.4, 0.65), ("nothing", "colors", 0.4, 0.6),
-                                   ("nothing", "shapes", 0.4, 0.6)):
-        figure = found[what][group]
-        assert low <= figure["rate"] <= high, (what, group, figure)
-        assert figure["low"] <= figure["rate"] + 0.02 and figure["rate"] - 0.02 <= figure["high"]
+    known = {"both": ("colors", "shapes", "pairs", "unseen pairs"), "colors": ("colors",), "shapes": ("shapes",)}
+    for what, groups in found.items():
+        for group, figure in groups.items():
+            if group in known.get(what, ()):
+                assert figure["rate"] > 0.9, (what, group)
+            elif "pairs" not in group:
+                assert 0.4 < figure["rate"] < 0.65, (what, group)
+            assert figure["low"] <= figure["rate"] + 0.02 and figure["rate"] - 0.02 <= figure["high"]
     assert found["colors"]["pairs"]["rate"] < found["both"]["pairs"]["rate"] - 0.02
-
-
-def test_the_background_is_easy_to_tell_from_objects():
-    hard, easy = separated("colors", False)["shapes"]["rate"], separated("colors", True)["shapes"]["rate"]
-    assert easy > hard + 0.1
+    easy = separated("colors", True)["shapes"]["rate"]           # the background is easy to tell from objects
+    assert easy > found["colors"]["shapes"]["rate"] + 0.1
 
 
 def test_places_count_for_nothing():
@@ -115,47 +98,30 @@ def test_places_count_for_nothing():
         featuremap.GROUPS, 0.5)
 
 
-def test_heat_shows_values_and_outlines_the_mask():
-    values, mask = np.zeros(9), np.zeros(9, bool)
-    values[4], mask[8] = 1, True
-    tile = np.asarray(featuremap.heat(np.zeros((48, 48, 3), np.uint8), values, mask, (3, 3)))
-    assert tile.shape == (96, 96, 3) and tile[48, 48].min() > 190 and not tile[16, 16].any()
-    inside = tile[64:, 64:].min(axis=-1) == 255
-    assert inside[0].all() and inside[:, -1].all() and not inside[1:-1, 1:-1].any()
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, concept", [("red", ("red", None)), ("Ring", (None, "ring")),
-                                           ("purple cross", ("purple", "cross"))])
-def test_words_become_concepts(text, concept):
-    assert featuremap.parse(text) == concept
+@pytest.mark.parametrize("text, concept", [
+    ("red", ("red", None)), ("Ring", (None, "ring")), ("purple cross", ("purple", "cross")), ("rad", None), ("", None),
+    ("red blue", None), ("circle red", None), ("a red circle", None)])
+def test_words_become_concepts_or_are_mistakes(text, concept):
+    if concept:
+        assert featuremap.parse(text) == concept
+    else:
+        with pytest.raises(ValueError, match=f"{text}.*{'mean .red' if text == 'rad' else ''}.*--concept"):
+            featuremap.parse(text)
 
 
-@pytest.mark.parametrize("text", ["rad", "", "red blue", "circle red", "red circle ring", "a red circle"])
-def test_other_words_are_mistakes(capsys, text):
-    with pytest.raises(SystemExit) as stop:
-        cli.run_main(lambda: featuremap.main(["--concept", text]))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "--concept" in error and error.count("\n") == 1
-    assert text != "rad" or "did you mean 'red'" in error
-
-
-def test_the_command_writes_the_same_files_twice(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(featuremap, "RESAMPLES", 5)
-    config = Config.preset("pico")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
-    Pipeline(Harmon(config.model), tokenizer, {"size": 16, "board": 2}).save(tmp_path / "pico")
+def test_the_command_writes_the_same_files_twice(pico, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(featuremap, "RESAMPLES", 3)
     made = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        featuremap.main(["--ckpt", str(tmp_path / "pico"), "--n", "35", "--concept", "green", "--concept", "ring",
+        featuremap.main(["--ckpt", str(pico), "--n", "35", "--concept", "green", "--concept", "ring",
                          "--out", str(folder)])
         made.append([(folder / f"featuremap.{kind}").read_bytes() for kind in ("png", "json")])
     assert made[0] == made[1]
     sets = [f"{name}, against {against}" for name in ("VAE latents", "random encoder", "encoder")
             for against in ("all tokens", "other objects")]
-    results = json.loads(made[0][1])["AUC"]
+    results, said = json.loads(made[0][1])["AUC"], capsys.readouterr().out
     assert list(results) == sets and all(list(row) == list(featuremap.GROUPS) for row in results.values())
     assert Image.open(tmp_path / "a" / "featuremap.png").size == (150 + 8 * 100, 7 * 100)
-    assert all(name in capsys.readouterr().out for name in sets[:1])
+    assert all(f"| {name} " in said for name in sets)
