@@ -63,7 +63,8 @@ def record(argv, shown=False, copy=None):
 
 def as_torchrun(rank, world_size, store, stop, ports, notes, *commands):
     """In each of the processes: what torchrun's environment makes of `python train.py`, for (command, copy or None)."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank),
+                   "MASTER_ADDR": "127.0.0.1"}
     for i, (port, (argv, copy)) in enumerate(zip(ports, commands)):
         os.environ["MASTER_PORT"] = str(port)
         losses = record(argv, "--optim.fsdp" in argv, None if rank else copy)
@@ -125,8 +126,8 @@ def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_m
         assert list(losses["two_resumed"][rank]) == ["2"]
         assert close(losses["two_resumed"][rank]["2"], wanted["2"][2 * SAVED + rank::2])
     assert distance(out["one"], out["two"]) < 1e-5 and distance(out["one"], out["two_resumed"]) < 1e-5
-    logs = [[json.loads(line) for line in (out[name] / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
-    for a, b in zip(*logs, strict=True):                  # the log is of the whole batch, not of rank 0's part
+    logs = [(out[name] / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):                  # the log is of the whole batch, not of rank 0's part
         assert a["stage"] == b["stage"] and a.get("generation", 0) == pytest.approx(b.get("generation", 0), abs=2e-5)
         assert a["grad"] == pytest.approx(b["grad"], rel=1e-3)
 

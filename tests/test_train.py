@@ -96,7 +96,7 @@ def at_call(n, name, act, monkeypatch):
     monkeypatch.setattr(train, name, counted)
 
 
-# --- a whole run -------------------------------------------------------------------------------------------------------
+# --- a whole run ------------------------------------------------------------------------------------------------------
 
 def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done):
     pipe = Pipeline.load(done / "final")
@@ -156,7 +156,7 @@ def test_a_picture_that_fails_costs_no_stage(tmp_path, capsys, monkeypatch):
     assert "finished or given: llm" in capsys.readouterr().out
 
 
-# --- interrupted -------------------------------------------------------------------------------------------------------
+# --- interrupted ------------------------------------------------------------------------------------------------------
 
 def test_a_run_that_died_resumes_bit_for_bit_also_from_settings_of_before_a_rename(done, tmp_path, capsys, monkeypatch,
                                                                                     unseen):
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_in_the_end_stops_the_run(tmp_p
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "stage_llm").values())
 
 
-# --- signals, flags and pictures ----------------------------------------------------------------------------------------
+# --- signals, flags and pictures --------------------------------------------------------------------------------------
 
 def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
     with Stop(), pytest.raises(SystemExit) as e:

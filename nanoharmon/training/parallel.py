@@ -161,8 +161,8 @@ def launch(target, world_size, *args):
     for rank, code in enumerate(codes):
         if code and code < 0:                                 # first, because the others then fail for lack of a peer
             print(file=sys.stderr)                            # its progress bar may have left a line open
-            raise ValueError(f"process {rank} of {world_size} was killed by signal {-code}, perhaps for lack of memory; "
-                             f"go on with --resume, and with --procs 1 or smaller batches")
+            raise ValueError(f"process {rank} of {world_size} was killed by signal {-code}, perhaps for lack of "
+                             f"memory; go on with --resume, and with --procs 1 or smaller batches")
     if not problems.empty():
         error, where = problems.get()
         raise error from RuntimeError("in a worker process:\n" + where)

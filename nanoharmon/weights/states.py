@@ -85,7 +85,7 @@ def _states(run_dir, last=math.inf):
 def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
     """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step.
 
-    At every moment in between, the newest complete state is there and found by latest_state (tests/kill.py).
+    At every moment in between, the newest complete state is there and found by latest_state (tests/stress/kill.py).
     """
     final = Path(run_dir, "state", f"step_{step:07d}")
     tmp, old = Path(f"{final}.tmp-write"), Path(f"{final}.old")

@@ -161,8 +161,8 @@ def check_what_is_left(out, victim, chosen, procs):
 def experiment(folder, n, procs, steps, stages, rng):
     """n kills or more of runs with `procs` processes. Returns {phase: kills}. Raises AssertionError."""
     def flags(out):
-        return ["--preset", "pico", "--save-every", "1", "--sample-every", "0", "--procs", str(procs), "--out", str(out),
-                *(f"--stage_{s}.steps={steps}" for s in STAGES),
+        return ["--preset", "pico", "--save-every", "1", "--sample-every", "0", "--procs", str(procs),
+                "--out", str(out), *(f"--stage_{s}.steps={steps}" for s in STAGES),
                 *(flag for s in (stages if set(stages) != set(STAGES) else ()) for flag in ("--stage", s))]
     log, kills, runs, out, start = folder / "log", Counter(), 0, None, time.time()
     assert Victim(flags(folder / "unbroken"), log).wait() == 0, log.read_text()

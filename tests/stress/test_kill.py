@@ -49,8 +49,8 @@ def alive(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_two_processes_end_with_their_parent(tmp_path):
-    parent = subprocess.Popen([sys.executable, "train.py", "--preset", "pico", "--stage", "llm", "--stage_llm.steps=3000",
-                               "--save-every", "2", "--procs", "2", "--out", str(tmp_path)], cwd=ROOT, env=ONE_THREAD,
+    flags = ["--preset", "pico", "--stage", "llm", "--stage_llm.steps=3000", "--save-every", "2", "--procs", "2"]
+    parent = subprocess.Popen([sys.executable, "train.py", *flags, "--out", str(tmp_path)], cwd=ROOT, env=ONE_THREAD,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: latest_state(tmp_path / "stage_llm") or parent.poll() is not None)
