@@ -252,7 +252,7 @@ def test_judge_rejects_near_misses():
         assert not any(judge(picture, meta)["correct"] for picture in (faint, half, pink, smear))
         any_color = {"tag": "single_object", "include": [{"class": o.shape, "count": 1}]}
         assert judge(image, any_color)["correct"] and judge(pink, any_color)["reason"] == "unclear object"
-        wrong = [(replace(o, x=1 - o.x if abs(o.x - 0.5) > 0.1 else 0.2),),                  # the first one is elsewhere
+        wrong = [(replace(o, x=1 - o.x if abs(o.x - 0.5) > 0.1 else 0.2),),                # the first is elsewhere
                  *(change(rng, o) for change in (wrong_shape, wrong_color, one_extra))]
         assert judge_scene(image, scene)
         assert not any(judge_scene(render(replace(scene, objects=w), 64), scene) for w in wrong)
