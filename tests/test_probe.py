@@ -86,18 +86,6 @@ def test_the_interval_counts_scenes_and_draws():
 
 # --- scenes and features ----------------------------------------------------------------------------------------------
 
-def test_scenes_are_what_their_kind_says(pipe):
-    pairs = {kind: [probe.probe_scene(pipe, 0, kind, i) for i in range(150)] for kind in (*probe.KINDS, "unseen")}
-    assert {o.pair for s in pairs["unseen"] for o in s.objects} == shapes.UNSEEN
-    for kind in ("single", "many", "pair"):
-        assert not {o.pair for s in pairs[kind] for o in s.objects} & shapes.UNSEEN
-    assert {len(s.objects) for s in pairs["many"]} == {1, 2, 3, 4}
-    for scene in pairs["pair"]:
-        circle, other = scene.objects
-        assert circle.shape == "circle" != other.shape and circle.color != other.color
-    assert len({s.objects[0].color for s in pairs["pair"]}) == 7
-
-
 def test_labels_are_true():
     ring = shapes.Object("ring", "blue", 0.9, 0.5, 0.1, (0, 0, 0))
     circle = shapes.Object("circle", "red", 0.2, 0.5, 0.1, (0, 0, 0))

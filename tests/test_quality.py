@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.config import nano
+from nanoharmon.config import pico
 from nanoharmon.evals import quality
 from nanoharmon.evals.quality import frechet, within
 from nanoharmon.harmon import Harmon
@@ -54,17 +54,17 @@ def test_the_same_eye_every_time_and_large_pictures_are_reduced():
 
 
 class Artist:
-    """Looks like a Pipeline; draws what is asked, or always the same."""
+    """Looks like a Pipeline; draws what is asked."""
     meta, device, size = {}, torch.device("cpu"), 48
 
     def __init__(self):
         torch.manual_seed(0)
-        self.model, self.always = Harmon(nano()), None
+        self.model = Harmon(pico())
         self.metas = {meta["prompt"]: meta for task in language.TASKS for meta in language.geneval_prompts(task, 30, 0)}
 
     def draw(self, prompts, size, seed):
         rng = random.Random(seed)
-        scenes = [language.scene_for(self.always or self.metas[p], rng) for p in prompts]
+        scenes = [language.scene_for(self.metas[p], rng) for p in prompts]
         return [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
 
     def pixels(self, images):
@@ -83,9 +83,6 @@ def test_the_controls_come_out_as_they_must():
         assert figures[name][0] > 5 * perfect[0] and max(figures[name][1:]) < 0.1
     assert found["other renders"]["read, %"]["rate"] > 0.6
     assert found["VAE reconstructions"]["PSNR, dB"] < 30                     # of random weights
-    artist.always = language.geneval_prompts("colors", 1, 0)[0]
-    same = quality.quality_scores(artist, 120, eye=eye)["drawn"]
-    assert same["recall, %"]["rate"] < 0.2 and same["Frechet"] > few[0]
 
 
 def test_the_command_writes_its_figures(pico, tmp_path, capsys, monkeypatch):
