@@ -58,9 +58,9 @@ LOG_EVERY = 50              # steps between two lines of log.jsonl
 
 def train_stage(run, name, pipe, batches):
     """Train stage `name` from where it stands to its end; the model of `pipe` then has the averaged weights."""
-    stage, optim, folder = run.config.stages[name], run.config.optim, run.out / f"stage_{name}"
+    stage, optim = run.config.stages[name], run.config.optim
     state = TrainingState.of(run, name, pipe.model)
-    path = latest_state(folder) if run.resume else None
+    path = latest_state(run.out / f"stage_{name}") if run.resume else None
     first = state.restore(run, path) if path else 0
     pipe.model.train()
     run.stop.polite = True                               # from here on a signal waits for the end of a step
@@ -91,7 +91,7 @@ def train_stage(run, name, pipe, batches):
             bad = 0
         else:
             bad += state.scaler.get_scale() <= 1         # always 1 without float16; with it, the scale is halved first
-            run.skip(name, step + 1, latest_state(folder), give_up=bad >= 5)
+            run.skip(name, step + 1, give_up=bad >= 5)
         state.scaler.update()
         for optimizer in state.optimizers:
             optimizer.zero_grad()
@@ -101,7 +101,7 @@ def train_stage(run, name, pipe, batches):
             run.log_means(name, step + 1, average_values(values, run.world_size), lr=factor, grad=norm.item())
             values = {}
         if not last:                                     # after the last one, train() saves the stage, then shows it
-            run.save_if_due(state, folder, step + 1)
+            run.save_if_due(state, name, step + 1)
             if run.shows(step + 1):
                 with state.ema.swapped(state.params):    # pictures and answers come from the averaged weights
                     show(run, name, step + 1, pipe, batches)

@@ -37,7 +37,7 @@ class Run:
     bar: tqdm | None = None                                      # of the stage that is being trained
     start: float = field(default_factory=time.time)
     logged: tuple = (0.0, 0)                                     # when losses were logged last, and after which step
-    skipped: int = 0                                             # steps whose loss was not finite
+    skipped: int = 0                                             # steps of this stage whose loss was not finite
 
     def __post_init__(self):
         if self.config.optim.fsdp and self.amp is torch.float16:
@@ -77,6 +77,7 @@ class Run:
             dist.barrier()
 
     def say(self, *lines):
+        """Print, in the first process."""
         for line in lines if self.is_main else ():
             print(line)
 
@@ -85,7 +86,7 @@ class Run:
         steps = self.config.stages[name].steps
         self.bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"{name:>5}", disable=not self.is_main,
                         mininterval=1.0, dynamic_ncols=True)
-        self.logged = time.time(), first
+        self.logged, self.skipped = (time.time(), first), 0
         return self.bar
 
     def log_means(self, name, step, means, **values):
@@ -110,18 +111,22 @@ class Run:
             with explained(path), open(path, "a", encoding="utf-8") as f:
                 f.write(json.dumps({"time": round(time.time() - self.start, 1), **finite}) + "\n")
 
-    def skip(self, name, step, state, give_up):
-        """Note a step whose loss was not finite; several in a row end the run. state: the last good one, or None."""
+    def last_good(self, name):
+        """Where stage `name` goes on after an error."""
+        return latest_state(self.out / f"stage_{name}") or "that of the stage before"
+
+    def skip(self, name, step, give_up):
+        """Note a step whose loss was not finite; several in a row end the run."""
         self.skipped += 1
         self.log(stage=name, step=step, skipped=self.skipped)
         if give_up:
             lr = self.config.stages[name].lr
             raise ValueError(f"stage {name}: the loss was not finite for 5 steps in a row, up to step {step}; the last "
-                             f"good state is {state or 'that of the stage before'}; go on with --resume "
+                             f"good state is {self.last_good(name)}; go on with --resume "
                              f"--stage_{name}.lr {lr / 2:g} (now {lr:g})")
 
-    def save_if_due(self, state, folder, step):
-        """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
+    def save_if_due(self, state, name, step):
+        """Save a state of stage `name` every `save_every` steps, and when a signal asks to stop: then end the process."""
         due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
         if self.config.optim.fsdp:                               # then all processes gather what one of them writes
             due = agree(due, self.device)
@@ -131,9 +136,8 @@ class Run:
         if not self.is_main:
             return
         try:
-            save_state(folder, step, contents, keep=self.keep)
+            save_state(self.out / f"stage_{name}", step, contents, keep=self.keep)
         except OSError as e:
-            raise OSError(f"{e}; the last good state is {latest_state(folder) or 'that of the stage before'}, go on "
-                          f"from there with --resume") from e
+            raise OSError(f"{e}; the last good state is {self.last_good(name)}, go on from there with --resume") from e
         if self.stop.code:
             sys.exit(self.stop.code)
