@@ -93,7 +93,7 @@ def shard(weights, folder, n):
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def test_a_hugging_face_directory_of_harmon_holds_everything(official, tmp_path):
+def test_a_hugging_face_directory_of_harmon_holds_everything(official, tmp_path, capsys):
     """config.json {"llm": ..., "mar": ...}, the VAE among the weights, in shards, other dtype."""
     weights, flags = Golden("harmon").state_dict(), official[1]
     folder = parity.qwen_directory(tmp_path / "hf", Golden("harmon").config["llm"], {})
@@ -111,6 +111,9 @@ def test_a_hugging_face_directory_of_harmon_holds_everything(official, tmp_path)
     assert torch.equal(pipe.model.mar.fake_latent, weights["mar.fake_latent"].bfloat16())
     convert.main(argv({"harmon": tmp_path / "a", "out": tmp_path / "c"}, ["--dtype", "float16"]))        # one of ours
     assert Pipeline.load(tmp_path / "c").model.config == pipe.model.config
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    err = call(capsys, argv({"harmon": folder, "out": tmp_path / "d"}, flags))
+    assert "not a readable tokenizer.json" in err and err.endswith("; change --harmon\n")
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])
@@ -136,6 +139,7 @@ def test_pieces_are_joined_by_new_projectors_and_the_report_says_so(official, tm
     pieces = {"llm": parity.qwen_directory(tmp_path / "llm", Golden("harmon").config["llm"], llm),
               "vae": official[0]["vae"], "mar": tmp_path / "mar.pth"}
     for name in "ab":
+        torch.manual_seed(ord(name))                                                     # has no influence
         convert.main(argv(pieces, ["--report"], out=tmp_path / name))
     out = capsys.readouterr().out
     assert "proj_in     -       0.05M parameters   initialised: in none of the files" in out
@@ -197,6 +201,12 @@ def edit_pth(path, **changes):
     torch.save({k: v for k, v in weights.items() if v is not None}, path)
 
 
+def add_words(path):
+    tokenizer = HFTokenizer.from_file(str(path))
+    tokenizer.add_tokens([f"word {i}" for i in range(300)])
+    tokenizer.save(str(path))
+
+
 NO_CHAT = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})
 DAMAGE = [
     ("vae", lambda p: torch.save({"model": {"encoder.conv_in.weight": torch.ones(3)}}, p), "expected 4 dimensions"),
@@ -206,6 +216,7 @@ DAMAGE = [
     ("harmon", lambda p: edit_pth(p, mar__z_proj__weight=None), "mar.z_proj.weight is missing"),
     ("llm", lambda p: (p / "config.json").write_bytes(b"{"), "not valid JSON"),
     ("llm", lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json"),
+    ("llm", lambda p: add_words(p / "tokenizer.json"), "tokens, expected at most the 300 of the LLM"),
     ("llm", lambda p: HFTokenizer.from_str(NO_CHAT).save(str(p / "tokenizer.json")), "no <|endoftext|>, <|im_start|>"),
     ("llm", lambda p: parity.qwen_directory(p, QWEN | {"vocab_size": 300, "hidden_size": 64}, {}), "do not divide")]
 
