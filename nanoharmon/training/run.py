@@ -126,7 +126,7 @@ class Run:
                              f"--stage_{name}.lr {lr / 2:g} (now {lr:g})")
 
     def save_if_due(self, state, name, step):
-        """Save a state of stage `name` every `save_every` steps, and when a signal asks to stop: then end the process."""
+        """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
         due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
         if self.config.optim.fsdp:                               # then all processes gather what one of them writes
             due = agree(due, self.device)
