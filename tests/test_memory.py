@@ -53,6 +53,6 @@ def test_the_state_is_what_a_step_leaves_behind(muon):
 
 def test_checkpointing_and_shards_need_less():
     config = Config.preset("pico")
-    config.model.mar.encoder_depth = config.model.llm.num_hidden_layers = 6
+    config.model.mar.encoder_depth = config.model.llm.num_hidden_layers = 4
     work = [step_memory(config, "2", *options)[1] for options in ((1, False), (1, True), (4, True))]
     assert work[0] > 2 * work[1] > 3 * work[2]
