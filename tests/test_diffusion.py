@@ -137,14 +137,6 @@ def test_samplers_reach_a_known_gaussian(sampler, steps, tolerance):
     assert abs(got.mean().item() - MEAN) < tolerance and abs(got.std().item() - STD) < tolerance
 
 
-def test_second_order_beats_first_order_at_few_steps():
-    x = torch.linspace(-2, 2, 101, dtype=torch.float64)[:, None]
-
-    def error(sampler):
-        return (Diffusion(20).sample(exact_network, x, None, sampler=sampler) - (MEAN + STD * x)).abs().max()
-    assert error("dpm++") < 0.5 * error("ddim")
-
-
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_deterministic_samplers_draw_no_noise_after_the_first(sampler):
     model = head("craft")[1]
@@ -164,14 +156,6 @@ def test_guidance_of_1_is_no_guidance(sampler):
         return model.sample(z, cfg=cfg, steps=10, sampler=sampler, generator=torch.Generator().manual_seed(3))
     # 1 + 1e-9 takes the guided path, and the conditional half alone must decide
     check("samples", draw(z, 1 + 1e-9), draw(z[:5], 1.0), 1e-3)
-
-
-def test_equal_halves_make_guidance_do_nothing():
-    model, z = head("craft")[1], gold.input("sample/z")[:5]
-
-    def draw(z, cfg):
-        return model.sample(z, cfg=cfg, steps=10, generator=torch.Generator().manual_seed(3))
-    check("samples", draw(z.repeat(2, 1), 5.0), draw(z, 1.0), 1e-2)
 
 
 def test_the_seed_decides_the_sample_and_temperature_its_noise():
