@@ -248,10 +248,12 @@ def test_judge_rejects_near_misses():
         faint, half, smear = (0.5 * image + 0.5 * scene.background).astype(np.uint8), image.copy(), image.copy()
         half[:, :int(o.x * 64)] = scene.background
         smear[5:60, 2 if o.x > 0.5 else 58:][:, :2] = (120, 80, 60)
-        pink = render(Scene((replace(o, rgb=(230, 130, 170)),), scene.background), 64)   # no palette color
-        assert not any(judge(picture, meta)["correct"] for picture in (faint, half, pink, smear))
+        odd = [render(Scene((replace(o, rgb=rgb),), scene.background), 64)      # between two colors, far from all
+               for rgb in ((230, 130, 170), (0, 255, 0))]
+        assert not any(judge(picture, meta)["correct"] for picture in (faint, half, smear, *odd))
         any_color = {"tag": "single_object", "include": [{"class": o.shape, "count": 1}]}
-        assert judge(image, any_color)["correct"] and judge(pink, any_color)["reason"] == "unclear object"
+        assert judge(image, any_color)["correct"]
+        assert all(judge(picture, any_color)["reason"] == "unclear object" for picture in odd)
         wrong = [(replace(o, x=1 - o.x if abs(o.x - 0.5) > 0.1 else 0.2),),                # the first is elsewhere
                  *(change(rng, o) for change in (wrong_shape, wrong_color, one_extra))]
         assert judge_scene(image, scene)
