@@ -131,10 +131,13 @@ def check_meta(meta):
     if not isinstance(draw, dict):
         raise ValueError(f"\"meta\" is {meta!r:.80}, expected an object, and in it \"draw\", another")
     for name, value in [*meta.items(), *draw.items()]:
-        whole = type(value) is int and 1 <= value <= (10 if name == "board" else 10**5)
-        share = type(value) in (int, float) and 0 <= value <= 100
-        known = {"size": whole, "board": whole, "iters": whole, "cfg": share, "temperature": share,
-                 "steps": whole, "sampler": type(value) is str, "cfg_schedule": type(value) is str,
-                 "think": type(value) is bool, "layout": value in ("board", "free")}
-        if not known.get(name, True):
-            raise ValueError(f"\"meta\": {name} is {value!r:.80}")
+        most = 10 if name == "board" else 10**5
+        whole = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most}"
+        share = type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"
+        text = type(value) is str, "text"
+        known = {"size": whole, "board": whole, "iters": whole, "steps": whole, "cfg": share, "temperature": share,
+                 "sampler": text, "cfg_schedule": text, "think": (type(value) is bool, "true or false"),
+                 "layout": (value in ("board", "free"), "board or free")}
+        is_good, expected = known.get(name, (True, ""))
+        if not is_good:
+            raise ValueError(f"\"meta\": {name} is {value!r:.80}, expected {expected}")

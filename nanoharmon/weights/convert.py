@@ -282,7 +282,7 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
             continue
         load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype)
         for p in getattr(model, part).parameters():
-            p.data = p.data.clone()                                  # training must not write into a mapped file
+            p.data = p.data.clone()                                  # memory of its own: the file may go away
     model.llm.tie()
     return plan.config, model.to(device), tokenizer, plan.report
 
