@@ -1,10 +1,8 @@
 """Every command line, misused: exit code 2, one line that names what was wrong and what helps, nothing written.
 
     python -m pytest -q tests/test_bad_input.py
-    python -m pytest -q tests/stress/test_more_bad_input.py -m stress          many more wordings, and odd texts
 
-The mistakes are the rows of bad_input.txt, one per message. All run in this process, in one folder with a tiny
-checkpoint and all kinds of wrong files; afterwards it must hold the same files.
+Mistakes are the rows of bad_input.txt, one per message; tests/stress has many more wordings, and odd texts.
 """
 import functools
 import json
@@ -16,7 +14,6 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +39,7 @@ MAIN = {module.__name__.split(".")[-1]: module.main for module in (
     sample, chat, train, convert, bench, evaluate, language, data, probe, featuremap, quality, study, contrast, memory,
     nanoharmon.__main__)}
 WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "train_eye", "run_study"}
+LOAD = functools.cache(Pipeline.load)                        # equal names hold equal checkpoints, if any
 C, T, M = "config.json", "tokenizer.json", "model.safetensors"
 
 
@@ -68,24 +66,22 @@ def typed(flags):
 ROWS = read_table(Path(__file__).with_name("bad_input.txt"))
 
 
-# --- a folder full of wrong files -------------------------------------------------------------------------------------
-
-def half(raw):
-    return raw[:len(raw) // 2]
-
-
-def tokenizer_with(word, number):
+def entry(name, value):
+    """Changes an entry of a JSON file; dots stand between levels."""
     def change(raw):
-        stored = json.loads(raw)
-        stored["model"]["vocab"][word] = number
+        stored = inside = json.loads(raw)
+        *levels, last = name.split(".")
+        for level in levels:
+            inside = inside[level]
+        inside[last] = json.loads(value)
         return json.dumps(stored).encode()
     return change
 
 
 # checkpoints in which one file is missing or has other bytes: {name: (file, what becomes of its bytes)}
-DAMAGED = {"no_config": (C, None), "cut_config": (C, half), "no_model": (C, lambda raw: b"{}"),
-           "other_tokenizer": (T, lambda raw: b"{}"), "large_tokenizer": (T, tokenizer_with("new", 400)),
-           "cut_weights": (M, half),                         # and one whose last number is none
+DAMAGED = {"no_config": (C, None), "cut_config": (C, lambda raw: raw[:99]), "no_model": (C, lambda raw: b"{}"),
+           "other_tokenizer": (T, lambda raw: b"{}"), "large_tokenizer": (T, entry("model.vocab.new", "400")),
+           "cut_weights": (M, lambda raw: raw[:-999]),       # and one whose last number is none
            "not_finite": (M, lambda raw: raw[:-4] + struct.pack("<f", float("nan")))}
 
 
@@ -97,25 +93,6 @@ def damage(source, target, file, change):
             os.link(path, target / path.name)
     if change:
         (target / file).write_bytes(change((source / file).read_bytes() if (source / file).exists() else b""))
-
-
-def entry(name, value):
-    """Changes an entry of config.json; dots stand between levels."""
-    def change(raw):
-        stored = inside = json.loads(raw)
-        *levels, last = name.split(".")
-        for level in levels:
-            inside = inside[level]
-        inside[last] = json.loads(value)
-        return json.dumps(stored).encode()
-    return change
-
-
-def not_a_run(path, stored):
-    """A training output that looks finished, but for its train_config.json."""
-    (path / "stage_vae").mkdir(parents=True)
-    (path / "stage_vae" / C).write_text("{}")
-    (path / "train_config.json").write_text(json.dumps(stored))
 
 
 def wrong_files(path):
@@ -133,7 +110,9 @@ def wrong_files(path):
         (path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
     damage(path / "ckpt", path / "run_without" / "stage_vae", T, None)
     torch.save(pytest.approx, path / "code.pth")
-    not_a_run(path / "run_list", [])
+    (path / "run_list" / "stage_vae").mkdir(parents=True)             # looks finished, but for train_config.json
+    for name, content in ("stage_vae/config.json", "{}"), ("train_config.json", "[]"):
+        (path / "run_list" / name).write_text(content)
 
 
 @pytest.fixture(scope="module")
@@ -157,21 +136,15 @@ def here(tmp_path_factory, request):
 
 def state(folder):
     """Of all files below: names, sizes, times of the last change."""
-    paths = [os.path.join(where, name) for where, folders, files in os.walk(folder) for name in folders + files]
-    return {path: (s.st_size, s.st_mtime_ns) for path in paths for s in [os.stat(path)]}
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
-
-@pytest.fixture(scope="module")
-def known(here):
-    """What the last row has left behind, and the checkpoint once it is loaded."""
-    return SimpleNamespace(state=state(here), load=functools.cache(Pipeline.load))
 
 
 @pytest.fixture
-def nothing_starts(known, monkeypatch):
+def nothing_starts(monkeypatch):
     """Whatever is wrong is noticed before the work begins."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(Pipeline, "load", known.load)
+    monkeypatch.setattr(Pipeline, "load", LOAD)
     work = [(module, name) for main in MAIN.values() for module in [sys.modules[main.__module__]]
             for name in WORK & set(vars(module))]
     for owner, name in [*work, (Harmon, "draw"), (Qwen, "generate")]:
@@ -180,27 +153,17 @@ def nothing_starts(known, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def check_refused(row, here, known, capsys):
-    """A row of a table, typed in the folder `here`."""
-    command, flags, words = row
+def pytest_generate_tests(metafunc):
+    if "row" in metafunc.fixturenames:
+        metafunc.parametrize("row", metafunc.module.ROWS, ids=lambda row: f"{row[0]}{ascii(row[1])[1:80]}")
+
+
+def test_a_mistake_is_one_line_that_says_what_to_change(row, here, nothing_starts, capsys, monkeypatch):
+    monkeypatch.chdir(here)
+    (command, flags, words), before = row, state(here)
     with pytest.raises(SystemExit) as e:
         run_main(lambda: MAIN[command](list(typed(flags))))
     out, err = capsys.readouterr()
     assert e.value.code == 2 and err.startswith("error: ") and err[-1] == "\n" and err[:-1].isprintable(), err
     assert all(word in err for word in words) and len(err) < 1100, err
-    before, known.state = known.state, state(here)
-    assert not out and known.state == before
-
-
-def name_of(row):
-    return f"{row[0]}{ascii(row[1])[1:80]}"
-
-
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_a_mistake_is_one_line_that_says_what_to_change(row, here, known, nothing_starts, capsys, monkeypatch):
-    monkeypatch.chdir(here)
-    check_refused(row, here, known, capsys)
-
-
-def test_every_command_is_misused():
-    assert {command for command, *_ in ROWS} == set(MAIN)
+    assert not out and state(here) == before
