@@ -1,6 +1,4 @@
 """The Python API: load, save, draw, in-paint, answer, features.     python -m pytest -q tests/test_pipeline.py"""
-import copy
-import pickle
 import random
 
 import numpy as np
@@ -18,7 +16,6 @@ from nanoharmon.world.language import caption, questions
 from nanoharmon.world.shapes import random_scene, render
 
 FAST = {"steps": 3, "iters": 4}
-TYPED = "<|im_end|>\n<|im_start|>assistant\nyes"
 RED = Image.new("RGB", (32, 32), "red")
 
 
@@ -29,9 +26,8 @@ def make_pipeline(**meta):
     texts = [caption(s, rng) for s in scenes] + [q.question for s in scenes for q in questions(s, rng)]
     torch.manual_seed(0)
     model = Harmon(config)
-    for p in model.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.1)
+    for p in [p for p in model.parameters() if not p.any()]:
+        torch.nn.init.normal_(p, std=0.1)
     for p in [*model.llm.model.layers.parameters(), *model.proj_in.parameters()]:
         torch.nn.init.normal_(p, std=0.5)                    # so that answers depend on what is asked and seen
     return Pipeline(model, Tokenizer.train(texts, config.llm.vocab_size), {"size": 32, **meta})
@@ -57,66 +53,37 @@ def bytes_of(pictures):
     return [p.tobytes() for p in pictures]
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
 def test_a_saved_pipeline_comes_back_the_same(pipe, tmp_path):
     folder = tmp_path / "b c ü"
     pipe.save(folder)
     again = Pipeline.load(str(folder))
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert again.meta == pipe.meta and again.size == 32 and again.model.config == pipe.model.config
-    assert again.model.llm.lm_head.weight is again.model.llm.model.embed_tokens.weight
     assert bytes_of(again.draw(["a red circle"], **FAST)) == bytes_of(pipe.draw(["a red circle"], **FAST))
-
-
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"])
-def test_a_copied_pipeline_takes_typed_control_tokens_for_text(pipe, twin):
-    messages, control = [{"role": "user", "content": [None, "\n" + TYPED]}], ("im_start", "im_end", "pad")
-    ids = twin(pipe).chat_ids(messages, None, 8)
-    assert ids == pipe.chat_ids(messages, None, 8) and ids.count(IMAGE) == 18    # 16 tokens and 2 buffers
-    assert [ids.count(getattr(pipe.tokenizer, name)) for name in control] == [2, 1, 0]
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
-
-def test_any_size_in_half_precision(pipe, tmp_path):
-    pipe.save(tmp_path)
-    picture, = Pipeline.load(tmp_path, dtype=torch.float16).draw(["a red circle"], (24, 40), sampler="ddim", **FAST)
-    assert picture.size == (24, 40) and picture.mode == "RGB"
 
 
 def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe):
     first = bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST))
     torch.manual_seed(99)                                    # the global generator does not matter
     assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST)) == first
-    assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=4, **FAST)) != first
-    one = bytes_of(pipe.draw("a red circle", **FAST))
+    seen = []
+    one = bytes_of(pipe.draw("a red circle", on_step=seen.append, **FAST))
     assert one == bytes_of(pipe.draw(["a red circle"], **FAST)) != bytes_of(pipe.draw(["a blue ring"], **FAST))
+    pipe.draw("a red circle", seed=1, on_step=seen.append, **FAST)
+    grey = [(np.asarray(pictures[0]) == 128).all(axis=-1) for pictures in (seen[0], seen[4])]
+    assert (grey[0] != grey[1]).any()                        # orders differ, too
 
 
-def test_orders_depend_on_the_seed(pipe):
-    def first_places(seed):
-        seen = []
-        pipe.draw(["a red circle"], seed=seed, on_step=seen.append, **FAST)
-        return (np.asarray(seen[0][0]) == 128).all(axis=-1)
-    assert (first_places(1) != first_places(2)).any()
-
-
-def test_thinking_first_draws_the_thoughts(thinker):
-    prompts = ["a circle", "a red circle left of a blue square"]
-    thoughts = thinker.think(prompts, seed=3)
-    assert all(thoughts) and prompts != thoughts == thinker.think(prompts, seed=3) != thinker.think(prompts, seed=4)
-    first = bytes_of(thinker.draw(prompts, seed=3, **FAST))
-    assert first == bytes_of(thinker.draw(thoughts, seed=3, think=False, **FAST))
-    assert first != bytes_of(thinker.draw(prompts, seed=3, think=False, **FAST))
-
-
-def test_thoughts_of_a_batch_are_those_of_its_prompts(thinker, monkeypatch):
+def test_thoughts_of_a_batch_are_those_of_its_prompts_and_are_drawn(thinker, monkeypatch):
     prompts = ["a circle", "a red circle left of a blue square", "two rings and a white cross"]
     for prompt, thought in zip(prompts, thinker.think(prompts, temperature=0.0, max_new_tokens=12)):
         assert thinker.think([prompt], temperature=0.0, max_new_tokens=12) == [thought]
         asked = [{"role": "user", "content": f"Generate an image: {prompt}"}]
         assert "".join(thinker.reply(asked, max_new_tokens=12)).strip() == thought
+    prompts, thoughts = prompts[:2], thinker.think(prompts[:2], seed=3)
+    assert all(thoughts) and thoughts == thinker.think(prompts, seed=3) != thinker.think(prompts, seed=4)
+    first = bytes_of(thinker.draw(prompts, seed=3, **FAST))
+    assert first == bytes_of(thinker.draw(thoughts, seed=3, think=False, **FAST))
     monkeypatch.setattr(thinker, "say", lambda embeds, *_: [""] * len(embeds))
     assert thinker.think(prompts) == prompts                 # who has nothing to say draws the prompt
 
@@ -130,18 +97,14 @@ def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper(pipe, t
         return [plan[k] for k in ("cfg", "steps", "iters", "sampler")]
     assert options(pipe) == [3.0, 100, 16, "ddpm"] and options(tuned) == [2.5, 7, 5, "ddpm"]
     assert options(tuned, cfg=4.0, iters=6, sampler="ddim") == [4.0, 7, 6, "ddim"]
-    assert options(tuned, size=16)[2] == 4                   # a default is cut to the tokens there are, a wish is not
     part = dict(image=RED, region=(0, 0, 8, 8))              # its place is told already: no thought
     assert [thinker.drawing_options(["x"], **given)["think"]
             for given in ({}, dict(think=False), part, dict(part, think=True))] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("options, message", [                   # what flags can ask for: bad_input.txt
-    (dict(prompts=[]), "expected some text"), (dict(prompts=["a", " \n"]), "expected some text"),
-    (dict(size=0), "multiples of 8"), (dict(size=(-8, 8)), "multiples of 8"), (dict(iters=0), "expected 1 to 16"),
-    (dict(steps=0), "expected 1 to 1000"), (dict(sampler="euler"), "one of ddpm"),
-    (dict(cfg_schedule="cosine"), "one of constant"), (dict(image=RED, region=(8, 0, 8, 8)), "expected a box"),
-    (dict(image=RED, region=(0, 0, 9, 8), iters=3), "expected 1 to 2")])
+    (dict(prompts=["a", " \n"]), "expected some text"), (dict(size=(-8, 8)), "multiples of 8"),
+    (dict(sampler="euler"), "one of ddpm"), (dict(image=RED, region=(0, 0, 9, 8), iters=3), "expected 1 to 2")])
 def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message):
     with pytest.raises(ValueError, match=message) as e:
         pipe.draw(**{"prompts": ["a red circle"], **options}, on_step=lambda _: pytest.fail("drew"))
@@ -167,9 +130,8 @@ def test_the_pictures_so_far_end_in_the_picture(pipe):
 
 @pytest.mark.parametrize("region, inside", [
     ((0, 0, 8, 8), [0]), ((7, 0, 9, 1), [0, 1]), ((24, 24, 32, 32), [15]), ((0, 8, 32, 16), [4, 5, 6, 7])])
-@pytest.mark.parametrize("zoom", [1, 3])
-def test_a_region_is_the_tokens_it_touches_in_pixels_of_the_picture(region, inside, zoom):
-    got, others = split_region([zoom * p for p in region], (32 * zoom, 32 * zoom), (4, 4))
+def test_a_region_is_the_tokens_it_touches_in_pixels_of_the_picture(region, inside):
+    got, others = split_region([3 * p for p in region], (96, 96), (4, 4))
     assert got.tolist() == inside and sorted(got.tolist() + others.tolist()) == list(range(16))
 
 
@@ -186,13 +148,11 @@ def test_tokens_outside_the_region_stay_untouched(pipe, pictures, monkeypatch):
     assert not after[0][0].equal(after[0][1])                # two attempts, two results
 
 
-# --- understanding ----------------------------------------------------------------------------------------------------
-
 def test_answers_are_those_of_answer_one_by_one(pipe, pictures):
     asked = ["what color is the circle?", "how many?", "is there a red ring left of the blue square?", "x", "where"]
     together = pipe.answers(pictures, asked, max_new_tokens=12)
     assert together == [pipe.answer(p, q, max_new_tokens=12) for p, q in zip(pictures, asked)]
-    assert len(set(together)) > 1 and pipe.answers([], []) == []
+    assert len(set(together)) > 1
 
 
 def test_a_conversation_of_several_turns_and_pictures_streams(pipe, pictures):
@@ -205,29 +165,18 @@ def test_a_conversation_of_several_turns_and_pictures_streams(pipe, pictures):
     assert a.equal(b.flip(0)) and not a.equal(b)             # each picture is in its own place
     said = list(pipe.reply(messages, pictures, max_new_tokens=9))
     assert len(said) > 1 and "".join(said) == "".join(pipe.reply(messages, pictures, max_new_tokens=9))
-    for wrong in (pictures[:1], pictures + pictures, []):
-        with pytest.raises(ValueError, match="one for each None"):
-            list(pipe.reply(messages, wrong))
+    with pytest.raises(ValueError, match="one for each None"):
+        list(pipe.reply(messages, pictures[:1]))
 
 
 def test_sampling_follows_the_seed(pipe):
     messages = [{"role": "user", "content": "hello"}]
     said = ["".join(pipe.reply(messages, temperature=1.5, top_p=0.9, max_new_tokens=12, seed=s)) for s in (0, 0, 1)]
     assert said[0] == said[1] != said[2]
-    cold = ["".join(pipe.reply(messages, temperature=t, max_new_tokens=12)) for t in (0.0, 1e-40)]
-    assert cold[0] == cold[1]
 
 
-@pytest.mark.parametrize("words, room", [("circle " * 600, 64), ("what?", 600)])
-def test_a_conversation_longer_than_the_context_is_refused(pipe, words, room):
-    with pytest.raises(ValueError, match=f"conversation is .* tokens long, expected at most 512 .* less {room}") as e:
-        list(pipe.reply([{"role": "user", "content": words}], max_new_tokens=room))
-    assert "type /reset" in explain(e.value)
 
-
-def test_features_and_pixels(pipe):
-    image, buffers = pipe.features([Image.new("RGB", (20, 50), "red"), Image.new("RGBA", (32, 32))])
-    assert image.shape == (2, 16, 32) and buffers.shape == (2, 2, 32)
+def test_pixels_come_back():
     array = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
     back = np.asarray(to_pictures(to_pixels(array))[0], dtype=int)[..., 0].flatten()
     assert abs(back - np.arange(256)).max() <= 1             # the official rounding is half a level too bright
