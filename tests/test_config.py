@@ -2,12 +2,11 @@
 import dataclasses
 import json
 import math
-import typing
 
 import pytest
 
 from nanoharmon.config import PRESETS, HarmonConfig, MARConfig, from_dict, to_dict
-from nanoharmon.flags import check_fields, check_model, describe_flags, override, parse_value, sections
+from nanoharmon.flags import check_model, describe_flags, override, parse_value, sections
 from nanoharmon.training.recipe import Config
 
 
@@ -34,7 +33,6 @@ def test_config_json_without_a_later_field_is_an_older_one():
 
 @pytest.mark.parametrize("change, message", [
     (lambda values: values["mar"].update(encoder_dim=3), "mar: unknown field .encoder_dim.; did you mean .encoder_"),
-    (lambda values: values["vae"].pop("scale"), "config.json: vae: missing scale"),
     (lambda values: values["mar"].update(head="l2"), "unknown field 'head'")])
 def test_config_json_with_other_fields_names_them_and_their_place(change, message):
     values = to_dict(PRESETS["nano"]())
@@ -45,14 +43,11 @@ def test_config_json_with_other_fields_names_them_and_their_place(change, messag
         from_dict(HarmonConfig, values)
 
 
-# --- flags ------------------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("flags, section, name, value", [
     (["--mar.encoder_depth=6"], "mar", "encoder_depth", 6), (["--vae.scale", "-1e-2"], "vae", "scale", -0.01),
     (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)), (["--vae.ch_mult="], "vae", "ch_mult", ()),
     (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
     (["--llm.tie_word_embeddings", "False"], "llm", "tie_word_embeddings", False),
-    (["--llm.tie_word_embeddings=true"], "llm", "tie_word_embeddings", True),
     (["--vae.ch", "1", "--vae.ch", "2"], "vae", "ch", 2)])
 def test_a_flag_changes_its_field_and_nothing_else(flags, section, name, value):
     config, ref = HarmonConfig(), HarmonConfig()
@@ -65,9 +60,7 @@ def test_a_flag_changes_its_field_and_nothing_else(flags, section, name, value):
 
 @pytest.mark.parametrize("flags, message", [
     (["--mar.encoder_dept=6"], "unknown flag --mar.encoder_dept; did you mean '--mar.encoder_depth'?"),
-    (["--encoder_depth", "6"], "unknown flag --encoder_depth; did you mean '--mar.encoder_depth'?"),
-    (["qqq"], "unknown flag qqq; see"), (["--mar.grid", "--vae.ch", "3"], "--mar.grid needs a value"),
-    (["--vae.ch=1.5"], "--vae.ch: got '1.5', expected"), (["--vae.ch_mult=1,x"], "--vae.ch_mult: got 'x', expected"),
+    (["--mar.grid", "--vae.ch", "3"], "--mar.grid needs a value"), (["--vae.ch=1.5"], "--vae.ch: got '1.5', expected"),
     (["--llm.tie_word_embeddings", "1"], "--llm.tie_word_embeddings: got '1', expected true or false")])
 def test_a_wrong_flag_is_refused_and_the_nearest_is_named(flags, message):
     with pytest.raises(ValueError) as error:
@@ -75,47 +68,30 @@ def test_a_wrong_flag_is_refused_and_the_nearest_is_named(flags, message):
     assert str(error.value).startswith(message)
 
 
-def values_of(f):
-    """Values that a field may have, and values that it may not: below and above its range, and of other types."""
-    kind, low, high = f.type, f.metadata["low"], f.metadata["high"]
-    many = typing.get_origin(kind) is tuple
-    kind = typing.get_args(kind)[0] if many else kind
-    good, bad = {int: ([low, high], [low - 1, high + 1, 1.5, True, "1", None]), bool: ([True], [1, "true", None]),
-                 float: ([low, high], [low / 2 - (low == 0) * 1e-9, high * 1.001, math.nan, "1", True, None]),
-                 str: ([*f.metadata["choices"]] or ["x"], [3, None, *["x"] * bool(f.metadata["choices"])])}[kind]
-    return ([(x,) for x in good], [*((x,) for x in bad), list(good), good[0]]) if many else (good, bad)
-
-
-@pytest.mark.parametrize("name", sections(Config.preset("pico")))
-def test_every_field_has_a_flag_a_help_text_and_a_range(name):
+def test_every_field_has_a_flag_and_a_help_text():
     config = Config.preset("pico")
-    section, text = sections(config)[name], describe_flags(config)
-    for f in dataclasses.fields(section):
-        if dataclasses.is_dataclass(f.type):
-            continue
-        usual = getattr(section, f.name)
-        shown = ",".join(map(str, usual)) if isinstance(usual, tuple) else str(usual)
-        assert f"--{name}.{f.name} {shown}\n        {f.metadata['help']}" in text and len(f.metadata["help"]) > 3
-        assert parse_value(f.type, shown) == usual           # what --help shows can be typed
-        good, bad = values_of(f)
-        for value in [usual, *good]:
-            setattr(section, f.name, value)
-            check_fields(name, section)
-        for value in bad:
-            setattr(section, f.name, value)
-            with pytest.raises(ValueError, match=rf"^{name}\.{f.name} is "):
-                check_fields(name, section)
-        setattr(section, f.name, usual)
+    text = describe_flags(config)
+    for name, section in sections(config).items():
+        for f in dataclasses.fields(section):
+            if dataclasses.is_dataclass(f.type):
+                continue
+            usual = getattr(section, f.name)
+            shown = ",".join(map(str, usual)) if isinstance(usual, tuple) else str(usual)
+            assert f"--{name}.{f.name} {shown}\n        {f.metadata['help']}" in text and len(f.metadata["help"]) > 3
+            assert parse_value(f.type, shown) == usual       # what --help shows can be typed
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("vae.ch_mult", (), "vae.ch_mult is"), ("vae.ch", 33, "multiples of 32"), ("grad_scale", "x", "model.grad_scale"),
+    ("vae.ch_mult", (), "vae.ch_mult is"), ("vae.ch_mult", [1, 2], "vae.ch_mult is"), ("vae.ch", 33, "multiples of 32"),
+    ("vae.ch", True, "vae.ch is"), ("vae.scale", math.nan, "vae.scale is"), ("vae.scale", "1", "vae.scale is"),
+    ("mar.encoder_depth", -1, "mar.encoder_depth is"), ("mar.encoder_depth", 1.5, "mar.encoder_depth is"),
+    ("llm.tie_word_embeddings", 1, "llm.tie_word_embeddings is"), ("mar.mask_ratio", "x", "mar.mask_ratio is"),
     ("mar.encoder_num_heads", 5, "divisor of mar.encoder"), ("mar.decoder_num_heads", 5, "divisor of mar.decoder"),
     ("mar.token_dim", 8, "vae.z_channels is 4, expected mar.token_dim 8"),
     ("llm.hidden_size", 31, "llm.hidden_size is 31"), ("llm.num_key_value_heads", 3, "llm.num_key_value_heads is 3")])
-def test_parts_that_do_not_fit_are_refused(name, value, message):
+def test_values_and_parts_that_do_not_fit_are_refused(name, value, message):
     config = PRESETS["pico"]()
-    *section, name = name.split(".")
-    setattr(getattr(config, section[0]) if section else config, name, value)
+    section, name = name.split(".")
+    setattr(getattr(config, section), name, value)
     with pytest.raises(ValueError, match=message):
         check_model(config)
