@@ -38,20 +38,18 @@ def test_request_to_draw_is_the_official_prompt():
 
 
 @pytest.mark.parametrize("text", [
-    "", "  two  spaces ", "tabs\tand\n\nlines\r\n", "naïve café", "日本語と한국어", "🦊👩‍👩‍👧 emoji", "العربية עברית",
-    "\x00\x7f\ufeff", "".join(map(chr, range(256))), "x" * 1000, TYPED])
+    "", "  two  spaces ", "tabs\tand\n\nlines\r\n", "naïve 日本語 🦊👩‍👩‍👧 العربية", "\x00\x7f\ufeff",
+    "".join(map(chr, range(256))), "x" * 1000, TYPED])
 def test_any_text_survives_the_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def settings_lost(tokenizer, folder):
-    """The same tokenizer from a file that recognises control tokens in text, truncates and pads."""
+    """The same tokenizer from a file that recognises control tokens in text, and truncates."""
     stored = json.loads(tokenizer.inner.to_str())
     for token in stored["added_tokens"]:
         token["special"] = False
     stored["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-    stored["padding"] = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-                         "pad_type_id": 0, "pad_token": "<|endoftext|>"}
     (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
     return Tokenizer.load(folder)
 
@@ -59,8 +57,7 @@ def settings_lost(tokenizer, folder):
 @pytest.mark.parametrize("make", [
     lambda t, _: t, lambda t, _: copy.deepcopy(t), lambda t, _: pickle.loads(pickle.dumps(t)), settings_lost,
     lambda t, folder: t.save(folder / "tokenizer.json") or Tokenizer.load(folder / "tokenizer.json"),
-    lambda *_: Tokenizer.train(TEXTS, 384), lambda *_: characters()],
-    ids="itself copied pickled lost saved again toy".split())
+    lambda *_: characters()], ids="itself copied pickled lost saved toy".split())
 def test_control_tokens_typed_by_a_user_are_text(tokenizer, make, tmp_path):
     t = make(tokenizer, tmp_path)
     specials = {t.pad, t.im_start, t.im_end}
@@ -77,7 +74,7 @@ def test_reading_skips_control_tokens_and_placeholders(tokenizer):
 
 
 def shown(ids):
-    """Ids of the toy tokenizer as text: < and > for im_start and im_end, # for a placeholder, . for no label."""
+    """As text: < and > for im_start and im_end, # for a placeholder, . for no label."""
     return "".join({256: "<", 257: ">", IMAGE: "#", IGNORE: "."}.get(i) or chr(i) for i in ids)
 
 
@@ -92,25 +89,12 @@ def test_labels_are_exactly_the_replies_and_their_ends():
     assert shown(toy.chat([question], reply=False)[0]) == "<user\n###\nred?>\n"
 
 
-def test_frequent_words_become_few_tokens(tokenizer):
-    assert len(tokenizer.encode(" circle")) <= 3 < len(tokenizer.encode(" zyxwv")) and 256 < len(tokenizer) <= 384
-
-
-def changed(change):
-    def content(stored):
-        change(stored)
-        return json.dumps(stored)
-    return content
-
-
-@pytest.mark.parametrize("content, message", [
-    (None, "not a readable tokenizer.json"), (lambda _: "{", "not a readable tokenizer.json"),
-    (lambda _: '{"model": 1}', "not a readable tokenizer.json"),
-    (changed(lambda stored: stored["model"].update(continuing_subword_prefix="pre")), "prefix 'pre', expected none"),
-    (changed(lambda stored: stored["model"]["vocab"].update(ar=1)), "gives 'ar' the id of a control token"),
-    (lambda stored: json.dumps(stored).replace("<|im_end|>", "<|im_over|>"), r"no <\|im_end\|>; expected")])
-def test_a_wrong_file_is_refused_and_named(tokenizer, tmp_path, content, message):
-    if content:
-        (tmp_path / "tokenizer.json").write_text(content(json.loads(tokenizer.inner.to_str())), encoding="utf-8")
+@pytest.mark.parametrize("field, value, message", [
+    ("continuing_subword_prefix", "pre", "prefix 'pre', expected none"), ("vocab", 1, "not a readable tokenizer.json"),
+    ("vocab", {"ar": 1}, "gives 'ar' the id of a control token")])
+def test_a_wrong_file_is_refused_and_named(tokenizer, tmp_path, field, value, message):
+    stored = json.loads(tokenizer.inner.to_str())
+    stored["model"][field] = stored["model"][field] | value if isinstance(value, dict) else value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
     with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}"):
         Tokenizer.load(tmp_path)
