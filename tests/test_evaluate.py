@@ -1,7 +1,6 @@
 """The benchmarks on planted right and wrong answers.     python -m pytest -q tests/test_evaluate.py
 
-Stand-ins for a trained model: artists that draw what is asked, what someone else asked, nothing, or noise; readers that
-answer from what the judge finds. What they score is known before.
+Stand-ins for a trained model: artists that draw what is asked, or something else; readers that use the judge.
 """
 import functools
 import json
@@ -14,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.evals import evaluate, geneval, probe, quality, reading, report
+from nanoharmon.evals import evaluate, geneval, probe, quality, reading
 from nanoharmon.evals.common import fresh_scene, rate, wilson, workers
 from nanoharmon.evals.geneval import draw_scores, match
-from nanoharmon.evals.reading import answer_scores, pope_questions, yes_no_scores
+from nanoharmon.evals.reading import answer_scores, pope_questions
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import DESCRIBE
 from nanoharmon.training.recipe import Config
@@ -26,15 +25,12 @@ from nanoharmon.world.judge import Detected, detect
 from nanoharmon.world.source import ShapesData
 
 SIDE = 48
-
-
 METAS = {meta["prompt"]: meta for task in language.TASKS for unseen in (False, True)
          for meta in language.geneval_prompts(task, 100, 0, unseen)}
 
 
 class Fake:
-    """Looks like a Pipeline to the scorers. draw_one(meta, rng) -> picture; reply(picture, question) -> text;
-    say(meta, rng) -> the text that is then drawn exactly."""
+    """Looks like a Pipeline. draw_one(meta or text, rng) -> picture; reply(picture, question), say(meta, rng) -> str"""
     size, meta, device = SIDE, {}, torch.device("cpu")
 
     def __init__(self, draw_one=None, reply=None, say=None):
@@ -49,9 +45,7 @@ class Fake:
 
     def draw(self, prompts, seed, think=None, **options):
         rng = random.Random(seed)
-        if self.say and not think:
-            return [Image.fromarray(shapes.render(language.parse_description(prompt), SIDE)) for prompt in prompts]
-        return [Image.fromarray(self.draw_one(METAS[prompt], rng)) for prompt in prompts]
+        return [Image.fromarray(self.draw_one(METAS.get(prompt, prompt), rng)) for prompt in prompts]
 
     def answers(self, images, questions, size, max_new_tokens):
         return [self.reply(np.asarray(image), q) for image, q in zip(images, questions)]
@@ -62,14 +56,10 @@ class Fake:
                 for reply, row in zip(self.answers(images, questions, size, 12), candidates)]
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("right, n, low, high", [
-    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)])
-def test_wilson_interval_matches_known_values(right, n, low, high):
-    assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
-    found = rate([True] * right + [False] * (n - right))
-    assert (found["low"], found["high"]) == wilson(right, n) and found["rate"] == right / max(1, n)
+def test_wilson_interval_matches_known_values():
+    for right, n, low, high in (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (0, 0, 0.0, 1.0):
+        found = rate([True] * right + [False] * (n - right))
+        assert (found["low"], found["high"]) == wilson(right, n) == pytest.approx((low, high), abs=1e-4)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -82,14 +72,6 @@ def another_prompts_picture(meta, rng):
     return right_picture(rng.choice([m for m in METAS.values() if m["tag"] == meta["tag"] and m != meta]), rng)
 
 
-def blank(meta, rng):
-    return np.full((SIDE, SIDE, 3), 30, np.uint8)
-
-
-def noise(meta, rng):
-    return np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
-
-
 def test_an_artist_who_draws_what_is_asked_gets_everything():
     results, pictures = draw_scores(Fake(right_picture), n=8, images_per_prompt=2)
     for group, tasks in ("seen", language.TASKS), ("unseen", geneval.COLORED):
@@ -99,18 +81,16 @@ def test_an_artist_who_draws_what_is_asked_gets_everything():
             named = {(item.get("color"), item["class"]) for item in meta["include"]} & shapes.UNSEEN
             assert bool(named) == (group == "unseen") and picture.shape == (SIDE, SIDE, 3)
     assert results["seen"]["overall"]["n"] == 6 * 16 and results["unseen"]["overall"]["n"] == 4 * 4
-    assert "in words " not in report.tables({"geneval": results})
 
 
-@pytest.mark.parametrize("draw_one, reason", [(another_prompts_picture, None), (blank, "missing object"),
-                                              (noise, "unclear object")])
+@pytest.mark.parametrize("draw_one, reason", [
+    (another_prompts_picture, None), (lambda *_: np.full((SIDE, SIDE, 3), 30, np.uint8), "missing object")])
 def test_wrong_pictures_get_nothing(draw_one, reason):
     scores = draw_scores(Fake(draw_one), n=20, images_per_prompt=1, tasks=("counting", "position", "color_attr"),
                          unseen=False)[0]["seen"]
     assert scores["overall"]["rate"] < 0.05
     assert sum(sum(c.values()) for c in scores["reasons"].values()) == 60 - scores["overall"]["right"]
-    if reason:
-        assert set(scores["reasons"]["position"]) == {reason} and scores["shape"]["right"] == 0
+    assert reason is None or set(scores["reasons"]["position"]) == {reason} and scores["shape"]["right"] == 0
 
 
 def test_objects_are_matched_most_alike_first():
@@ -122,18 +102,13 @@ def test_objects_are_matched_most_alike_first():
         (("blue", "cross"), ("red", "cross"))]
 
 
-@pytest.mark.parametrize("scene, low, high", [(language.scene_for, 1, 1),
-                                              (lambda _, rng: shapes.random_scene(rng), 0, 0.1)])
-def test_what_is_said_before_drawing_is_judged_beside_the_picture(scene, low, high):
-    artist = Fake(say=lambda meta, rng: language.describe(scene(meta, rng), rng))
-    results, pictures = draw_scores(artist, n=6, images_per_prompt=1)
-    for found in results.values():
-        assert set(found["words"]) == set(found["reasons"]) | {"overall"}
-        for task, words in found["words"].items():                  # what is said is drawn exactly, so both are right
-            assert words == found[task] or task == "overall"
-        assert low <= found["words"]["overall"]["rate"] <= high
-    assert all(meta["said"] for _, meta, _ in pictures["seen"])
-    assert "seen, in words" in (text := report.tables({"geneval": results})) and "unseen, in words" in text
+def test_what_is_said_before_drawing_is_judged_beside_the_picture():
+    for scene, low, high in (language.scene_for, 1, 1), (lambda _, rng: shapes.random_scene(rng), 0, 0.1):
+        artist = Fake(lambda said, _: shapes.render(language.parse_description(said), SIDE),
+                      say=lambda meta, rng: language.describe(scene(meta, rng), rng))
+        for found in draw_scores(artist, n=6, images_per_prompt=1)[0].values():                  # both alike
+            assert all(words == found[task] for task, words in found["words"].items() if task != "overall")
+            assert low <= found["words"]["overall"]["rate"] <= high
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -144,7 +119,6 @@ def objects_in(data):
 
 
 def oracle(image, question):
-    """Answers from what the judge finds."""
     objects = objects_in(image.tobytes())
 
     def that_are(words):
@@ -170,11 +144,10 @@ def test_a_perfect_reader_gets_everything(unseen):
     scores = answer_scores(Fake(reply=oracle), n=40, unseen=unseen)
     likelier = scores["vqa"].pop("likelihood")
     assert set(scores["vqa"]) == set(likelier) == {"exist", "count", "color", "shape", "relation", "overall"}
-    assert min(v["rate"] for by in (scores["vqa"], likelier) for v in by.values()) >= 0.95
-    assert scores["caption"]["rate"] >= 0.95
+    assert min(v["rate"] for v in (*scores["vqa"].values(), *likelier.values(), scores["caption"])) >= 0.95
     for figures in scores["pope"].values():
-        assert figures["accuracy"]["rate"] >= 0.95 and figures["f1"] >= 0.95 and abs(figures["yes_ratio"] - 0.5) < 0.03
-        assert figures["likelihood"]["rate"] >= 0.95
+        assert min(figures["accuracy"]["rate"], figures["f1"], figures["likelihood"]["rate"]) >= 0.95
+        assert abs(figures["yes_ratio"] - 0.5) < 0.03
 
 
 def test_likelihoods_are_those_of_one_answer_at_a_time(pico):
@@ -186,7 +159,6 @@ def test_likelihoods_are_those_of_one_answer_at_a_time(pico):
     asked = ["is there a ring?", "where is the red circle relative to the blue square?", "what color is it?"]
     choices = [("yes", "no"), tuple(f"{r} it" for r in shapes.RELATIONS), ("a very long answer about it", "red", "r")]
     found = pipe.likelihoods(pictures, asked, choices)
-    assert [len(row) for row in found] == [2, 4, 3]
     for picture, question, texts, row in zip(pictures, asked, choices, found):
         start = pipe.chat_ids([{"role": "user", "content": [None, "\n" + question]}], None, 0)
         for text, value in zip(texts, row):
@@ -197,11 +169,6 @@ def test_likelihoods_are_those_of_one_answer_at_a_time(pico):
                 logs = pipe.model.llm.lm_head(hidden).log_softmax(-1)[range(len(reply)), reply]
             assert value == pytest.approx(logs.sum().item(), abs=1e-4)
         assert max(row) - min(row) > 0.05
-
-
-def test_neither_yes_nor_no_is_wrong():
-    figures = yes_no_scores(["yes", "maybe", "No.", "a circle"], ["yes", "yes", "no", "no"])
-    assert figures["accuracy"]["right"] == 2 and figures["precision"]["rate"] == 1 and figures["recall"]["rate"] == 0.5
 
 
 @pytest.mark.parametrize("sampling", reading.SAMPLINGS)
@@ -230,7 +197,7 @@ def test_scenes_are_none_of_the_training_scenes():
 
 
 def test_results_depend_on_the_seed_only(pico):
-    """Not on the number of processes, nor (for answers) on the batch. Random weights are never right."""
+    """Not on the number of processes, nor (for answers) on the batch."""
     pipe = Pipeline.load(pico)
 
     def everything(pool=None, seed=0):
@@ -245,55 +212,14 @@ def test_results_depend_on_the_seed_only(pico):
         assert everything(pool) == first and other[1] != first[1]
     assert answer_scores(pipe, 4, batch=3) == first[2]
     torch.set_num_threads(threads)
-    for found in first[0]["seen"]["overall"], first[2]["vqa"]["overall"], first[2]["caption"], first[3]["right"]:
-        assert found["rate"] <= 0.05
 
 
-# --- the command and what it shows ------------------------------------------------------------------------------------
-
-def test_the_command_writes_tables_numbers_and_grids(pico, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_numbers_and_grids(pico, tmp_path, monkeypatch):
     monkeypatch.setattr(quality.train_eye, "__defaults__", (3, None))       # steps
-    threads = torch.get_num_threads()
-    evaluate.main(["--ckpt", str(pico), "--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1",
-                   "--out", str(tmp_path)])
+    threads, sizes = torch.get_num_threads(), ["--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1"]
+    evaluate.main(["--ckpt", str(pico), "--out", str(tmp_path), *sizes])
     torch.set_num_threads(threads)
-    said, stored = capsys.readouterr().out, json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert "Wilson" in said and stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
-    assert "seen, likelihood" in said and stored["checkpoint"] == str(pico)
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
     assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
-    assert {p.name for p in tmp_path.glob("*.png")} == {f"geneval_{a}{b}.png" for a in ("seen", "unseen")
-                                                        for b in ("", "_failures")}
-    figures = evaluate.flatten(stored["results"])
-    assert {"geneval/seen/overall", "geneval/unseen/color_attr", "vae/psnr", "pope/seen/random/accuracy",
-            "vqa/seen/overall", "vqa/seen/likelihood/overall", "caption/unseen"} <= set(figures)
-    assert all(isinstance(v, (float, int)) for v in figures.values())
-
-
-def test_the_tables_say_what_went_wrong_in_each_task():
-    drawn = [({"correct": not reason, "reason": reason, "objects": []}, language.geneval_prompts(task, 1, 0)[0], None)
-             for task, reasons in (("colors", ["", "", *geneval.REASONS]), ("position", ["wrong place"] * 3))
-             for reason in reasons]
-    text = report.tables({"geneval": {"seen": geneval.summary(drawn)}}, geneval.REASONS)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert ["colors", "22.2 [6.3, 54.7]"] in rows               # 2 of 9
-    counts = {name: values for name, *values in rows[[row[1] for row in rows].index("colors"):]}
-    assert {name: counts[name] for name in ("", "(right)", "wrong place")} == {
-        "": ["colors", "position"], "(right)": ["2", "0"], "wrong place": ["1", "3"]}
-    assert all(counts[reason] == ["1", "0"] for reason in geneval.REASONS if reason != "wrong place")
-
-
-def test_sheets_frame_right_pictures_green_and_wrong_ones_red_with_what_was_seen(tmp_path):
-    meta = language.geneval_prompts("colors", 1, 0)[0]
-    rows = [(geneval.judge(picture, meta), meta, picture) for picture in (right_picture(meta, random.Random(0)),
-                                                                          blank(0, 0))]
-    report.save_grids(tmp_path, {"seen": rows})
-    sheets = {name: np.asarray(Image.open(tmp_path / f"geneval_seen{name}.png")).astype(int)
-              for name in ("", "_failures")}
-    width = sheets["_failures"].shape[1]                        # one picture: the wrong one
-    assert sheets[""].shape[1] == 2 * width
-    for part, color in ((sheets[""][:, :width], report.RIGHT), (sheets[""][:, width:], report.WRONG),
-                        (sheets["_failures"], report.WRONG)):
-        assert abs(part[2, 20:100] - color).max() < 10          # the frame
-        assert part[160:].min() < 100                           # words under it
-    assert report.saw(rows[0][0]["objects"]) == " ".join((meta["include"][0]["color"], meta["include"][0]["class"]))
-    assert report.saw([]) == "nothing"
+    assert len(list(tmp_path.glob("geneval_*.png"))) == 4                   # of what is right, and of failures
