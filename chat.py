@@ -17,6 +17,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import nanoharmon          # noqa: F401, before torch: it sets how idle threads wait
 import torch
 from tqdm import tqdm
 

@@ -30,6 +30,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nanoharmon          # noqa: F401, before torch: it sets how idle threads wait
 import torch
 from tqdm import tqdm
 

@@ -1,8 +1,20 @@
 """nanoharmon: Harmon (arXiv 2503.21979) in plain PyTorch, small enough to read in an afternoon.
 
 Letters used for shapes throughout: B batch, T text tokens, S image tokens (the h x w latent grid), K visible image
-tokens, U buffer tokens, D MAR width, E LLM width, C channels of a latent token, L length of the LLM's sequence.
+tokens, U buffers, D MAR width, E LLM width, C channels of an image token, L length of the LLM's sequence.
 """
-from .pipeline import Pipeline
+import os
+
+# idle threads sleep instead of spinning: beside one busy program, spinning made drawing up to 60 times slower
+# (docs/HARDWARE.md). Torch reads this when it is imported, so import nanoharmon first; a value that is set already stays
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Pipeline"]
+
+
+def __getattr__(name):
+    """`from nanoharmon import Pipeline` loads torch and the model; what needs neither, such as --help, does not."""
+    if name != "Pipeline":
+        raise AttributeError(f"module 'nanoharmon' has no attribute {name!r}")
+    from .pipeline import Pipeline
+    return Pipeline

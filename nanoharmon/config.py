@@ -1,8 +1,9 @@
 """The sizes of a model: one dataclass per part, and presets that fill them.
 
 Every field is also a flag (flags.py), for instance `--mar.encoder_depth 6`, and carries its help text and the values
-that make sense. The presets: `pico` (tests), `nano` (laptop CPU, the default), `micro` (one consumer GPU),
-`harmon-0.5b` and `harmon-1.5b` (the official models; their numbers are those of wusize/Harmon, configs/models).
+that are accepted. The defaults written here are the official Harmon-0.5B. The presets: `pico` (tests), `nano` (laptop
+CPU, what the scripts start from), `micro` (one consumer GPU), `harmon-0.5b` and `harmon-1.5b` (the official models;
+their numbers are those of wusize/Harmon, configs/models).
 What training adds (stages, optimizer, data) is in training/recipe.py.
 """
 import dataclasses
@@ -11,6 +12,7 @@ import typing
 from dataclasses import dataclass, field
 
 
+# ranges for arg(): they catch mistakes in typing, and do not say what works well
 SHARE = {"low": 0, "high": 1}
 BELOW_1 = {"low": 0, "high": 0.999999}
 POSITIVE = {"low": 1e-12, "high": 1e12}
@@ -32,11 +34,11 @@ class VAEConfig:
     ch_mult: tuple[int, ...] = arg((1, 1, 2, 2, 4), "width of each level, in units of ch; each level halves the size",
                                    high=100)
     num_res_blocks: int = arg(2, "residual blocks per level (one more in the decoder)", **LAYERS)
-    z_channels: int = arg(16, "channels of a latent token")
+    z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
     patch_size: int = arg(1, "fold patches of this many pixels into channels before the first convolution")
     resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
     attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes at which the encoder has attention")
-    scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: MAR's, for KL-16)", **POSITIVE)
+    scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
 
     @property
     def stride(self):
@@ -79,7 +81,7 @@ class MARConfig:
     proj_dropout: float = arg(0.1, "dropout after projections", **BELOW_1)
     diffloss_d: int = arg(6, "residual blocks of the diffusion MLP", **LAYERS)
     diffloss_w: int = arg(1024, "width of the diffusion MLP")
-    diffusion_batch_mul: int = arg(4, "timesteps drawn per token in a training step")
+    diffusion_batch_mul: int = arg(4, "timesteps per token in a training step")
     clip_x0: float = arg(0.0, "while drawing, cut the predicted clean token to +- this; 0 = do not, as official")
 
 
@@ -88,7 +90,7 @@ class HarmonConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mar: MARConfig = field(default_factory=MARConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
-    grad_scale: float = arg(0.1, "scale of the gradient from understanding into the encoder (official: 0.1)")
+    grad_scale: float = arg(0.1, "scale of understanding's gradient into proj_in and encoder (official: 0.1)")
 
 
 def pico():
@@ -104,7 +106,11 @@ def pico():
 
 
 def nano():
-    """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3."""
+    """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
+
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: 99.99 % of all latent numbers are below 5.6.
+    grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
+    """
     return HarmonConfig(
         VAEConfig(ch=64, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, patch_size=8, attn_resolutions=(),
                   scale=1.0),
@@ -146,7 +152,7 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b
 
 # --- dataclass <-> dict -----------------------------------------------------------------------------------------------
 
-# fields that older files have, at the only value that still means something (study.py swaps modules instead)
+# fields that config.json once had: at these values it means a model of today, at any other from_dict refuses it
 RETIRED = (("head", "diffusion"), ("order", "random"), ("separate_encoders", False))
 
 

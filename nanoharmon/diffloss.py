@@ -1,7 +1,7 @@
-"""Diffusion loss (MAR sec. 3.1-3.3): a small MLP that denoises *one* continuous token, given the decoder's output z.
+"""Diffusion loss (MAR sec. 3.1-3.3): a small MLP that denoises *one* continuous token, given the MAR decoder's z.
 
-The transformer says what a token should be (z); this head models the distribution p(token | z), so tokens need no
-codebook. It replaces the softmax + cross-entropy of a discrete autoregressive model.
+The transformer says what a token should be (z); the diffusion MLP models the distribution p(token | z), so tokens need
+no codebook. It replaces the softmax + cross-entropy of a discrete autoregressive model.
 
     z (N, D), token (N, C)  ->  loss per token          training: eps + learned variance, timestep drawn per row
     z (N, D)                ->  token (N, C)            sampling: the reverse chain, with classifier-free guidance
@@ -67,10 +67,10 @@ class FinalLayer(nn.Module):
 class DenoisingMLP(nn.Module):
     """eps and variance of a noisy token: (x (N, C), t (N,), z (N, D)) -> (N, 2C)."""
 
-    def __init__(self, channels, z_channels, width, depth):
+    def __init__(self, channels, z_width, width, depth):
         super().__init__()
         self.time_embed = TimestepEmbedder(width)
-        self.cond_embed = nn.Linear(z_channels, width)
+        self.cond_embed = nn.Linear(z_width, width)
         self.input_proj = nn.Linear(channels, width)
         self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * channels)
@@ -90,15 +90,18 @@ class DenoisingMLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x, t, z):
+        return self.denoise(x, self.time_embed(t) + self.cond_embed(z))
+
+    def denoise(self, x, y):
+        """The same from conditions y (N, width) that are embedded already: time plus z."""
         x = self.input_proj(x.to(self.input_proj.weight.dtype))      # (N, width)
-        y = self.time_embed(t) + self.cond_embed(z)                  # (N, width)
         for block in self.res_blocks:
             x = block(x, y)
         return self.final_layer(x, y).float()                        # (N, 2C), float32 for the diffusion arithmetic
 
 
 class DiffLoss(nn.Module):
-    """The head: loss of tokens given their conditions, and tokens drawn from conditions. `config`: MARConfig."""
+    """The diffusion MLP with its loss and its sampler (the official name is DiffLoss). `config`: MARConfig."""
 
     def __init__(self, config):
         super().__init__()
@@ -108,9 +111,9 @@ class DiffLoss(nn.Module):
         self._spaced = {}                                            # sampling schedules by their steps, made on demand
 
     def forward(self, target, z, t=None, noise=None, generator=None):
-        """Loss per row (N,). target (N, C) clean tokens, z (N, D) their conditions.
+        """Loss per row (N,). target (N, C) clean tokens; z (M, D) their conditions, N/M times in a row ("tiled").
 
-        t (N,) and noise (N, C) are drawn when not given.
+        t (N,) and noise (N, C) are random when not given.
         """
         n, device = target.shape[0], target.device
         if t is None:
@@ -119,32 +122,41 @@ class DiffLoss(nn.Module):
             noise = torch.randn(target.shape, device=device, generator=generator)
         target = target.float()
         x_t = self.train_diffusion.q_sample(target, t, noise)        # (N, C)
-        return self.train_diffusion.loss(self.net(x_t, t, z), target, x_t, t, noise)
+        # embed each timestep once, however many rows have it, and z before it is repeated
+        steps = len(self.train_diffusion)
+        time = self.net.time_embed(torch.arange(steps, device=device))[t] if n > steps else self.net.time_embed(t)
+        y = time + self.net.cond_embed(z).repeat(n // z.shape[0], 1)             # (N, width)
+        return self.train_diffusion.loss(self.net.denoise(x_t, y), target, x_t, t, noise)
 
-    def guided(self, x, t, z, cfg):
-        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); z (2N, D), the conditional rows first.
+    def guided(self, x, y, cfg):
+        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); y (2N, width), the conditional rows first.
 
         The variance is the conditional row's own (not guided), as in the official code.
         """
-        cond, uncond = self.net(x.repeat(2, 1), t.repeat(2), z).chunk(2)         # (N, 2C) each
+        cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)              # (N, 2C) each
         eps = uncond[:, :self.channels] + cfg * (cond[:, :self.channels] - uncond[:, :self.channels])
         return torch.cat([eps, cond[:, self.channels:]], dim=-1)                 # (N, 2C)
 
     @torch.no_grad()
-    def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None):
-        """Draw tokens. z (N, D) -> (N, C); with cfg != 1, z is (2N, D), conditional rows first, and N rows come back.
+    def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None):
+        """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
-        randn(shape) is the source of noise: called for the initial noise first, then once per step.
+        guided: by default, whether cfg != 1; a growing cfg may pass through 1. randn(shape) is the source of noise:
+        called for the initial noise first, then once per diffusion step.
         """
         if steps not in self._spaced:
             self._spaced[steps] = Diffusion(int(steps))
         diffusion = self._spaced[steps]
-        n = z.shape[0] if cfg == 1.0 else z.shape[0] // 2
+        guided = cfg != 1.0 if guided is None else guided
+        n = z.shape[0] // 2 if guided else z.shape[0]
         if randn is None:
             def randn(shape):
                 return torch.randn(shape, device=z.device, generator=generator)
 
+        z = self.net.cond_embed(z)                                   # the same in every step: embedded once
+
         def network(x, t):
-            return self.net(x, t, z) if cfg == 1.0 else self.guided(x, t, z, cfg)
+            y = self.net.time_embed(t[:1]) + z                       # all rows have the same timestep
+            return self.guided(x, y, cfg) if guided else self.net.denoise(x, y)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)

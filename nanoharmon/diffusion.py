@@ -1,14 +1,14 @@
 """Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
 
-DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, hybrid loss
-eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset of the official 870-line
-`gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers (tests/test_diffusion.py).
+DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
+added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset of the official
+870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers (tests/test_diffusion.py).
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep.
 A network output is (N, 2C): the predicted noise eps | the variance interpolation v in about [-1, 1].
 
-Kept quirks of the official code: the variational bound is in bits, is not rescaled, and gives no gradient to eps.
-Left out: every other way to respace the timesteps but an even one, other schedules, other parametrisations.
+Kept quirks of the official code: the variational bound is in bits, is added with weight 1 (eq. 16 has 0.001), and gives
+no gradient to eps. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
 """
 import math
 
@@ -91,8 +91,8 @@ class Diffusion:
     def predict_x0(self, x_t, t, eps, clip=0.0):
         """The x_0 that eps implies, cut to [-clip, clip] if clip > 0.
 
-        Its error is that of eps times sqrt(1/ac - 1), which is 2e4 at t = 999: a head that was trained only for minutes
-        starts every chain far outside of the data unless x_0 is cut. The official models do without.
+        Its error is that of eps times sqrt(1/ac - 1), which is 2e4 at t = 999: a network that was trained only for
+        minutes starts every chain far outside of the data unless x_0 is cut. The official models do without.
         """
         x0 = self.at("sqrt_recip_alphas_cumprod", t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t) * eps
         return x0.clamp(-clip, clip) if clip else x0
@@ -118,7 +118,7 @@ class Diffusion:
         return mse + self.variational_bound(torch.cat([eps.detach(), v], dim=-1), x0, x_t, t)
 
     def variational_bound(self, output, x0, x_t, t):
-        """KL(q(x_{t-1} | x_t, x_0) || p) per token in bits; at t = 0 the decoder's negative log-likelihood."""
+        """KL(q(x_{t-1} | x_t, x_0) || p) per token in bits; at t = 0, -log p(x_0 | x_1)."""
         true_mean, true_logvar = self.q_posterior(x0, x_t, t)
         mean, logvar, _ = self.p_mean_variance(output, x_t, t)
         kl = 0.5 * (logvar - true_logvar - 1 + torch.exp(true_logvar - logvar)
@@ -128,10 +128,10 @@ class Diffusion:
 
     # --- sampling --------------------------------------------------------------------------------------------------
 
-    def sample(self, network, x, randn, temperature=1.0, sampler="ddpm", clip=0.0):
+    def sample(self, network, x, noise_like, temperature=1.0, sampler="ddpm", clip=0.0):
         """Run the reverse chain. network(x, t) -> (N, 2C) with t in original timesteps; x (N, C) is the initial noise.
 
-        randn(x) gives noise like x for one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
+        noise_like(x) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
         "dpm++" second order multistep (good from about 15 steps). temperature scales ddpm's noise, nothing else.
         clip: see `predict_x0`.
         """
@@ -143,7 +143,7 @@ class Diffusion:
             output = network(x, torch.full_like(t, self.timestep_map[i]))
             if sampler == "ddpm":
                 mean, logvar, _ = self.p_mean_variance(output, x, t, clip)
-                noise = randn(x)                     # drawn at the last step too, though not used: as official
+                noise = noise_like(x)                # drawn at the last step too, though not used: as official
                 x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
                 continue
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
@@ -167,7 +167,11 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 def discretized_log_likelihood(x, mean, log_std):
-    """log P of the 1/255-wide bin around x under N(mean, std), in nats; open-ended beyond +-0.999."""
+    """log P of the bin x +- 1/255 under N(mean, std), in nats; open-ended beyond +-0.999.
+
+    Made for 8-bit pixels in [-1, 1]. Latents are neither, but the official code uses it; only the variance at t = 0
+    learns from it.
+    """
     def cdf(u):                                      # the official tanh approximation of the normal cdf
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
     centered, inv_std = x - mean, torch.exp(-log_std)

@@ -4,7 +4,7 @@ The same encoder serves two tasks:
 
     understanding   picture -> latents -> MAR encoder, *nothing hidden* -> proj_in -> LLM -> text
     generation      picture so far -> MAR encoder, hidden tokens dropped -> proj_in -> LLM after the prompt -> proj_out,
-                    added to the encoder's output -> MAR decoder -> z at the hidden places -> diffusion head -> latents
+                    added to the encoder's output -> MAR decoder -> z at the hidden places -> diffusion MLP -> latents
 
 What to know about the order of tokens (sec. 3 and the official code): the MAR encoder has its U buffers in *front* of
 the image tokens. For the LLM they move to the *end*, where causal attention lets them see the prompt and all visible
@@ -12,9 +12,10 @@ tokens; after the LLM they move back to the front. 2-D positions come from the M
 image is a plain sequence that continues the text.
 
 Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MAR width, E LLM width, C channels of an
-image token, L sequence length in the LLM. Four names for four tensors: `latents` are image tokens (B, S, C), `encoded`
-the MAR encoder's output (B, U+K, D), `embeds` what the LLM reads (B, L, E), `z` the MAR decoder's output (B, S, D).
-Parameter names are the official ones (`vae. mar. llm. proj_in. proj_out.`), so that official weights load strictly.
+image token, L sequence length in the LLM. Five names for five tensors: `latents` are image tokens (B, S, C), `encoded`
+is the MAR encoder's output (B, U+K, D), `embeds` what the LLM reads (B, L, E), of text or of a picture, `summed` the
+encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output (B, S, D). Parameter names are the official
+ones (`vae. mar. llm. proj_in. proj_out.`), so that official weights load strictly.
 """
 import torch
 from torch import nn
@@ -25,8 +26,9 @@ from .tokenizer import IMAGE
 from .vae import VAE
 
 
-def projector(d_in, d_out, d_last):
-    return nn.Sequential(nn.Linear(d_in, d_out), nn.SiLU(), nn.Linear(d_out, d_last))
+def projector(d_in, d_middle, d_out):
+    """Two linear layers: d_in -> d_middle -> d_out."""
+    return nn.Sequential(nn.Linear(d_in, d_middle), nn.SiLU(), nn.Linear(d_middle, d_out))
 
 
 class Harmon(nn.Module):
@@ -56,20 +58,22 @@ class Harmon(nn.Module):
         return encoded, torch.cat([embeds[:, U:], embeds[:, :U]], dim=1)         # buffers to the end
 
     def through_llm(self, encoded, embeds, text, is_real, cache=None):
-        """Let the LLM read [text | picture so far] and add what it makes of it to the encoder's output.
+        """Let the LLM read [text | picture so far]; add its last hidden states of the picture to the encoder's output.
 
         encoded (B, U+K, D) and embeds (B, K+U, E) from `see`; text (B, T, E), right-padded, is_real (B, T). With a
-        cache that holds the text already, `text` is None. Returns (B, U+K, D), buffers first.
+        cache that holds the text already, `text` is None. Returns summed (B, U+K, D), buffers first: through them the
+        prompt reaches the decoder even when no image token is visible.
         """
         n, U = embeds.shape[1], self.config.mar.buffer_size                      # n = K + U
         is_real = torch.cat([is_real.bool(), is_real.new_ones(embeds.shape[:2], dtype=torch.bool)], dim=1)   # (B, T+n)
-        positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)              # of the image: on after the real text
+        # padding does not count: the picture's positions go on from the last real text token
+        positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)              # (B, T+n)
         if cache is None:
-            hidden = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real)
+            states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real)
         else:
-            hidden = self.llm.model(embeds, positions[:, -n:], is_real, cache)
-        hidden = self.proj_out(hidden[:, -n:])                                   # (B, K+U, D)
-        return encoded + torch.cat([hidden[:, n - U:], hidden[:, :n - U]], dim=1)          # buffers back to the front
+            states = self.llm.model(embeds, positions[:, -n:], is_real, cache)
+        states = self.proj_out(states[:, -n:])                                   # (B, K+U, D)
+        return encoded + torch.cat([states[:, n - U:], states[:, :n - U]], dim=1)          # buffers back to the front
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -78,45 +82,45 @@ class Harmon(nn.Module):
         """Diffusion loss of the hidden tokens given the prompt and the visible ones. A scalar.
 
         latents (B, S, C) of the picture; ids (B, T) the prompt, right-padded; is_real (B, T). split: (visible, hidden)
-        indices; split, t and noise are drawn when not given (order_generator lives on the host, generator on device;
-        hide_all: see random_split).
+        indices; split, t and noise are random when not given: order_generator, on the host, decides which tokens are
+        hidden, and how many; generator, on the device, the rest. hide_all: see random_split.
         """
         visible, hidden = split or random_split(self.config.mar, *latents.shape[:2], latents.device, order_generator,
                                                 hide_all)
         encoded, embeds = self.see(latents, visible, grid)                       # (B, U+K, D), (B, K+U, E)
-        encoded = self.through_llm(encoded, embeds, self.llm.embed(ids), is_real)          # (B, U+K, D)
-        z = self.mar.decode(encoded, visible, grid)                              # (B, S, D)
+        summed = self.through_llm(encoded, embeds, self.llm.embed(ids), is_real)           # (B, U+K, D)
+        z = self.mar.decode(summed, visible, grid, hidden)                       # (B, S-K, D)
         return self.mar.loss(z, latents, hidden, t, noise, generator)
 
     def understanding_loss(self, latents, ids, labels, is_real, label_index=None, grid=None):
         """Cross-entropy of the replies, given whole pictures. A scalar.
 
         latents (N, S, C) of the N pictures in the order of their placeholders (None = text only); ids (B, L) with IMAGE
-        at the S+U places of each picture; labels (B, L): ids of the replies, -100 elsewhere; is_real (B, L).
+        at the S+U places of each picture; labels (B, L): ids of the replies, -100 elsewhere; padding is at the end.
         """
         embeds = self.embed_with_images(latents, ids, grid, self.config.grad_scale)        # (B, L, E)
-        hidden = self.llm.model(embeds, is_real=is_real)                         # (B, L, E)
-        return self.llm.loss(hidden, labels, label_index)
+        return self.llm.loss(embeds, labels, label_index)
 
     def embed_with_images(self, latents, ids, grid=None, grad_scale=1.0):
         """Text embeddings of ids (B, L) with the pictures' embeddings in the IMAGE places -> (B, L, E).
 
-        grad_scale: of the gradient into the encoder, 0.1 in the official code, so that text does not spoil it.
+        grad_scale: of the gradient into proj_in and the encoder, 0.1 in the official code.
         """
         embeds = self.llm.embed(ids.clamp(min=0))                                # (B, L, E)
         if latents is None:
             return embeds
-        image = self.see(latents, None, grid)[1]                                 # (N, S+U, E)
+        pictures = self.see(latents, None, grid)[1]                              # (N, S+U, E)
         if grad_scale != 1.0:
-            image = image.detach() + grad_scale * (image - image.detach())       # same value, scaled gradient
-        return embeds.masked_scatter((ids == IMAGE).unsqueeze(-1), image.to(embeds.dtype))
+            pictures = pictures.detach() + grad_scale * (pictures - pictures.detach())     # same value, scaled gradient
+        return embeds.masked_scatter((ids == IMAGE).unsqueeze(-1), pictures.to(embeds.dtype))
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, generator=None, order_generator=None,
              **options):
-        """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow.
+        """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
+        ("Generate an image.", which caption_drop has taught the model to draw from).
 
         grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
         sampler, latents and known (in-painting), on_step: see MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
@@ -130,9 +134,9 @@ class Harmon(nn.Module):
         self.llm.model(self.llm.embed(ids), is_real=is_real.bool(), cache=cache)
         cache.append = False                                                     # the picture changes in each iteration
 
-        def predict(latents, visible):
+        def predict(latents, visible, drawn):
             encoded, embeds = self.see(latents, visible, grid)   # the same for both halves of the guided batch
             copies = rows // B
-            encoded = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
-            return self.mar.decode(encoded, visible.repeat(copies, 1), grid)     # (rows, S, D)
+            summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
+            return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))    # (rows, m, D)
         return self.mar.draw(predict, orders, iters, cfg, generator=generator, **options)

@@ -1,9 +1,9 @@
-"""MAR: a masked autoregressive image model over continuous tokens (arXiv 2406.11838), the half of Harmon that draws.
+"""MAR: a masked autoregressive image model over continuous tokens (arXiv 2406.11838).
 
-An MAE-like pair: the *encoder* sees buffers and the visible image tokens only (hidden ones are dropped, not replaced);
-the *decoder* puts a mask token at every hidden place and says there what the token should be, as a vector z, from which
-the diffusion loss (diffloss.py) learns or draws the token. Drawing starts with everything hidden and uncovers tokens in
-random order.
+Harmon uses its encoder for both tasks, its decoder and its diffusion MLP only to draw. An MAE-like pair: the *encoder*
+sees buffers and the visible image tokens only (hidden ones are left out, not replaced); the *decoder* puts a mask token
+at every hidden place and says there what the token should be, as a vector z, from which the diffusion MLP (diffloss.py)
+draws the token, or in training learns it. Drawing starts with everything hidden and uncovers tokens in random order.
 
     latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
 
@@ -12,9 +12,10 @@ All pictures of a batch hide the same number, so every shape is known on the hos
 (The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
 
 Why buffers: with everything hidden the encoder would have no input at all. The U buffers are tokens that are always
-there: they carry the condition (a class; in Harmon nothing, the prompt comes from the LLM) and give the blocks room to
-compute in. Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP
-that learns from it, so each z is used several times.
+there, and they carry the condition. In MAR a class embedding goes into them before the encoder. In Harmon nothing goes
+in there, but what the LLM says is added to their outputs (harmon.py, `through_llm`): when everything is hidden, they
+alone bring the prompt to the decoder. Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs
+far more than the small MLP that learns from it, so each z is used several times.
 
 This file also holds MAR's own use, drawing from class labels (`class_loss`, `class_sample`): the stage `mar` of
 train.py, and what the official MAR checkpoints do. Names of parameters are the official ones.
@@ -27,33 +28,34 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-from .attention import attention
+from .attention import attention, dropout
 from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
     def __init__(self, dim, heads, attn_dropout, proj_dropout):
         super().__init__()
-        self.heads, self.attn_dropout = heads, attn_dropout
+        self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_dropout)
 
-    def forward(self, x):                                            # (B, L, D)
-        B, L, D = x.shape
-        # b l (three heads d) -> three b heads l d
-        q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)   # (B, heads, L, d)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, L, D)))
+    def forward(self, x, asking):                                    # (B, L, D), and those that ask: (B, m, D)
+        (B, L, D), m = x.shape, asking.shape[1]
+        # the official qkv in two: b m (heads d) -> b heads m d, and b l (two heads d) -> two b heads l d
+        q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, m, self.heads, -1).transpose(1, 2)
+        k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # (B, heads, m, d)
+        return dropout(self.proj(x.transpose(1, 2).reshape(B, m, D)), self.proj_dropout if self.training else 0.0)
 
 
 class Mlp(nn.Module):
     def __init__(self, dim, hidden, dropout):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, x):
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))   # exact (erf) GELU
+        p = self.dropout if self.training else 0.0
+        return dropout(self.fc2(dropout(F.gelu(self.fc1(x)), p)), p)             # exact (erf) GELU
 
 
 class Block(nn.Module):
@@ -65,8 +67,11 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, config.attn_dropout, config.proj_dropout)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, places=None):
+        """x (B, L, D) -> (B, L, D); with places (B, m), only those rows of it are computed: (B, m, D)."""
+        h = self.norm1(x)                                            # (B, L, D)
+        asking = h if places is None else take(h, places)            # (B, m, D)
+        x = (x if places is None else take(x, places)) + self.attn(h, asking)
         return x + self.mlp(self.norm2(x))
 
 
@@ -77,10 +82,11 @@ class MAR(nn.Module):
         super().__init__()
         self.config = config
         D_enc, D_dec, U, S = config.encoder_embed_dim, config.decoder_embed_dim, config.buffer_size, config.grid ** 2
-        # the condition of "no class", in the official name: it fills every buffer when there is no class, in Harmon
-        # always. The U buffers then differ only by their position embeddings.
+        # official name, but no latent: the learned vector that is put into every buffer when there is no class. In
+        # Harmon there never is one, so the U buffers differ only by their position embeddings.
         self.fake_latent = nn.Parameter(torch.zeros(1, D_enc))
         self.class_emb = nn.Embedding(config.class_num, D_enc)
+        # official name; "z" is here the latents, not the decoder's output
         self.z_proj, self.z_proj_ln = nn.Linear(config.token_dim, D_enc), nn.LayerNorm(D_enc, eps=1e-6)
         self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, U + S, D_enc))
         self.encoder_blocks = nn.ModuleList(
@@ -93,7 +99,7 @@ class MAR(nn.Module):
         self.decoder_blocks = nn.ModuleList(
             Block(D_dec, config.decoder_num_heads, config) for _ in range(config.decoder_depth))
         self.decoder_norm = nn.LayerNorm(D_dec, eps=1e-6)
-        # the head sees one z at a time and has no attention: what place it is for must be said once more
+        # the diffusion MLP sees one z at a time and has no attention: what place it is for must be said once more
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, S, D_dec))
 
         self.checkpointing = False                   # recompute each block in backward: less memory
@@ -111,38 +117,40 @@ class MAR(nn.Module):
 
     # --- positions -------------------------------------------------------------------------------------------------
 
-    def pos_embed(self, table, grid, buffers):
-        """A learned position table (1, [U +] S, D) for another grid (h, w): its image part is resized bilinearly."""
+    def pos_embed(self, table, grid, n_buffers):
+        """A position table (1, n_buffers + S, D) for another grid (h, w): its image part is resized bilinearly."""
         native = self.config.grid
         if grid in (None, (native, native)):
             return table
-        head, image = table[:, :buffers], table[:, buffers:]
-        image = image.transpose(1, 2).unflatten(2, (native, native))             # 1 (h w) d -> 1 d h w
-        image = F.interpolate(image.float(), size=grid, mode="bilinear").to(table.dtype)
-        return torch.cat([head, image.flatten(2).transpose(1, 2)], dim=1)        # (1, [U +] h*w, D)
+        first, places = table[:, :n_buffers], table[:, n_buffers:]
+        places = places.transpose(1, 2).unflatten(2, (native, native))           # 1 (h w) d -> 1 d h w
+        places = F.interpolate(places.float(), size=grid, mode="bilinear").to(table.dtype)
+        return torch.cat([first, places.flatten(2).transpose(1, 2)], dim=1)      # (1, n_buffers + h*w, D)
 
     @torch.no_grad()
     def resize_positions(self, grid):
-        """Make grid x grid the native size: the tables become what `pos_embed` gives there, and are trained as such.
+        """Make grid x grid the native size: replace each table by its interpolation, which is then trained directly.
 
         The official code never does this; at 512 px it goes on training the 16 x 16 table through the interpolation.
-        Of the nano preset's nine positions, 36 interpolated ones would be hard to tell apart.
+        But 36 positions that are interpolated from nano's nine would be hard to tell apart.
         """
         U = self.config.buffer_size
-        for name, buffers in (("encoder_pos_embed_learned", U), ("decoder_pos_embed_learned", U),
-                              ("diffusion_pos_embed_learned", 0)):
-            table = self.pos_embed(getattr(self, name), (grid, grid), buffers)
+        for name, n_buffers in (("encoder_pos_embed_learned", U), ("decoder_pos_embed_learned", U),
+                                ("diffusion_pos_embed_learned", 0)):
+            table = self.pos_embed(getattr(self, name), (grid, grid), n_buffers)
             setattr(self, name, nn.Parameter(table.clone()))
         self.config.grid = grid
 
     # --- encoder and decoder ---------------------------------------------------------------------------------------
 
-    def run_blocks(self, blocks, x):
-        for block in blocks:
+    def run_blocks(self, blocks, x, places=None):
+        """x (B, L, D) through all blocks; places (B, m): the rows of the last block's output that are wanted."""
+        for i, block in enumerate(blocks):
+            wanted = places if i == len(blocks) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, wanted, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, wanted)
         return x
 
     def encode(self, latents, visible=None, grid=None, condition=None):
@@ -162,31 +170,38 @@ class MAR(nn.Module):
         x = self.z_proj_ln(torch.cat([buffers, x], dim=1))                       # (B, U+K, D)
         return self.encoder_norm(self.run_blocks(self.encoder_blocks, x))
 
-    def decode(self, encoded, visible=None, grid=None):
-        """Encoder output (B, U+K, D) -> z (B, S, D): at every place, what the diffusion loss is conditioned on."""
-        U = self.config.buffer_size
+    def decode(self, encoded, visible=None, grid=None, places=None):
+        """Encoder output, in Harmon plus what the LLM adds, (B, U+K, D) -> z (B, S, D): the diffusion MLP's condition.
+
+        D is the encoder's width before `decoder_embed` and the decoder's after it (all presets have them equal).
+
+        places (B, m): only there, (B, m, D); the last block then computes nothing that nobody reads.
+        """
+        B, U = encoded.shape[0], self.config.buffer_size
         x = self.decoder_embed(encoded)                                          # (B, U+K, D)
         pos = self.pos_embed(self.decoder_pos_embed_learned, grid, U)            # (1, U+S, D)
         if visible is not None:
-            B, S, D = x.shape[0], pos.shape[1] - U, x.shape[2]
-            image = self.mask_token.to(x.dtype).expand(B, S, D)                  # a mask token everywhere, then
-            image = image.scatter(1, visible.unsqueeze(-1).expand(-1, -1, D), x[:, U:])    # the visible ones over it
-            x = torch.cat([x[:, :U], image], dim=1)                              # (B, U+S, D)
-        x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x + pos))[:, U:]        # (B, S, D)
-        return x + self.pos_embed(self.diffusion_pos_embed_learned, grid, 0)
+            S, D = pos.shape[1] - U, x.shape[2]
+            canvas = self.mask_token.to(x.dtype).expand(B, S, D)                 # a mask token everywhere, then
+            canvas = canvas.scatter(1, visible.unsqueeze(-1).expand(-1, -1, D), x[:, U:])  # the visible ones over it
+            x = torch.cat([x[:, :U], canvas], dim=1)                             # (B, U+S, D)
+        pos_z = self.pos_embed(self.diffusion_pos_embed_learned, grid, 0)        # (1, S, D)
+        if places is None:
+            return self.decoder_norm(self.run_blocks(self.decoder_blocks, x + pos))[:, U:] + pos_z
+        x = self.run_blocks(self.decoder_blocks, x + pos, U + places)            # (B, m, D)
+        return self.decoder_norm(x) + take(pos_z.expand(B, -1, -1), places)
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def loss(self, z, latents, hidden, t=None, noise=None, generator=None):
-        """Diffusion loss on the hidden tokens, a scalar. z (B, S, D), latents (B, S, C), hidden (B, S-K) indices.
+        """Diffusion loss of the hidden tokens, a scalar. hidden (B, S-K): places, z (B, S-K, D), latents (B, S, C).
 
         Every token is used `diffusion_batch_mul` times, with another timestep and noise each.
         t (mul*B*(S-K),) and noise likewise, in that tiled order, are drawn if None.
         """
         mul = self.config.diffusion_batch_mul
         target = take(latents, hidden).flatten(0, 1).repeat(mul, 1)              # (mul*B*(S-K), C)
-        z = take(z, hidden).flatten(0, 1).repeat(mul, 1)                         # (mul*B*(S-K), D)
-        return self.diffloss(target, z, t, noise, generator).mean()
+        return self.diffloss(target, z.flatten(0, 1), t, noise, generator).mean()
 
     def class_loss(self, latents, labels, generator=None, order_generator=None, grid=None):
         """MAR's own training step: latents (B, S, C), labels (B,), -1 = none. A share is dropped, for guidance."""
@@ -195,7 +210,7 @@ class MAR(nn.Module):
         condition = self.class_emb(labels.clamp(min=0))                          # (B, D)
         drop = torch.rand(B, 1, device=latents.device, generator=generator) < self.config.label_drop_prob
         condition = torch.where(drop & self.training | (labels < 0)[:, None], self.fake_latent, condition)
-        z = self.decode(self.encode(latents, visible, grid, condition), visible, grid)     # (B, S, D)
+        z = self.decode(self.encode(latents, visible, grid, condition), visible, grid, hidden)       # (B, S-K, D)
         return self.loss(z, latents, hidden, generator=generator)
 
     # --- drawing ---------------------------------------------------------------------------------------------------
@@ -203,12 +218,15 @@ class MAR(nn.Module):
     @torch.no_grad()
     def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
              **sampler):
-        """Uncover tokens in `iters` steps: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
+        """Uncover tokens in `iters` iterations: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
 
-        predict(latents, visible) -> z (B or 2B, S, D): doubled, conditional rows first, when cfg != 1.
+        predict(latents, visible, drawn) -> z (B or 2B, m, D) at the places drawn (B, m): doubled, conditional rows
+        first, when cfg != 1.
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
-        latents (B, S, C) and known (B, S-n): a picture of which only n tokens are drawn anew (in-painting).
-        on_step(latents, visible) is called after every step (progress bars, GIFs). **sampler: see DiffLoss.sample.
+        cfg: strength of guidance, 1 = none; cfg_schedule: "constant", or "linear" in the share of uncovered tokens,
+        from about 1 to almost cfg. For in-painting: latents (B, S, C), a picture, and known (B, S-n), the places that
+        keep their token. on_step(latents, visible) is called after every iteration (progress bars, GIFs). **sampler:
+        see DiffLoss.sample.
         """
         B, n = orders.shape
         if latents is None:
@@ -220,11 +238,10 @@ class MAR(nn.Module):
                 continue                             # more iterations than tokens: nothing to draw in this one
             visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
             drawn = orders[:, n_next:n_now].sort(dim=1).values                   # (B, m), m = n_now - n_next
-            # "linear" grows from 1 to cfg; max(1, ...): the official count after the last step is 1, not 0
+            # max(1, ...): as official, where one token counts as hidden even after the last iteration
             scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
-            z = predict(latents, visible)                                        # (B or 2B, S, D)
-            z = take(z, drawn.repeat(z.shape[0] // B, 1)).flatten(0, 1)          # (B*m or 2B*m, D)
-            new = self.diffloss.sample(z, cfg=scale if cfg != 1.0 else 1.0, **sampler)     # (B*m, C)
+            z = predict(latents, visible, drawn).flatten(0, 1)                   # (B*m or 2B*m, D)
+            new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampler)         # (B*m, C)
             new = new.unflatten(0, (B, -1)).to(latents.dtype)                    # (B, m, C)
             latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
             if on_step is not None:
@@ -247,10 +264,10 @@ class MAR(nn.Module):
         if cfg != 1.0:
             condition = torch.cat([condition, nothing])                          # (2B, D)
 
-        def predict(latents, visible):
+        def predict(latents, visible, drawn):
             copies = len(condition) // B
-            latents, visible = latents.repeat(copies, 1, 1), visible.repeat(copies, 1)
-            return self.decode(self.encode(latents, visible, grid, condition), visible, grid)
+            latents, visible, drawn = latents.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
+            return self.decode(self.encode(latents, visible, grid, condition), visible, grid, drawn)
         return self.draw(predict, orders, iters, cfg, cfg_schedule, generator=generator, **options)
 
 
@@ -265,10 +282,10 @@ def random_orders(B, S, device, generator=None):
 
 
 def unmasking_schedule(S, iters):
-    """How many tokens are hidden before each step and after the last: iters+1 numbers from S down to 0.
+    """How many tokens are hidden before each iteration and after the last: iters+1 numbers from S down to 0.
 
     Cosine (MaskGIT, arXiv 2202.04200): few tokens at first, many at the end; at least one stays hidden until the last
-    step, and at least one is drawn in each step until the tokens run out.
+    iteration, and at least one is drawn in each until the tokens run out.
     """
     counts = [S]
     for i in range(iters):
@@ -277,7 +294,7 @@ def unmasking_schedule(S, iters):
     return counts
 
 
-def draw_mask_ratio(config, u):
+def mask_ratio_at(config, u):
     """Share of hidden tokens for a uniform number u in [0, 1).
 
     "truncnorm": the official normal(1, 0.25) cut to [mask_ratio_min, 1], by its inverse cdf. "cosine": cos(pi/2 u), the
@@ -297,7 +314,7 @@ def random_split(config, B, S, device, generator=None, hide_all=0.0):
     batches with everything hidden, beside those that the ratio's distribution gives.
     """
     u = torch.rand((), generator=generator).item()
-    ratio = 1.0 if u < hide_all else draw_mask_ratio(config, (u - hide_all) / (1 - hide_all))
+    ratio = 1.0 if u < hide_all else mask_ratio_at(config, (u - hide_all) / (1 - hide_all))
     n_hidden = min(S, max(1, math.ceil(S * ratio)))
     orders = random_orders(B, S, "cpu", generator).to(device, non_blocking=True)            # (B, S)
     return orders[:, n_hidden:].sort(dim=1).values, orders[:, :n_hidden].sort(dim=1).values

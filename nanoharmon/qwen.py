@@ -89,7 +89,8 @@ class SelfAttention(nn.Module):
         if self.kv_heads < self.heads:                               # query head h reads kv head h // group
             group = self.heads // self.kv_heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
-        x = attention(q, k, v, may_attend)                           # (B, heads, L, d)
+        # without a mask the order in the sequence decides, unless L is 1: the newest sees all
+        x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
         return self.o_proj(x.transpose(1, 2).reshape(B, L, -1))
 
 
@@ -113,8 +114,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, rope, may_attend, cache, layer):
+    def forward(self, x, rope, may_attend, cache, layer, rows=None):
+        """x (B, L, E) -> (B, L, E); with rows (N,), flat indices into B*L, only those of it: (N, E)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, may_attend, cache, layer)
+        x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -129,12 +132,13 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.checkpointing = False                                   # recompute each layer in backward: less memory
 
-    def forward(self, embeds, positions=None, is_real=None, cache=None):
-        """embeds (B, L, E) -> last hidden states (B, L, E), after the final norm.
+    def forward(self, embeds, positions=None, is_real=None, cache=None, rows=None):
+        """embeds (B, L, E) -> last hidden states (B, L, E), after the final norm; with rows (N,), flat indices into
+        B*L, only those that somebody reads, (N, E).
 
         positions (B, L): rotary positions, default past, past+1, ...; is_real (B, past + L) bool: False = padding,
         attended by nobody; cache: a KVCache holding `past` tokens, extended in place.
-        Causality goes by index in the sequence, rotation by position.
+        The causal mask compares indices, the rotary angle uses `positions`: they differ where there is padding.
         """
         B, L, _ = embeds.shape
         past = len(cache) if cache is not None else 0
@@ -145,18 +149,21 @@ class Transformer(nn.Module):
         may_attend = causal_mask(past, L, is_real, embeds.device)
         x = embeds
         for i, layer in enumerate(self.layers):
+            wanted = rows if i == len(self.layers) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(layer, x, rope, may_attend, cache, i, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(layer, x, rope, may_attend, cache, i, wanted, use_reentrant=False)
             else:
-                x = layer(x, rope, may_attend, cache, i)
+                x = layer(x, rope, may_attend, cache, i, wanted)
         return self.norm(x)
 
 
 def causal_mask(past, L, is_real, device):
-    """Who may attend to whom, bool, True = may: (L, past + L), or (B, 1, L, past + L) with padding.
+    """Who may attend to whom, bool, True = may: (L, past + L), with padding (B, 1, L, past + L); None = plain causal.
 
     A position may always attend to itself, also when it is padding, so that no row of the softmax is empty.
     """
+    if is_real is None and (past == 0 or L == 1):
+        return None                                  # attention's own causal order, which needs no mask
     query = torch.arange(past, past + L, device=device)[:, None]                 # (L, 1)
     key = torch.arange(past + L, device=device)                                  # (past + L,)
     if is_real is None:
@@ -193,17 +200,18 @@ class Qwen(nn.Module):
         """Token ids (B, L) -> logits (B, L, V), float32."""
         return self.lm_head(self.model(self.embed(ids), positions, is_real, cache)).float()
 
-    def loss(self, hidden, labels, label_index=None):
+    def loss(self, embeds, labels, label_index=None):
         """Cross-entropy of the next token, averaged over all supervised positions of the batch.
 
-        hidden (B, L, E); labels (B, L): the id at each supervised position, -100 elsewhere; position t is predicted
-        from t-1. label_index (N,): the flat positions in labels[:, 1:] that are supervised, precomputed on the host,
-        since asking the GPU would stall it. Logits are computed for those positions only.
+        embeds (B, L, E), padded at the end, where causal order keeps the padding out of all that is real. labels
+        (B, L): the id at each supervised position, -100 elsewhere; position t is predicted from t-1. label_index (N,): the flat
+        supervised positions of labels[:, 1:], precomputed on the host, since asking the GPU would stall it.
         """
         target = labels[:, 1:].flatten()                                         # (B*(L-1),)
         if label_index is None:
             label_index = (target >= 0).nonzero().squeeze(1)                     # (N,)
-        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, label_index)       # (N, E)
+        rows = label_index + label_index // (labels.shape[1] - 1)                # the same places, in rows of L
+        hidden = self.model(embeds, rows=rows)                                   # (N, E)
         return F.cross_entropy(self.lm_head(hidden).float(), target.index_select(0, label_index))
 
     @torch.no_grad()
@@ -239,7 +247,7 @@ class Qwen(nn.Module):
 def sample_token(logits, temperature, top_p, generator=None):
     """One id per row of logits (B, V): greedy at temperature 0, else from the smallest set of mass top_p."""
     if not torch.isfinite(logits).all():
-        raise ValueError("the LLM's output is not finite; pass --dtype float32, or another checkpoint")
+        raise ValueError("the LLM's output is not finite, expected numbers; float32 may hold them")
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)

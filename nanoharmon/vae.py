@@ -4,9 +4,9 @@ picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B
 One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, no
 codebook. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
 
-At the default config the layers and the parameter names are those of the official `kl16.ckpt`. Two things differ when
-the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds
-them after the last), which is what makes the nano VAE ten times cheaper; `attn_resolutions` may be empty.
+At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two things
+differ when the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and
+unfolds them after the last), which is what makes the nano VAE ten times cheaper; `attn_resolutions` may be empty.
 
 Left out of the official training: the adversarial and perceptual losses (see `vae_loss`).
 """
@@ -159,6 +159,7 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
+        # official names; nothing is quantised
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 

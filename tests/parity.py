@@ -18,7 +18,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from golden import Golden, drawing_noise, loss_rows, mar_config, pixels, replay, split      # noqa: E402
-from nanoharmon.mar import MAR
+from nanoharmon.mar import MAR, take
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.weights import convert
@@ -127,7 +127,7 @@ def mar_rows(rows, mar):
         rows.add("mar decoder", gold, grid + "/decoder", mar.decode(x, visible, shape))
     mask = gold.input("native/mask")
     index = loss_rows(mask, mar.config.diffusion_batch_mul)
-    loss = mar.loss(gold.output("native/decoder"), gold.input("loss/target"), split(mask)[1],
+    loss = mar.loss(take(gold.output("native/decoder"), split(mask)[1]), gold.input("loss/target"), split(mask)[1],
                     gold.input("loss/t")[index], gold.input("loss/noise")[index])
     rows.add("mar loss", gold, "loss", loss)
 

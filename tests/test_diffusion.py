@@ -59,7 +59,8 @@ def test_denoising_mlp_and_guidance_are_official(variant):
             g.check("t_freq", model.net.time_embed.sinusoids(t))
         g.check("t_emb", model.net.time_embed(t))
         g.check("mlp", model.net(x, t, c))
-        guided = model.guided(x, t, torch.cat([c, c.flip(0)]), 3.0)
+        z = torch.cat([c, c.flip(0)])
+        guided = model.guided(x, model.net.time_embed(t.repeat(2)) + model.net.cond_embed(z), 3.0)
     check("guided", guided, g.output("mlp_with_cfg3")[:len(x)])
 
 
@@ -150,7 +151,8 @@ def test_guidance_of_1_is_no_guidance(sampler):
     z, x = gold.input("sample/z"), gold.input("sample/noise_init")
     with torch.no_grad():
         t = torch.full((5,), 500)
-        check("guided", model.guided(x, t, z, 1.0), model.net(x, t, z[:5]), 1e-5)
+        y = model.net.time_embed(t[:1]) + model.net.cond_embed(z)
+        check("guided", model.guided(x, y, 1.0), model.net(x, t, z[:5]), 1e-5)
 
     def draw(z, cfg):
         return model.sample(z, cfg=cfg, steps=10, sampler=sampler, generator=torch.Generator().manual_seed(3))

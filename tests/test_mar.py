@@ -7,7 +7,7 @@ import torch
 
 from golden import Golden, check, drawing_noise, loss_rows, mar_config, split
 from nanoharmon.config import MARConfig, nano, pico
-from nanoharmon.mar import MAR, draw_mask_ratio, random_orders, random_split, unmasking_schedule
+from nanoharmon.mar import MAR, mask_ratio_at, random_orders, random_split, take, unmasking_schedule
 
 
 def load(name):
@@ -47,7 +47,8 @@ def test_position_embeddings_resize_as_official():
 
 def test_loss_over_hidden_tokens_is_official():
     mask, rows = gold.input("native/mask"), loss_rows(gold.input("native/mask"), mar.config.diffusion_batch_mul)
-    loss = mar.loss(gold.output("native/decoder"), gold.input("loss/target"), split(mask)[1],
+    hidden = split(mask)[1]
+    loss = mar.loss(take(gold.output("native/decoder"), hidden), gold.input("loss/target"), hidden,
                     gold.input("loss/t")[rows], gold.input("loss/noise")[rows])
     gold.check("loss", loss)
 
@@ -58,7 +59,7 @@ def test_hide_all_adds_steps_with_everything_hidden_and_changes_nothing_else():
     visible = [random_split(config, 2, 9, "cpu", g, hide_all=0.5)[0].shape[1] for _ in range(2000)]
     # cosine: ceil(9 cos(pi/2 u)) = 9 for u < 0.303, in the half that hide_all leaves
     assert abs(visible.count(0) / 2000 - (0.5 + 0.5 * 0.303)) < 0.04 and set(visible) == set(range(9))
-    a, b = (random_split(config, 2, 9, "cpu", torch.Generator().manual_seed(3), **more) for more in ({}, {"hide_all": 0}))
+    a, b = (random_split(config, 2, 9, "cpu", torch.Generator().manual_seed(3), *more) for more in ((), (0.0,)))
     assert all(map(torch.equal, a, b))
     assert random_split(config, 2, 9, "cpu", g, hide_all=1.0)[0].shape == (2, 0)
 
@@ -66,14 +67,14 @@ def test_hide_all_adds_steps_with_everything_hidden_and_changes_nothing_else():
 def test_mask_ratios_are_the_official_truncated_normal():
     """The official draw is scipy's truncnorm.rvs(1): the inverse cdf at one uniform number of numpy's."""
     seeds = gold.config["numpy_seeds"]
-    rates = [draw_mask_ratio(mar.config, np.random.RandomState(seeds["harmon_mask_rates"]).uniform(size=32)[i])
+    rates = [mask_ratio_at(mar.config, np.random.RandomState(seeds["harmon_mask_rates"]).uniform(size=32)[i])
              for i in range(32)]
     gold.check("mask_rates", torch.tensor(rates))
     rng = np.random.RandomState(seeds["harmon_orders_mask"])
     orders = np.arange(64)[None].repeat(3, 0)
     for row in orders:
         rng.shuffle(row)
-    n_hidden = math.ceil(64 * draw_mask_ratio(mar.config, rng.uniform()))
+    n_hidden = math.ceil(64 * mask_ratio_at(mar.config, rng.uniform()))
     mask = torch.zeros(3, 64).scatter(1, gold.output("orders")[:, :n_hidden], 1.0)
     assert torch.equal(torch.from_numpy(orders), gold.output("orders"))
     assert torch.equal(mask, gold.output("random_mask"))
@@ -93,7 +94,7 @@ def test_class_conditional_encoder_decoder_and_losses_are_official():
     assert drop.any() and not drop.all()
     for key, drop in {"loss_eval": torch.zeros_like(drop), "loss_train": drop}.items():
         condition = torch.where(drop, m.fake_latent, m.class_emb(labels))
-        z = m.decode(m.encode(tokens, visible, condition=condition), visible)
+        z = m.decode(m.encode(tokens, visible, condition=condition), visible, places=hidden)
         g.check(key, m.loss(z, tokens, hidden, g.input(key + "/t")[rows], g.input(key + "/noise")[rows]))
 
 
@@ -129,7 +130,7 @@ def test_random_split_is_a_partition_and_hides_the_drawn_share(ratio, S):
     config = MARConfig(mask_ratio=ratio)
     for seed in range(20):
         visible, hidden = random_split(config, 3, S, "cpu", torch.Generator().manual_seed(seed))
-        share = draw_mask_ratio(config, torch.rand((), generator=torch.Generator().manual_seed(seed)).item())
+        share = mask_ratio_at(config, torch.rand((), generator=torch.Generator().manual_seed(seed)).item())
         assert hidden.shape == (3, max(1, math.ceil(S * share)))
         assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(S).expand(3, S))
         assert (visible.diff() > 0).all() and (hidden.diff() > 0).all()
@@ -151,12 +152,12 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
     orders = torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(i)) for i in range(2)])
     history, shown = [torch.zeros(2, S)], []
 
-    def predict(tokens, visible):
+    def predict(tokens, visible, drawn):
         seen = torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True)
         assert torch.equal(seen, history[-1] > 0) and torch.equal(tokens[..., 0], history[-1])
-        return torch.zeros(2, S, 8)
+        return torch.zeros(2, drawn.shape[1], 8)
 
-    def sample(z, cfg):                                                      # the iteration's number as its token
+    def sample(z, cfg, guided):                                              # the iteration's number as its token
         return torch.full((len(z), 1), float(len(history)))
     monkeypatch.setattr(m.diffloss, "sample", sample)
 
@@ -175,8 +176,10 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
 def test_linear_guidance_grows_from_1_to_cfg(monkeypatch):
     def scales(schedule):
         seen = []
-        monkeypatch.setattr(mar.diffloss, "sample", lambda z, cfg: seen.append(cfg) or torch.zeros(len(z) // 2, 4))
-        mar.draw(lambda latents, visible: torch.zeros(2, 64, 64), random_orders(1, 64, "cpu"), 8, 3.0, schedule)
+        monkeypatch.setattr(mar.diffloss, "sample",
+                            lambda z, cfg, guided: seen.append(cfg) or torch.zeros(len(z) // 2, 4))
+        mar.draw(lambda latents, visible, drawn: torch.zeros(2, drawn.shape[1], 64), random_orders(1, 64, "cpu"), 8, 3.0,
+                 schedule)
         return seen
     linear = scales("linear")
     assert scales("constant") == [3.0] * 8 and (np.diff(linear) > 0).all() and 1 < linear[0] < 1.1
@@ -218,3 +221,12 @@ def test_inpainting_keeps_the_known_tokens_and_uses_them(cfg):
     assert (got.gather(1, hidden) != tokens.gather(1, hidden)).any(dim=2).all()
     assert torch.equal(got, draw(tokens.scatter(1, hidden, 7.0)))            # what stood there before has no influence
     assert not torch.equal(got.gather(1, hidden), draw(tokens.scatter(1, index, 7.0)).gather(1, hidden))
+
+
+def test_one_token_is_drawn_for_its_own_picture_where_growing_guidance_passes_through_1():
+    latents, orders = gold_class.input("imgs").flatten(2).transpose(1, 2), torch.tensor([[3], [20]])
+    known = torch.stack([torch.arange(36)[torch.arange(36) != place] for place in (3, 20)])
+    guided, alone = (mar_class.class_sample(gold_class.input("labels"), 1, cfg, "linear", orders=orders, known=known,
+                                            latents=latents, steps=10, generator=torch.Generator().manual_seed(0))
+                     for cfg in (2.0, 1.0))
+    check("the token", guided, alone, 1e-3)

@@ -1,10 +1,9 @@
 """Qwen2.5: official numbers, causality, padding, KV cache, generation.     python -m pytest -q tests/test_qwen.py"""
 import pytest
 import torch
-import torch.nn.functional as F
 
 from golden import Golden, check, check_gradients, llm_config
-from nanoharmon.attention import attention
+from nanoharmon.attention import attention, dropout
 from nanoharmon.config import LLMConfig
 from nanoharmon.qwen import KVCache, Qwen, sample_token
 
@@ -76,8 +75,7 @@ def test_greedy_generation_is_official_with_and_without_cache(name):
 
 def test_loss_and_its_gradients_are_official():
     gold, model = load("untied")
-    ids, mask, labels = gold.input("right/input_ids"), gold.input("right/attention_mask"), gold.input("loss/labels")
-    loss = model.loss(model.model(model.embed(ids), is_real=mask), labels)
+    loss = model.loss(model.embed(gold.input("right/input_ids")), gold.input("loss/labels"))
     gold.check("loss", loss)
     loss.backward()
     check_gradients(gold, "loss_", model)
@@ -155,27 +153,32 @@ def test_checkpointing_changes_no_gradient():
     for checkpointing in (False, True):
         _, model = load("untied")
         model.model.checkpointing = checkpointing
-        model.loss(model.model(model.embed(IDS)), IDS).backward()
+        model.loss(model.embed(IDS), IDS).backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("mask", ["none", "causal", "padding"])
-def test_plain_attention_is_the_fused_one(mask):
-    """With gradients on the CPU attention() is three plain operations, otherwise the fused kernel: one result."""
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, L, 8) for L in (5, 9, 9))
-    may = {"none": None, "causal": torch.arange(9) <= torch.arange(4, 9)[:, None],
-           "padding": torch.rand(2, 1, 5, 9).lt(0.6).index_fill(3, torch.tensor([0]), True)}[mask]
-    results = []
-    for compute in (attention, lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m)):
-        q_, k_, v_ = (x.clone().requires_grad_() for x in (q, k, v))
-        out = compute(q_, k_, v_, may)
-        out.square().sum().backward()
-        results.append((out, q_.grad, k_.grad, v_.grad))
-    for got, ref in zip(*results):
-        check("plain", got, ref, 1e-5)
-    check("fused", attention(q, k, v, may), results[0][0], 1e-5)
+    x = torch.full((400, 501), 2.0, requires_grad=True)
+    y = dropout(x, p)
+    assert abs((y == 0).float().mean().item() - p) < 4 * (p * (1 - p) / y.numel()) ** 0.5
+    check("kept", y[y != 0], torch.full_like(y[y != 0], 2 / (1 - p)), 1e-3)
+    kept = (y != 0).float()
+    assert (kept.mean(0) - 1 + p).abs().max() < 0.15 and (kept[:, 1:] * kept[:, :-1]).mean() - (1 - p) ** 2 < 0.01
+    y.sum().backward()
+    check("gradient", x.grad, y.detach() / 2, 1e-6)
+    assert not torch.equal(y, dropout(x, p)) and torch.equal(dropout(x, 0.0), x)
+
+
+def test_attention_with_dropout_is_attention_on_average():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 9, 8)
+    mean = torch.stack([attention(q, k, v, dropout=0.1) for _ in range(3000)]).mean(0)
+    check("mean", mean, attention(q, k, v), 0.05)
+    weights = attention(q, k, torch.eye(9).expand(2, 3, 9, 9)[..., :8], dropout=0.1)
+    assert abs((weights == 0).float().mean().item() - 0.1) < 0.05
 
 
 # --- loss and generation ---------------------------------------------------------------------------------------------

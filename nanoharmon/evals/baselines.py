@@ -33,7 +33,7 @@ def raster_orders(B, S, device, generator=None):
 def raster_split(config, B, S, device, generator=None, hide_all=0.0):
     """In the place of mar.random_split: visible (B, K) are the first places, hidden (B, S-K) the others."""
     u = torch.rand((), generator=generator).item()
-    ratio = 1.0 if u < hide_all else mar.draw_mask_ratio(config, (u - hide_all) / (1 - hide_all))
+    ratio = 1.0 if u < hide_all else mar.mask_ratio_at(config, (u - hide_all) / (1 - hide_all))
     K = S - min(S, max(1, math.ceil(S * ratio)))
     places = torch.arange(S, device=device).expand(B, S)
     return places[:, :K], places[:, K:]
@@ -55,10 +55,10 @@ class L2Loss(nn.Module):
         return (self.net(z).float() - target.float()).square().mean(dim=-1)
 
     @torch.no_grad()
-    def sample(self, z, cfg=1.0, **_):
-        """z (N, D) -> (N, C); with cfg != 1, z is (2N, D), conditional rows first. Needs nothing that samplers do."""
+    def sample(self, z, cfg=1.0, guided=False, **_):
+        """z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first. Needs nothing that samplers do."""
         mean = self.net(z)                                           # (N, C) or (2N, C)
-        if cfg == 1.0:
+        if not guided:
             return mean
         cond, uncond = mean.chunk(2)
         return uncond + cfg * (cond - uncond)                        # (N, C)

@@ -56,10 +56,10 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def fused(q, k, v, attn_mask=None, dropout_p=0.0):
+def fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
     """F.scaled_dot_product_attention by a kernel that GPUs have: the meta device would take the plain one."""
     bias = attn_mask if attn_mask is None else attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, dropout_p)[0]
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, dropout_p, is_causal)[0]
 
 
 def blank(*shape, dtype=torch.float32):
