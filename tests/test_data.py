@@ -1,6 +1,6 @@
 """Batches of the shapes world, mixes, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
-from collections import Counter, namedtuple
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,6 @@ from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
-from nanoharmon.training import latents
 from nanoharmon.training.batches import Batches, parse_mix
 from nanoharmon.training.latents import encode_share, latents_path, measure_scale, new_cache
 from nanoharmon.training.recipe import Config, DataConfig
@@ -34,8 +33,6 @@ def data():
 def scene_of(latents):
     return SCENES.scene(int(latents[0, 0]))
 
-
-# --- batches ----------------------------------------------------------------------------------------------------------
 
 def test_prompts_belong_to_their_pictures(data, monkeypatch):
     monkeypatch.setattr(language, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
@@ -96,34 +93,19 @@ def test_thoughts_say_what_a_prompt_leaves_open():
             assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
 
 
-def test_texts_have_no_pictures_and_come_in_two_halves(data):
-    short, long = data.texts(random.Random(0), 11)
-    assert len(short[0]) == 5 and len(long[0]) == 6
-    assert short[2].sum(1).max() <= long[2].sum(1).min() and not any((ids == IMAGE).any() for ids, *_ in (short, long))
-    assert [len(ids) for ids, *_ in data.texts(random.Random(0), 1)] == [1]
-
-
-def test_class_pictures_have_the_class_of_their_scene(data, monkeypatch):
+def test_class_pictures_have_the_class_of_their_scene(data):
     latents, labels = data.class_pictures(random.Random(0), 30, 16)
     assert [shapes.scene_class(scene_of(x)) for x in latents] == labels.tolist()
     assert set(labels.tolist()) <= set(shapes.SEEN_CLASSES)
-    mixed = next(s for s in map(SCENES.scene, range(60)) if len({o.pair for o in s.objects}) > 1)
-    other = ShapesData(DataConfig(scenes=5))
-    monkeypatch.setattr(other, "scene", lambda i: mixed)
-    with pytest.raises(ValueError, match="--data.scenes"):
-        other.class_item(random.Random(0))
+
 
 
 def test_a_mix_is_names_and_weights():
-    for entries, found in [(["shapes:1", "my photos/:3"], [("shapes", 1), ("my photos", 3)]), ([""], []),
-                           (["a.json", "b:.5", "a.json:2", "odd:name"], [("a.json", 2), ("b", 0.5), ("odd:name", 1)])]:
-        assert parse_mix(entries) == found
+    assert parse_mix(["a.json", "b:.5", "a.json:2", "odd:name"]) == [("a.json", 2), ("b", 0.5), ("odd:name", 1)]
     for weight in 0, -1, "nan", "inf":
         with pytest.raises(ValueError, match=f"shapes:{weight}.*--mix"):
             parse_mix([f"shapes:{weight}"])
 
-
-# --- latents ----------------------------------------------------------------------------------------------------------
 
 def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path):
     torch.manual_seed(0)
@@ -166,10 +148,3 @@ def test_latents_of_other_scenes_another_size_or_another_encoder_are_not_found(t
     monkeypatch.setattr(shapes, "JITTER", 11)                          # another version of the shapes world
     names.append(latents_path(tmp_path, SCENES, 16, vae))
     assert len(set(names)) == len(names)
-
-
-def test_a_cache_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(latents.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(ValueError, match="--data.scenes"):
-        new_cache(tmp_path / "x.npy", 20, 4, 16)
-    assert not (tmp_path / "x.npy").exists()
