@@ -13,7 +13,7 @@ from nanoharmon.pipeline import Pipeline
 
 # as in the official file: other words than ours, and more keys
 PROMPTS = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-           {"tag": "counting", "include": [{"class": "tv", "count": 3}], "exclude": [], "prompt": "a photo of three tvs"},
+           {"tag": "counting", "include": [{"class": "tv", "count": 3}], "exclude": [], "prompt": "a photo of tvs"},
            {"tag": "colors", "include": [{"class": "tv", "count": 1, "color": "red"}], "prompt": "a photo of a red tv"}]
 
 
