@@ -76,7 +76,7 @@ def test_what_is_planted_is_found():
                 assert 0.4 < figure["rate"] < 0.65, (what, group)
             assert figure["low"] <= figure["rate"] + 0.02 and figure["rate"] - 0.02 <= figure["high"]
     assert found["colors"]["pairs"]["rate"] < found["both"]["pairs"]["rate"] - 0.02
-    assert separated("colors", True)["shapes"]["rate"] > found["colors"]["shapes"]["rate"] + 0.1     # background is easy
+    assert separated("colors", True)["shapes"]["rate"] > found["colors"]["shapes"]["rate"] + 0.1    # background is easy
 
 
 def test_words_become_concepts_or_are_mistakes():
