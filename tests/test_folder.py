@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 import train
-from nanoharmon import cli, data
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
@@ -17,7 +16,6 @@ from nanoharmon.training.batches import make_batches
 from nanoharmon.training.entries import read_entries
 from nanoharmon.training import folder
 from nanoharmon.training.folder import FolderData, folder_name, import_source
-from nanoharmon.training.latents import encode_share, latents_path, new_cache
 from nanoharmon.training.recipe import Config, DataConfig
 from nanoharmon.world.source import ShapesData
 
@@ -84,8 +82,6 @@ def batches(sources, *mix, **llm):
     return make_batches(config, sources, Tokenizer.train(texts, 384), "cpu")
 
 
-# --- what files say ---------------------------------------------------------------------------------------------------
-
 def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
     root = tmp_path / "in"
     root.mkdir()
@@ -110,7 +106,7 @@ def test_pairs_also_in_subfolders(tmp_path):
     root = tmp_path / "in"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "secret.txt").write_text("secret")
-    for name in "sub/b.JPG", "a.png", "no.webp", "out.png", "bytes.png", ".hidden.png":
+    for name in "sub/b.JPG", "a.png", "no.webp", "out.png", "bytes.png":
         picture(1).save(root / name)
     for name, content in ("a", "\ufeffa text\n".encode()), ("sub/b", b"ein Bild"), ("bytes", b"\xff\xfe\xff"):
         (root / f"{name}.txt").write_bytes(content)
@@ -126,19 +122,16 @@ def test_llava_conversations(tmp_path):
             talk("Describe it.\n<image>", "A dog.", image="a.png"), talk("Hello", "Hi", "one more"),
             talk("<image>\nx", "y"), talk("<image>", "y", image="a.png"), talk("x", "<image> y", image="a.png"),
             talk("<image><image> x", "y", image="a.png"), talk("x", "", image="a.png"), talk("x", image="a.png"),
-            talk("x", "y", image="../a.png"), talk("x", "y", image=["a.png"]), {"image": "a.png"}, 5,
-            {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
-            {"conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "y"}]}]
+            talk("x", "y", image="../a.png"), {"image": "a.png"}, 5,
+            {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}]
     (tmp_path / "chat.json").write_text(json.dumps(rows))
     entries, problems = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
     assert [(e.path and e.path.name, e.turns) for e in entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
         ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),
         (None, [("user", "Hello"), ("assistant", "Hi")])]
-    assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 15))
+    assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 13))
 
-
-# --- into the cache ---------------------------------------------------------------------------------------------------
 
 def test_the_first_view_is_padded_and_the_others_are_crops(own):
     assert own.rows == 8 + 4 * 4 and len(own.items) == 8 and len(own.held) == 4
@@ -151,8 +144,7 @@ def test_the_first_view_is_padded_and_the_others_are_crops(own):
     assert (np.diff(crops[:, 8, :, 0].mean(1)) < 0).all() and (crops != 127).any()    # to the right, where it is darker
     assert {folder.crop(wide, random.Random(i)) for i in range(40)} == set(range(wide["row"] + 1, wide["row"] + 4))
     assert folder.crop(square, random.Random(0)) == square["row"]
-    small = own.pictures([0, 1], 8)
-    assert np.array_equal(small[1], Image.fromarray(own.pixels[1]).resize((8, 8), Image.Resampling.BICUBIC))
+
 
 
 def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
@@ -173,12 +165,10 @@ def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
     (photos / "cut.png").write_bytes(cut[:len(cut) // 2])
     add_lines(photos / "metadata.jsonl", [*rows * 3, {"file_name": "cut.png", "text": "x"}, "{"])
     found = import_source(str(photos), "", tmp_path / "cache", 16, 3)
-    assert "50 entries, 12 pictures" in found and "2 broken" in found
-    assert "cut.png: damaged or truncated" in found and "line 50: " in found
+    assert "2 broken" in found and "cut.png: damaged or truncated" in found and "line 50: " in found
     add_lines(photos / "metadata.jsonl", [{"file_name": "gone.png"}])
-    with pytest.raises(ValueError, match=r"3 of 51 entries are broken.*5%.*line 50.*(cut|gone).png.*--data"):
+    with pytest.raises(ValueError, match="3 of 51 entries are broken.*5%"):
         import_source(str(photos), "", tmp_path / "new", 16, 3)
-    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_changed_folder_is_read_again_unless_a_run_has_begun_with_it(photos, own, tmp_path, monkeypatch):
@@ -192,8 +182,6 @@ def test_a_changed_folder_is_read_again_unless_a_run_has_begun_with_it(photos, o
     assert import_source(str(photos), "", tmp_path / "cache", 16, 3) == ""
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
 def test_a_mixed_batch_is_a_function_of_its_seed_and_has_its_shares(own):
     mixed = batches([ShapesData(DataConfig(scenes=50, board=2)), own], "shapes:1", f"{own.name}:3")
 
@@ -202,7 +190,6 @@ def test_a_mixed_batch_is_a_function_of_its_seed_and_has_its_shares(own):
                 *next(mixed.generation(rng, 6, 16, 0.5)), *next(mixed.understanding(rng, 6, 16))]
     a, again, other = (batch(random.Random(seed)) for seed in ("0/1", "0/1", "0/2"))
     assert all(torch.equal(x, y) for x, y in zip(a, again, strict=True)) and not torch.equal(a[0], other[0])
-    assert a[0].shape == (6, 3, 16, 16) and -1 <= a[0].min() < -0.3 and 0.3 < a[0].max() <= 1
     latents, labels = mixed.class_pictures(random.Random(0), 400, 16)
     assert {label for label in labels.tolist() if label >= 140} == {140, 141} and min(labels) == -1  # 140 of shapes
     for found in (latents, torch.cat([p[0] for p in mixed.generation(random.Random(0), 400, 16, 0)]),
@@ -211,11 +198,8 @@ def test_a_mixed_batch_is_a_function_of_its_seed_and_has_its_shares(own):
 
 
 def test_own_pictures_have_their_own_classes_and_captions_in_any_language(photos, tmp_path):
-    add_lines(photos / "metadata.jsonl", [{"file_name": "1.png", "text": "so long " * 300}])
     own = imported(photos, tmp_path / "cache")
-    made, items = batches([own]), {item["row"] + k: item for item in own.items for k in range(item["views"])
-                                   if "so long" not in item["caption"]}
-    assert "1 texts are not used" in made.notes()[0] and "--llm.max_position_embeddings" in made.notes()[0]
+    made, items = batches([own]), {item["row"] + k: item for item in own.items for k in range(item["views"])}
     latents, labels = made.class_pictures(random.Random(0), 60, 16)
     assert [{-1: None}.get(i, i) for i in labels.tolist()] == [items[int(x[0, 0])]["class"] for x in latents]
     assert set(labels.tolist()) == {-1, 0, 1}
@@ -241,25 +225,11 @@ def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
             else:
                 assert ("thing" in said) == (IMAGE in row.tolist()) and "what?" not in said and "no picture" not in said
     assert kinds == {"reply", "thing", "none"} and not made.notes() and made.room == 200 - 16 - 2   # S at most, and U
-    turns = next(item["turns"] for item in chat.items if len(item["turns"]) > 2)
-    for made.room in range(150, 180):                                 # as many questions as fit
-        ids = made.encode(turns, 6)[0]
-        n = made.tokenizer.decode(ids).count("reply")
-        assert len(ids) <= made.room + 6 < len(ids) + len(made.encode(turns[2 * n:2 * n + 2])[0])
-    nothing = made.tokenizer.drawing(None)                            # no captions: what is drawn has no prompt
-    assert all(row[real].tolist() == nothing for _, ids, is_real in made.generation(random.Random(0), 8, 16, 0.0)
-               for row, real in zip(ids, is_real))
 
 
-def test_texts_without_any_picture_join_a_mix(tmp_path):
+def test_texts_without_any_picture_train_and_give_all_gradients(tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps([talk("no picture", f"none {i}") for i in range(9)]))
-    texts = imported(tmp_path / "chat.json", tmp_path / "cache", tmp_path)
-    mixed, model = batches([ShapesData(DataConfig(scenes=50, board=2)), texts]), Harmon(Config.preset("pico").model)
-    new_cache(tmp_path / "latents.npy", texts.rows, 4, 4)
-    encode_share(model.vae, texts, 16, tmp_path / "latents.npy", 0, 1)               # nothing, without an error
-    assert texts.rows == 0 and not texts.held and len(mixed.images(random.Random(0), 9, 16)) == 9
-    sizes = [(len(latents), len(ids)) for latents, ids, *_ in mixed.understanding(random.Random(0), 40, 16)]
-    assert 8 < sum(m for m, _ in sizes) < 32 and sum(n for _, n in sizes) == 40
+    texts, model = imported(tmp_path / "chat.json", tmp_path / "cache", tmp_path), Harmon(Config.preset("pico").model)
     alone = batches([texts]).understanding(random.Random(0), 4, 16)
     sum(model.understanding_loss(*batch, (2, 2)) for batch in alone).backward()      # several processes wait for all
     assert all(p.grad is not None and not p.grad.any() for p in model.proj_in.parameters())             # gradients
@@ -275,39 +245,7 @@ def test_no_class_is_the_null_class():
     assert none == null != other
 
 
-# --- the command lines ------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("flags, words", [
-    (["--llava", "bad.json", "--images", "photos"], ["bad.json", "JSON", "--llava"]),
-    (["--data", "few"], ["few", "at least 8", "--data"]), (["--data", "mute"], ["mute", "without a text", "a.txt"]),
-    (["--data", "labels", "--stage", "vae", "--stage", "mar"], ["401 classes", "--mar.class_num 401"]),
-    (["--data", "labels", "--mar.class_num=999"], ["no texts", "stage llm", "--stage vae --stage mar"]),
-    (["--data", "photos", "--llm.max_position_embeddings=10"], ["--llm.max_position_embeddings"])])
-def test_mistakes_are_named_and_nothing_is_written(photos, tmp_path, monkeypatch, capsys, flags, words):
-    monkeypatch.chdir(tmp_path)
-    for name, rows in ("mute", [{}]), ("few", [{"text": "x"}]), ("labels", [{"label": 50 * i} for i in range(9)]):
-        (tmp_path / name).mkdir()
-        for i, row in enumerate(rows):
-            picture(i).save(f"{name}/{i}.png")
-            add_lines(tmp_path / name / "metadata.jsonl", [{"file_name": f"{i}.png", **row}])
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(SystemExit) as e:
-        cli.run_main(lambda: train.main(["--preset", "pico", "--procs", "1", "--out", "out", *flags]))
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert e.value.code == 2 and err.startswith("error: ") and all(word in err for word in words), err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_is_described(photos, tmp_path, capsys):
-    (photos / "3.png").write_bytes(b"nothing")
-    data.main([str(photos), "--out", str(tmp_path / "sheet.png")])
-    out = capsys.readouterr().out
-    assert "12 entries, 11 pictures; 1 entries broken, 8.3%" in out and "3.png: not a picture" in out
-    assert "24x24 to 40x24" in out and "8 square" in out and "labels: 2" in out and "texts: 11" in out
-    assert Image.open(tmp_path / "sheet.png").width >= 5 * 192
-
-
-def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monkeypatch, capsys):
+def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(train.evaluate, "quick", lambda *_, **__: pytest.fail("there are no shapes"))
     out, threads = tmp_path / "out", torch.get_num_threads()
@@ -321,14 +259,8 @@ def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monke
         train.main(flags)
     finally:
         torch.set_num_threads(threads)
-    assert "goes on with what it read then" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert 0 < results[f"{photos}/vae_psnr"] < 60 and results[f"{photos}/held_out_pictures"] == 4
     pipe = Pipeline.load(out / "final")
     assert not {"layout", "board"} & set(pipe.meta) and (out / "samples" / "final.png").exists()
-    log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [len(json.loads(line)["answers"]) for line in log if "answers" in line] == [0, 1, 0, 4, 4, 4]
     assert latents == {name: (out / "cache" / name).read_bytes() for name in latents}       # kept, not made anew
-    changed = Harmon(pipe.model.config).vae                           # a VAE trained anew has latents of its own
-    source = FolderData(out / "cache" / folder_name(str(photos)))
-    assert not latents_path(out / "cache", source, 16, changed).exists()
