@@ -94,7 +94,7 @@ def test_a_command_has_the_flags_that_it_is_shown_with(command):
         assert not unknown
 
 
-def test_python_example_prints_what_it_says(folder, monkeypatch):
+def test_python_example_prints_what_it_says(folder):
     [block] = blocks("python")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(block, {})
