@@ -17,17 +17,12 @@ def model():
 
 @pytest.mark.parametrize("parts, roots", [("mar.encoder,proj_in.", {"mar", "proj_in"}), ("llm.,", {"llm"})])
 def test_select_trains_what_begins_with_a_prefix_and_freezes_the_rest(model, parts, roots):
-    """A comma at the end does not make the empty prefix of everything."""
-    chosen = select(model, parts)
+    chosen = select(model, parts)                            # the empty prefix after a comma does not count
     on = {n for n, p in model.named_parameters() if p.requires_grad}
     assert on == set(chosen) and {n.split(".")[0] for n in on} == roots
     assert not any(n.startswith("mar.dec") for n in on)
-
-
-@pytest.mark.parametrize("parts", ["", "lmm.", "mar.,lmm."])
-def test_prefixes_of_nothing_are_named(model, parts):
-    with pytest.raises(ValueError, match=f"no parameter.*'{parts.split(',')[-1]}'.*expected prefixes"):
-        select(model, parts)
+    with pytest.raises(ValueError, match="no parameter.*'lmm.'.*expected prefixes"):
+        select(model, parts + ",lmm.")
 
 
 def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):
@@ -41,8 +36,7 @@ def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):
     assert "llm.model.layers.0.self_attn.q_proj.weight" in in_muon and "llm.model.embed_tokens.weight" not in in_muon
     plain = {names[id(p)] for g in adam.param_groups if g["weight_decay"] == 0 for p in g["params"]}
     assert {"llm.model.embed_tokens.weight", "mar.fake_latent", "llm.model.norm.weight"} <= plain
-    (only,) = make_optimizers(params, OptimConfig(muon=False))
-    assert isinstance(only, torch.optim.AdamW)
+
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
@@ -76,7 +70,6 @@ def test_the_learning_rate_rises_then_falls_to_its_floor(schedule):
     assert f[:10] == pytest.approx([(i + 1) / 10 for i in range(10)]) and f[10] == 1 and f[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(f[10:], f[11:])) and f[55] == pytest.approx(0.55)
     assert f[20] == pytest.approx(0.1 + 0.9 * ((1 + math.cos(math.pi / 9)) / 2 if schedule == "cosine" else 8 / 9))
-    assert lr_factor(0, 1, 0, schedule, 0) == 1                                  # without a warmup
 
 
 def test_set_lr_multiplies_what_each_group_began_with():
@@ -100,5 +93,3 @@ def test_ema_follows_its_ramp_and_is_swapped_in_for_a_while():
         assert params["w"][0].item() == pytest.approx(expected) and ema.shadow["w"][0] == 20
         1 / 0
     assert params["w"][0] == 20 and ema.shadow["w"][0].item() == pytest.approx(expected)
-    ema.copy_to(params)
-    assert torch.equal(params["w"], ema.shadow["w"]) and params["w"].data_ptr() != ema.shadow["w"].data_ptr()
