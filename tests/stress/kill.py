@@ -6,11 +6,9 @@
 A victim is what `python train.py --preset pico` is, all stages, a state written after every step. It runs in a process
 group of its own, and kill -9 goes to the whole group. Some kills come at chosen moments: between a finished temporary
 file and its rename; and with two processes, one of them dies alone: the other must end at once, with one line that
-says how to resume. After every kill nothing that was saved may be lost. It goes on until there were --n kills and every
-stage was hit by a fifteenth of them. Printed: in which stage and phase they came.
+says how to resume. After every kill nothing that was saved may be lost.
 
-Simplified: victims are forked from this process, because importing torch takes longer than what is tested here; the
-tokenizer learns from few texts; sample pictures and the evaluation at the end are left out.
+Simplified: victims are forked from this process; the tokenizer learns from few texts; no pictures, no evaluation.
 """
 import argparse
 import functools
@@ -28,8 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch._dynamo                # noqa: E402, F401: the first optimizer would import it, in every victim anew
 import train                                                                    # noqa: E402
-from nanoharmon.pipeline import Pipeline                                        # noqa: E402
-from nanoharmon.training import resume, run, watch                              # noqa: E402
+from nanoharmon.training import resume, run                                     # noqa: E402
 from nanoharmon.training.recipe import STAGES                                   # noqa: E402
 from nanoharmon.world.source import training_texts                              # noqa: E402
 
@@ -38,24 +35,19 @@ CHOSEN = (("rename", "step_0000002"), ("replace", "state.safetensors"), ("replac
           ("replace", "/config.json"), ("rename", ".part.npy"))
 FORK = multiprocessing.get_context("fork")
 
-# --- what victims tell, in memory that outlives them ---
-
 phase = FORK.RawArray("c", 100)             # what the main process is doing
 saved = FORK.RawValue("q")                  # steps of the present stage that are saved
 pids = FORK.RawArray("q", 8)                # of the processes, by rank
 
 
-def during(words, function):
-    """`function`, with `phase` saying so while it runs in the main process. words: text, or made of the arguments."""
-    @functools.wraps(function)
+def during(stage, what, function):
+    """`function`, with `phase` saying so while it runs in the main process. stage: its name from the arguments."""
     def wrapped(*args, **options):
-        before, is_main = phase.value, os.getpid() == pids[0]
-        if is_main:
-            phase.value = (words(*args) if callable(words) else words).encode()
-        result = function(*args, **options)
-        if is_main:
-            phase.value = before
-        return result
+        if os.getpid() != pids[0]:
+            return function(*args, **options)
+        before, phase.value = phase.value, f"stage {stage(*args)}: {what}".encode()
+        function(*args, **options)
+        phase.value = before
     return wrapped
 
 
@@ -65,7 +57,7 @@ def observe():
 
     def begin(this):
         pids[this.rank] = os.getpid()
-        return during("loading", real_train)(this)
+        return real_train(this)
 
     def stage_and_forget(*args):
         real_stage(*args)
@@ -76,21 +68,16 @@ def observe():
         save(folder, step, state, **options)
         saved.value = step
     train.train = begin
-    train.train_stage = during(lambda run, name, *_: f"stage {name}: training", stage_and_forget)
-    run.save_state = during(lambda folder, *_: f"stage {folder.name[6:]}: writing a state", save_and_tell)
-    train.show = during(lambda run, name, *_: f"stage {name}: curves", train.show)
-    train.load_latents = during("latents", train.load_latents)
-    Pipeline.save = during(lambda pipe, path, *_: f"writing {Path(path).name}", Pipeline.save)
+    train.train_stage = during(lambda run, name, *_: name, "training", stage_and_forget)
+    run.save_state = during(lambda folder, *_: folder.name[6:], "writing a state", save_and_tell)
+    train.show = lambda *_: None
     resume.training_texts = functools.partial(training_texts, n=60)
-    watch.snapshot = lambda *_: (None, [])
     train.evaluate.quick = lambda pipe, **_: {"geneval": 0.5}
     multiprocessing.get_context = lambda kind: FORK
 
 
-# --- victims ---
-
 class Victim:
-    """A training in its own process group. log: where its output goes. chosen: one of CHOSEN, where it is to die."""
+    """A training in its own process group. chosen: one of CHOSEN, where it is to die."""
 
     def __init__(self, flags, log, chosen=None):
         self.flags, self.log, self.chosen = flags, log, chosen
@@ -104,17 +91,22 @@ class Victim:
         os.setsid()
         os.close(self.alive)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(log, stream)
+        os.dup2(log, 1), os.dup2(log, 2)
         if self.chosen:
-            die_at(*self.chosen)
+            real, (name, part) = getattr(os, self.chosen[0]), self.chosen
+
+            def dying(path, *rest, **options):
+                if part in str(path):
+                    os.killpg(0, signal.SIGKILL)
+                return real(path, *rest, **options)
+            setattr(os, name, dying)
         phase.value = b"starting"
         train.run_main(lambda: train.main(self.flags))
 
     def lives(self, seconds):
-        """Whether it still runs after some seconds."""
+        """Whether it still runs after some seconds, in its own group."""
         self.process.join(seconds)
-        while self.process.is_alive() and not phase.value:   # not yet in its own group
+        while self.process.is_alive() and not phase.value:
             time.sleep(0.001)
         return self.process.is_alive()
 
@@ -127,18 +119,6 @@ class Victim:
         return self.process.exitcode
 
 
-def die_at(name, part):
-    real = getattr(os, name)
-
-    def dying(path, *rest, **options):
-        if part in str(path):
-            os.killpg(0, signal.SIGKILL)
-        return real(path, *rest, **options)
-    setattr(os, name, dying)
-
-
-# --- the experiment ---
-
 def results(out):
     """The bytes of all files in the folders of stages and in OUT/final."""
     return {str(p.relative_to(out)): p.read_bytes()
@@ -147,9 +127,8 @@ def results(out):
 
 def check_what_is_left(out, victim, chosen, procs):
     """What was saved before a kill is there after it; a process that was left alone said why it ended."""
-    stage = phase.value.decode().removeprefix("stage ").partition(":")[0]
-    done, begun = resume.progress(out)
-    assert not saved.value or stage not in STAGES or stage in done or begun.get(stage, 0) >= saved.value, (
+    stage, (done, begun) = phase.value.decode().removeprefix("stage ").partition(":")[0], resume.progress(out)
+    assert not saved.value or stage in done or begun.get(stage, 0) >= saved.value, (
         f"{out}: stage {stage} had saved step {saved.value}, found {begun}")
     if victim.process.exitcode != -signal.SIGKILL:
         said = victim.log.read_text()
@@ -167,15 +146,13 @@ def experiment(folder, n, procs, steps, stages, rng):
     log, kills, runs, out, start = folder / "log", Counter(), 0, None, time.time()
     assert Victim(flags(folder / "unbroken"), log).wait() == 0, log.read_text()
     seconds, wanted = time.time() - start, results(folder / "unbroken")
-    print(f"{procs} processes, {steps} steps a stage: unbroken in {seconds:.1f} s, {len(wanted)} files")
     # chosen moments first in this order, spread among the random ones; a number: that process dies alone
     special = [CHOSEN[0], *range(procs if procs > 1 else 0)[::-1], *CHOSEN[1:4 + (stages == STAGES)]][:1 + n // 2]
     every = max(1, n // len(special))
     while True:
         if out is None:
             runs, out = runs + 1, folder / f"run_{runs}"
-        hits = [sum(kills[words] for words in kills if words.startswith(f"stage {s}:")) for s in stages]
-        more = kills.total() < n or special or min(hits) < max(1, n // 15)
+        more = kills.total() < n or special
         chosen = special[0] if special and kills.total() % every == 0 else None
         victim, how = Victim([*flags(out), "--resume"], log, chosen if isinstance(chosen, tuple) else None), ""
         if isinstance(chosen, tuple):                        # dies by itself, if it comes to that place
@@ -195,10 +172,8 @@ def experiment(folder, n, procs, steps, stages, rng):
         else:
             check_what_is_left(out, victim, chosen, procs)
             kills[phase.value.decode() + how] += 1
-            if how:                                          # else it has not happened: next time
-                special.remove(chosen)
-    print(f"{kills.total()} kills in {runs} runs, {time.time() - start:.0f} s; after each run all {len(wanted)} files "
-          f"are those of the unbroken one, bit for bit")
+            special = special[bool(how):]                    # else it has not happened: next time
+    print(f"{kills.total()} kills in {runs} runs: all {len(wanted)} files are those of the unbroken one, bit for bit")
     return kills
 
 
@@ -213,8 +188,7 @@ def main():
     for procs in args.procs:
         with tempfile.TemporaryDirectory() as folder:
             kills = experiment(Path(folder), args.n, procs, args.steps, args.stages, random.Random(0))
-        for words, count in sorted(kills.items()):
-            print(f"{count:4d}  {words}")
+        print("\n".join(f"{count:4d}  {words}" for words, count in sorted(kills.items())))
 
 
 if __name__ == "__main__":
