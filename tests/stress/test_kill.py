@@ -63,11 +63,6 @@ def test_two_processes_end_with_their_parent(tmp_path):
     assert not (tmp_path / "stage_llm" / "config.json").exists() and not list(tmp_path.glob(".*"))
 
 
-def fails(rank, world_size, store, stop):
-    if rank == 1:
-        raise ValueError("the reason")
-
-
 def waits(rank, world_size, store, stop, path):
     stop.polite = True
     path.write_text("ready")
@@ -75,11 +70,6 @@ def waits(rank, world_size, store, stop, path):
         time.sleep(0.01)
     path.write_text(f"saved {stop.code}")
     sys.exit(stop.code)
-
-
-def test_an_error_of_a_process_is_raised_in_the_one_that_started_it():
-    with pytest.raises(ValueError, match="^the reason$"):
-        launch(fails, 2)
 
 
 def test_a_signal_to_the_parent_is_passed_on(tmp_path):
