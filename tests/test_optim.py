@@ -6,7 +6,7 @@ import torch
 
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
-from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select, set_lr
+from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select
 from nanoharmon.training.recipe import OptimConfig
 
 
@@ -70,14 +70,6 @@ def test_the_learning_rate_rises_then_falls_to_its_floor(schedule):
     assert f[:10] == pytest.approx([(i + 1) / 10 for i in range(10)]) and f[10] == 1 and f[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(f[10:], f[11:])) and f[55] == pytest.approx(0.55)
     assert f[20] == pytest.approx(0.1 + 0.9 * ((1 + math.cos(math.pi / 9)) / 2 if schedule == "cosine" else 8 / 9))
-
-
-def test_set_lr_multiplies_what_each_group_began_with():
-    net = torch.nn.ModuleDict({"blocks": torch.nn.Linear(4, 4)})
-    optimizers = make_optimizers(dict(net.named_parameters()), OptimConfig(lr=1.0, muon_lr=10.0))
-    for factor in (0.5, 0.25):
-        set_lr(optimizers, factor)
-    assert [g["lr"] for o in optimizers for g in o.param_groups] == [0.25, 2.5]
 
 
 def test_ema_follows_its_ramp_and_is_swapped_in_for_a_while():
