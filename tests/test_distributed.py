@@ -2,6 +2,7 @@
 
 What is trained depends on the number of shards of a batch, not on the number of processes that go through them.
 """
+import contextlib
 import functools
 import json
 import os
@@ -63,17 +64,14 @@ def as_torchrun(rank, world_size, store, stop, ports, *commands):
 
 
 def free_ports(n):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
+        return [s.getsockname()[1] for s in sockets]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """{name: folder} and the seeds of `one`: one and two processes with two shards, two from the middle of the one; the
-    same with blocks that are sharded (FSDP2) and four shards."""
+    """{name: folder} and the seeds of `one`: one and two processes, two from the middle of the one; sharded (FSDP2)."""
     tmp = tmp_path_factory.mktemp("runs")
     out = {name: tmp / name for name in ("one", "two", "two_resumed", "whole", "sharded", "sharded_resumed")}
     sharded = [*FSDP, "--optim.fsdp", "true"]
@@ -126,10 +124,8 @@ def test_a_batch_that_shards_cannot_divide_is_refused(tmp_path):
 
 def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     started = []                                          # (processes, shards)
-    monkeypatch.setattr(train, "worker", lambda rank, world_size, store, stop, run: started.append(
-        (world_size, run.config.optim.shards)))
-    monkeypatch.setattr(train, "launch", lambda target, world_size, run: started.append(
-        (world_size, run.config.optim.shards)))
+    monkeypatch.setattr(train, "worker", lambda _, procs, *more: started.append((procs, more[-1].config.optim.shards)))
+    monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(resume, "check_parts", lambda run: None)
 
