@@ -70,11 +70,9 @@ ALL = commands("\n".join(INLINE + BLOCKS))
 @pytest.mark.parametrize("command", RUN, ids=" ".join)
 def test_a_command_of_the_readme_runs(command, folder, monkeypatch):
     cheap = ["--steps", "5", "--iters", "9"] if command[1] == "sample.py" else []
-    said = run([*command, *cheap], monkeypatch)
+    run([*command, *cheap], monkeypatch)
     if command[1] == "sample.py":
         assert Image.open(command[command.index("--out") + 1] if "--out" in command else "grid.png").width > 4 * 192
-    if "what color is the ring?" in command:
-        assert said.split()[-1] in ("red", "green", "blue", "yellow", "purple", "orange", "white")
 
 
 @lru_cache
@@ -136,8 +134,6 @@ def test_stage_table_is_the_preset():
         assert parts[cells[1]] == stage.train_parts
         assert cells[3].split()[0] == (str(stage.size) if stage.size else "-")
     assert {stages[name].caption_drop for name in "23"} == {0.1} and "ten percent of the prompts are dropped" in text
-    for setting in ("hide_all", "pairs"):
-        assert row(text, f"`{setting}`", ", ".join(f"{getattr(stages[name], setting):g}" for name in "123"))
 
 
 def test_results_of_the_readme_are_those_of_the_shipped_checkpoint():
