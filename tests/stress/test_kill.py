@@ -64,6 +64,8 @@ def test_two_processes_end_with_their_parent(tmp_path):
 
 
 def waits(rank, world_size, store, stop, path):
+    if path is None:
+        raise ValueError("the reason")
     stop.polite = True
     path.write_text("ready")
     while not stop.code:
@@ -72,7 +74,9 @@ def waits(rank, world_size, store, stop, path):
     sys.exit(stop.code)
 
 
-def test_a_signal_to_the_parent_is_passed_on(tmp_path):
+def test_an_error_of_a_process_is_raised_and_a_signal_to_the_parent_is_passed_on(tmp_path):
+    with pytest.raises(ValueError, match="^the reason$"):
+        launch(waits, 2, None)
     path = tmp_path / "file"
 
     def terminate():
