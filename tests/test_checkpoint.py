@@ -1,25 +1,19 @@
-"""What is written comes back, what is broken is refused, what is killed survives.
-
-    python -m pytest -q tests/test_checkpoint.py         safetensors.py, states.py, checkpoint.py; mutated files: stress
-"""
+"""What is written comes back, what is broken is refused.     python -m pytest -q tests/test_checkpoint.py"""
 import argparse
-import errno
 import itertools
 import json
 import os
 import struct
 from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from nanoharmon.files import write_json
-from nanoharmon.weights import states
 from nanoharmon.weights.checkpoint import load_weights, match_weights
 from nanoharmon.weights.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
-from nanoharmon.weights.states import latest_state, load_state, pack, save_state, unpack
+from nanoharmon.weights.states import latest_state, load_state, pack, save_state
 
 
 def same(a, b):
@@ -33,8 +27,6 @@ def same(a, b):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and (a == b or a != a)
 
-
-# --- safetensors -----------------------------------------------------------------------------------------------------
 
 def st(header, data=b"", length=None):
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -59,23 +51,18 @@ def test_every_dtype_round_trips_in_order_and_aligned(tmp_path):
     assert same(SafeTensors(path)["F32 (3, 5)"], tensors["F32 (3, 5)"])
 
 
-def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 BAD = {
-    "empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"),
-    "html": (b"\n\n  " + HTML, "HTML"), "lfs": (LFS, "Git LFS"), "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, ".pth"),
-    "not object": (st(b"[]"), "not a JSON object"), "not utf-8": (st(b'{"\xff":1}'), "UTF-8"),
-    "deep": (st(b'{"a":' * 100_000), "nested|Expecting"), "metadata": (st({"__metadata__": {"a": 1}}), "__metadata__"),
+    "empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"), "html": (HTML, "HTML"),
+    "lfs": (LFS, "Git LFS"), "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, ".pth"),
     "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"), "entry": (st({"a": 3}), "'a' has a bad"),
-    "extra field": (st({"a": entry(x=1)}, b"\0" * 8), "'a'"), "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "dty"),
+    "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "dty"), "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "12"),
     "two negatives": (st({"a": entry(shape=[-2, -1])}, b"\0" * 8), "shape"),
-    "true shape": (st({"a": entry(shape=[True, 2])}, b"\0" * 8), "shape"),
     "huge empty": (st({"a": entry(shape=[0, 2**62], offsets=[0, 0])}), "shape"),
-    "huge rank": (st({"a": entry(shape=[1] * 999, offsets=[0, 4])}, b"\0" * 4), "shape"),
-    "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "needs 12"),
     "cut data": (st({"a": entry()}, b"\0" * 7), "truncated"), "tail": (st({"a": entry()}, b"\0" * 9), "1 bytes after"),
     "hole": (st({"a": entry(offsets=[4, 12])}, b"\0" * 12), "hole"),
     "overlap": (st({"a": entry(), "b": entry(offsets=[4, 12])}, b"\0" * 12), "overlaps")}
@@ -88,19 +75,7 @@ def test_bad_file_is_one_clear_line(case, tmp_path):
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=expected) as e:
         SafeTensors(path)
-    assert str(e.value).startswith(f"{path}: ") and "\n" not in str(e.value) and len(str(e.value)) < 600
-
-
-def test_odd_files(tmp_path):
-    """Legal but not aligned; no file; not of 0 and 1."""
-    path, header = tmp_path / "a", {"a": entry("BOOL", [1], [0, 1]), "b": entry("F32", [1], [1, 5])}
-    path.write_bytes(st(header, b"\x02" + struct.pack("<f", 1.5)))
-    assert SafeTensors(path)["b"].item() == 1.5
-    with pytest.raises(ValueError, match="BOOL tensor 'a' has bytes other than 0 and 1"):
-        SafeTensors(path)["a"]
-    for folder in tmp_path, tmp_path / "none":
-        with pytest.raises(ValueError, match="No such file"):
-            open_tensors(folder)
+    assert str(e.value).startswith(f"{path}: ") and "\n" not in str(e.value)
 
 
 def test_sharded_index(tmp_path):
@@ -111,18 +86,10 @@ def test_sharded_index(tmp_path):
     assert same(dict(open_tensors(tmp_path)), {"b": torch.zeros(3), "a": torch.ones(2)})
     (tmp_path / "in").mkdir()
     for bad, what in [("in/../m-1.safetensors", "outside"), (str(tmp_path / "m-1.safetensors"), "outside"),
-                      ("x\\m-1.safetensors", "outside"), ("m-3.safetensors", "m-3.safetensors"),
-                      ("m-2.safetensors", "'a' is not in its shard"), (3, "weight_map")]:
+                      ("x\\m-1.safetensors", "outside"), ("m-2.safetensors", "'a' is not in its shard")]:
         write_json(index, {"weight_map": {"a": bad}})
         with pytest.raises(ValueError, match=what):
             open_tensors(tmp_path)
-
-
-@pytest.mark.parametrize("bad", [torch.ones(1, dtype=torch.complex64), [1], torch.ones(1, device="meta")])
-def test_writer_refuses_what_the_format_cannot_hold(bad, tmp_path):
-    with pytest.raises(ValueError, match="not a dense tensor of F64"):
-        save_safetensors({"a": bad}, tmp_path / "a")
-    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
@@ -140,26 +107,15 @@ def test_foreign_files_are_read_without_running_their_code(tmp_path, is_zip):
             load_foreign(path)
 
 
-# --- states ----------------------------------------------------------------------------------------------------------
-
 def test_a_state_comes_back_bit_for_bit(tmp_path):
-    model = nn.Linear(4, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
     w = torch.randn(3, 4)
-    state = {"optimizer": optimizer.state_dict(), "nothing": None, "": [], "lr": 0.1, "ok": True, "one": (),
+    state = {"state": {0: {"step": torch.tensor(1.0)}}, "nothing": None, "": [], "lr": 0.1, "ok": True, "one": (),
              "a.b": torch.ones(1), "a": {"b": torch.zeros(1), 1: "int", "1": "str"}, "nan": float("nan"),
              "__metadata__": torch.ones(2), "embed": w, "head": w, "view": w[:], "part": w[0], "empty": w[:0]}
     back = load_state(save_state(tmp_path, 1, state))
     assert same(state, back) and back["embed"] is back["head"] is back["view"]           # tied weights stay tied
-    assert same(unpack(*pack(w)), w) and unpack(*pack(3)) == 3
-    for bad in [{"a": {"b": object()}}, {(1, 2): 3}]:
-        with pytest.raises(ValueError, match="cannot save"):
-            pack(bad)
-    for tree in [{"tensor": "none"}, {"dict": 3}]:
-        with pytest.raises(ValueError, match="unknown entry"):
-            unpack({}, tree)
+    with pytest.raises(ValueError, match="cannot save"):
+        pack({"a": {"b": object()}})
 
 
 def test_states_are_pruned_replaced_and_skipped_when_damaged(tmp_path):
@@ -171,75 +127,38 @@ def test_states_are_pruned_replaced_and_skipped_when_damaged(tmp_path):
     assert final == latest_state(tmp_path) == tmp_path / "state" / "step_0000020"
     for name in ("state.json", "state.safetensors"):
         raw = (final / name).read_bytes()
-        for broken in (raw[:-5], b"", b"{}", None):
+        for broken in raw[:-5], b"", b"{}", raw:
             (final / name).unlink()
-            (final / name).write_bytes(broken) if broken is not None else (final / name).mkdir()
-            assert latest_state(tmp_path).name == "step_0000003"
-            with pytest.raises(ValueError, match=str(final)):
-                load_state(final)
-        (final / name).rmdir()
-        (final / name).write_bytes(raw)
+            (final / name).write_bytes(broken)
+            assert latest_state(tmp_path).name == ("step_0000020" if broken == raw else "step_0000003")
     save_state(tmp_path, 4, {}, keep=1)                      # a later step is not this run's to delete
     assert sorted(os.listdir(tmp_path / "state")) == ["step_0000004", "step_0000020"]
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch):
     """Also when a state of the same step is replaced. From the chosen call on, no call does anything any more."""
     def save(step, value):
-        save_state(tmp_path, step, {"step": step, "tensors": [torch.full((n,), value) for n in (9, 5)]}, keep=1)
+        save_state(folder, step, {"step": step, "tensors": [torch.full((n,), value) for n in (9, 5)]}, keep=1)
 
-    def kill():
-        raise Killed
-    save(1, 0)
-    last, value, moments = 1, 0, 0
-    for again in (False, True):
-        done = False
-        for moment in itertools.count():
-            calls, step, moments = itertools.count(), last + (not again), moments + 1
+    def mortal(call):
+        def wrapped(*args, **options):
+            if next(calls) >= moment:
+                raise KeyboardInterrupt
+            return call(*args, **options)
+        return wrapped
+    for step, moment in itertools.product((1, 2), range(30)):
+        folder, calls = tmp_path / f"{step} {moment}", itertools.count()
+        save(1, 0)
+        with monkeypatch.context() as m, suppress(KeyboardInterrupt):
+            for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
+                m.setattr(os, name, mortal(getattr(os, name)))
+            save(step, 1)
+        state = load_state(latest_state(folder))
+        found, = {x for t in state["tensors"] for x in t.tolist()}               # one number, of the old or new state
+        assert (state["step"], found) in ((1, 0), (step, 1)) and found >= (moment == 29)
+        save(3, 2)
+        assert os.listdir(folder / "state") == ["step_0000003"]
 
-            def mortal(call):
-                return lambda *args, **options: call(*args, **options) if next(calls) < moment else kill()
-            with monkeypatch.context() as m, suppress(Killed):
-                for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
-                    m.setattr(os, name, mortal(getattr(os, name)))
-                save(step, value + 1)
-                done = True
-            state = load_state(latest_state(tmp_path))
-            found, = {x for t in state["tensors"] for x in t.tolist()}           # one number, of the old or new state
-            assert (state["step"], found) in ((last, value), (step, value + 1))
-            last, value = state["step"], found
-            if done:
-                break
-    assert moments > 20 and os.listdir(tmp_path / "state") == [f"step_{last:07d}"]
-
-
-def test_a_full_disk_is_explained_and_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    save_safetensors({"a": torch.zeros(10)}, path)
-
-    def full(fd):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="could not write .*free space or pass --out"):
-        save_safetensors({"a": torch.zeros(99)}, path)
-    assert os.listdir(tmp_path) == [path.name] and SafeTensors(path).shape("a") == (10,)
-
-
-def test_versions_name_the_commit_of_this_repository_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(states, "__file__", str(tmp_path / "nanoharmon" / "weights" / "states.py"))
-    monkeypatch.setattr(states.subprocess, "run", lambda command, **_: tmp_path in command
-                        and SimpleNamespace(stdout="a1\n"))
-    (tmp_path / ".git").mkdir()
-    assert states.versions()["git"] == ""                    # somebody else's repository, in which it is installed
-    (tmp_path / "train.py").touch()
-    assert states.versions() == {**states.versions(), "git": "a1", "torch": torch.__version__}
-
-
-# --- weights into modules --------------------------------------------------------------------------------------------
 
 class Tied(nn.Module):
     def __init__(self):
@@ -254,12 +173,10 @@ GOOD = {k: v + 1 for k, v in Tied().state_dict().items()}
 @pytest.mark.parametrize("change, what", [
     ({"norm.weight": torch.ones(4)}, r"norm.weight is \(4,\) in .*\(3,\) in the m"),
     ({"norm.weight": None}, "1 missing: norm.weight"), ({"x": torch.ones(1)}, "1 unexpected: x"),
-    ({"head.weight": torch.zeros(5, 3)}, "embed.weight and head.weight differ"),
-    ({"norm.num_batches_tracked": torch.tensor(1.5)}, "float32 in .*int64"), (dict.fromkeys(GOOD), "7 missing")])
+    ({"head.weight": torch.zeros(5, 3)}, "embed.weight and head.weight differ")])
 def test_weights_that_do_not_fit_are_refused(change, what):
-    with pytest.raises(ValueError, match=what) as e:
+    with pytest.raises(ValueError, match=what):
         match_weights(Tied(), {k: v for k, v in {**GOOD, **change}.items() if v is not None})
-    assert "\n" not in str(e.value)
 
 
 def test_weights_fill_a_meta_module_from_the_file(tmp_path):
@@ -276,6 +193,5 @@ def test_weights_fill_a_meta_module_from_the_file(tmp_path):
     assert model.head.weight is model.embed.weight and not model.embed.weight.requires_grad
     assert model.embed.weight.data_ptr() == file["embed.weight"].data_ptr()              # no copy
     load_weights(model, file, report, torch.bfloat16)
-    assert model.norm.weight.dtype == model.norm.running_mean.dtype == torch.bfloat16
-    assert model.norm.num_batches_tracked.dtype == torch.int64 and "running_mean" in dict(model.norm.named_buffers())
-    assert isinstance(model.norm.weight, nn.Parameter) and model.norm.weight.requires_grad
+    assert model.norm.weight.dtype == model.norm.running_mean.dtype == torch.bfloat16 and model.norm.weight.requires_grad
+    assert model.norm.num_batches_tracked.dtype == torch.int64
