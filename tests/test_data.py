@@ -99,7 +99,6 @@ def test_class_pictures_have_the_class_of_their_scene(data):
     assert set(labels.tolist()) <= set(shapes.SEEN_CLASSES)
 
 
-
 def test_a_mix_is_names_and_weights():
     assert parse_mix(["a.json", "b:.5", "a.json:2", "odd:name"]) == [("a.json", 2), ("b", 0.5), ("odd:name", 1)]
     for weight in 0, -1, "nan", "inf":
