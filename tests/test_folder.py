@@ -145,7 +145,6 @@ def test_the_first_view_is_padded_and_the_others_are_crops(own):
     assert folder.crop(square, random.Random(0)) == square["row"]
 
 
-
 def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
     add_lines(photos / "metadata.jsonl", [{"file_name": "0.png", "text": "the same picture again"}])
     own = imported(photos, tmp_path / "cache")
