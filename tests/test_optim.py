@@ -38,7 +38,6 @@ def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):
     assert {"llm.model.embed_tokens.weight", "mar.fake_latent", "llm.model.norm.weight"} <= plain
 
 
-
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
 def test_orthogonalize_makes_singular_values_about_one_and_keeps_directions(shape):
     torch.manual_seed(0)
