@@ -175,7 +175,6 @@ def test_sampling_follows_the_seed(pipe):
     assert said[0] == said[1] != said[2]
 
 
-
 def test_padding_to_a_square_is_centred_and_grey():
     square = np.asarray(pad_square(Image.new("RGB", (2, 6), "red")))
     assert square.shape == (6, 6, 3) and (square[:, 2:4] == (255, 0, 0)).all()
