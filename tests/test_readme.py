@@ -99,7 +99,6 @@ def test_python_example_prints_what_it_says(folder):
     assert out.getvalue().split() == re.findall(r"print\(.*?#\s*(\w+)\n", block) == ["red"]
 
 
-
 def rows(text):
     """The rows of all Markdown tables in a text, as lists of cells without their padding."""
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()
