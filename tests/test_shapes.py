@@ -44,7 +44,6 @@ def test_objects_keep_apart_and_inside_and_unseen_pairs_are_never_drawn_or_named
     assert set(drawn) == set(SEEN)
 
 
-
 def test_classes_round_trip():
     rng = random.Random(6)
     for label in range(NUM_CLASSES):
@@ -52,7 +51,6 @@ def test_classes_round_trip():
         assert scene_class(scene) == label
         assert parse_caption(class_name(label))[0] == Counter(o.pair for o in scene.objects)
         assert (label in SEEN_CLASSES) == (not mentions_unseen(class_name(label)))
-
 
 
 def test_captions_parse_back_and_are_right_unless_altered():
