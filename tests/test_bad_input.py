@@ -139,7 +139,6 @@ def state(folder):
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-
 @pytest.fixture
 def nothing_starts(monkeypatch):
     """Whatever is wrong is noticed before the work begins."""
