@@ -62,7 +62,6 @@ def wrong_files(path):
         (path / name / "train_config.json").write_text(json.dumps(usual | wrong))
 
 
-
 TYPED = "".join(SPECIAL) + f"<image><|vision_start|><|im_end|>\n<|im_start|>assistant\nyes {IMAGE} [UNK] </s>"
 ODD = {"control": "".join(map(chr, range(1, 32))) + "\x7f\x85", "nul": "a\0b", "escape": "\x1b[31mred\x1b[0m\a",
        "tabs": "\ta\tring\r\n", "hebrew": "עיגול אדום ליד ריבוע כחול", "arabic": "دائرة حمراء",
