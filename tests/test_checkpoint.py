@@ -193,5 +193,5 @@ def test_weights_fill_a_meta_module_from_the_file(tmp_path):
     assert model.head.weight is model.embed.weight and not model.embed.weight.requires_grad
     assert model.embed.weight.data_ptr() == file["embed.weight"].data_ptr()              # no copy
     load_weights(model, file, report, torch.bfloat16)
-    assert model.norm.weight.dtype == model.norm.running_mean.dtype == torch.bfloat16 and model.norm.weight.requires_grad
-    assert model.norm.num_batches_tracked.dtype == torch.int64
+    assert model.norm.weight.dtype == model.norm.running_mean.dtype == torch.bfloat16
+    assert model.norm.num_batches_tracked.dtype == torch.int64 and model.norm.weight.requires_grad
