@@ -5,7 +5,6 @@ needs a number on the host (`.item()`, a boolean index, a copy back) and would s
 """
 import functools
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.mar import MAR
 from nanoharmon.vae import vae_loss
 
-
-# --- names and shapes ------------------------------------------------------------------------------------------------
 
 @functools.cache
 def shapes(size):
@@ -49,8 +46,6 @@ def test_names_and_shapes_are_those_of_the_official_checkpoint(path):
     assert {k: v for k, v in got.items() if not k.startswith(without)} == json.loads(path.read_text(encoding="utf-8"))
 
 
-# --- nothing waits for the device ------------------------------------------------------------------------------------
-
 class Watch(TorchDispatchMode):
     """Counts the host-to-device copies, and refuses everything that would need data from the device."""
 
@@ -58,7 +53,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.copies = Counter()
+        self.copies = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         def device(x):
@@ -68,13 +63,11 @@ class Watch(TorchDispatchMode):
         out = op(*args, **(kwargs or {}))
         assert not (before == {"meta"} and "cpu" in device(out)), f"{op} copies from the device to the host"
         if name in ("_to_copy", "copy_") and "cpu" in before and "meta" in device(out):
-            self.copies[name] += 1
+            self.copies += 1
         return out
 
 
-@pytest.mark.parametrize("code", [
-    lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu(), lambda x: x.masked_select(x > 0), torch.nonzero,
-    lambda x: x.tolist(), lambda x: torch.equal(x, x)])
+@pytest.mark.parametrize("code", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu(), torch.nonzero])
 def test_the_watch_notices_what_waits(code):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), Watch():
         code(torch.empty(3, device="meta"))
@@ -100,59 +93,26 @@ def ids(*shape):
     return empty(*shape, dtype=torch.long)
 
 
-def mask(*shape):
-    return empty(*shape, dtype=torch.bool)
-
-
-def latents(model):
-    return empty(B, model.config.mar.grid ** 2, model.config.mar.token_dim)      # (B, S, C)
-
-
-def vae_step(model):
-    side = model.config.vae.stride * model.config.mar.grid
-    return vae_loss(model.vae, empty(B, 3, side, side), 1e-6)[0]
-
-
-def llm_step(model):
-    return model.llm.loss(model.llm.model(model.llm.embed(ids(B, T)), is_real=mask(B, T)), ids(B, T), ids(5))
-
-
-def understanding_step(model):
-    L = model.config.mar.grid ** 2 + model.config.mar.buffer_size + T
-    return model.understanding_loss(latents(model), ids(B, L), ids(B, L), mask(B, L), ids(5))
-
-
-STEPS = {"vae": vae_step, "llm": llm_step, "mar": lambda model: model.mar.class_loss(latents(model), ids(B)),
-         "generation": lambda model: model.generation_loss(latents(model), ids(B, T), mask(B, T)),
-         "understanding": understanding_step}
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_a_training_step_waits_for_nothing(model, name):
+def test_training_steps_wait_for_nothing(model):
+    mar, stride = model.config.mar, model.config.vae.stride
+    latents, L = empty(B, mar.grid ** 2, mar.token_dim), mar.grid ** 2 + mar.buffer_size + T
     with Watch():
-        loss = STEPS[name](model)
-        assert loss.shape == () and loss.device.type == "meta" and loss.requires_grad
-        loss.backward()
-
-
-def draw(model, iters, cfg=3.0, sampler="ddpm"):
-    """Draw under the watch; returns how many tensors went from the host to the device."""
-    rows, S = B if cfg == 1 else 2 * B, model.config.mar.grid ** 2
-    with Watch() as watch:
-        out = model.draw(ids(rows, T), mask(rows, T), iters, cfg, steps=2, orders=ids(B, S), sampler=sampler)
-    assert out.shape == latents(model).shape and out.device.type == "meta"
-    return watch.copies.total()
+        llm = model.llm.model(model.llm.embed(ids(B, T)), is_real=ids(B, T).bool())
+        for loss in (vae_loss(model.vae, empty(B, 3, stride * mar.grid, stride * mar.grid), 1e-6)[0],
+                     model.llm.loss(llm, ids(B, T), ids(5)), model.mar.class_loss(latents, ids(B)),
+                     model.generation_loss(latents, ids(B, T), ids(B, T).bool()),
+                     model.understanding_loss(latents, ids(B, L), ids(B, L), ids(B, L).bool(), ids(5))):
+            assert loss.shape == () and loss.device.type == "meta" and loss.requires_grad
+            loss.backward()
 
 
 @pytest.mark.parametrize("cfg, sampler", [(1.0, "ddpm"), (3.0, "ddim"), (3.0, "dpm++")])
 def test_drawing_waits_for_nothing_and_once_the_schedule_is_there_nothing_crosses_over(model, cfg, sampler):
-    draw(model, 1, cfg, sampler)
-    assert draw(model, 1, cfg, sampler) == draw(model, 2, cfg, sampler) == 0
-
-
-def test_class_sampling_and_decoding_wait_for_nothing(model):
-    S = model.config.mar.grid ** 2
-    with Watch():
-        drawn = model.mar.class_sample(ids(B), 2, orders=ids(B, S), steps=3)
-        image = model.vae.decode(drawn, (model.config.mar.grid,) * 2)
-    assert image.device.type == "meta"
+    rows, S = (B if cfg == 1 else 2 * B, T), model.config.mar.grid ** 2
+    for iters in 1, 1, 2:
+        with Watch() as watch:
+            model.mar.class_sample(ids(B), 2, orders=ids(B, S), steps=3)
+            drawn = model.draw(ids(*rows), ids(*rows).bool(), iters, cfg, orders=ids(B, S), steps=2, sampler=sampler)
+            image = model.vae.decode(drawn, (model.config.mar.grid,) * 2)
+        assert image.device.type == "meta" and drawn.shape == (B, S, model.config.mar.token_dim)
+    assert watch.copies == 0
