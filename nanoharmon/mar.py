@@ -39,10 +39,10 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x, asking):                                    # (B, L, D), and those that ask: (B, m, D)
-        (B, L, D), m = x.shape, asking.shape[1]
+        (B, L, D), m, d = x.shape, asking.shape[1], x.shape[2] // self.heads
         # the official qkv in two: b m (heads d) -> b heads m d, and b l (two heads d) -> two b heads l d
-        q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, m, self.heads, -1).transpose(1, 2)
-        k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, m, self.heads, d).transpose(1, 2)
+        k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, d).permute(2, 0, 3, 1, 4)
         x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # (B, heads, m, d)
         return dropout(self.proj(x.transpose(1, 2).reshape(B, m, D)), self.proj_dropout if self.training else 0.0)
 

@@ -5,6 +5,7 @@
     pipe.draw(["a red circle left of a blue square"], seed=1)[0].save("out.png")
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperatu
             "think": False}
 SCHEDULES = "constant", "linear"                                 # of the guidance, while drawing
 STEPS = 1000                                                     # of the diffusion that the model was trained on
+# parameters: the scripts run a smaller model on one thread, since a second one is of little use to it and, beside a busy
+# program, makes the first one wait (docs/HARDWARE.md)
+SMALL = 2 * 10**7
 
 
 class Pipeline:
@@ -333,7 +337,10 @@ def load_pipeline(path, device="auto", dtype="float32"):
         raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
     device = pick_device(device)
     try:
-        return Pipeline.load(path, device, getattr(torch, dtype))
+        pipe = Pipeline.load(path, device, getattr(torch, dtype))
     except ValueError as e:
         wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
         raise ValueError(f"{e}; pass another --ckpt{wider}") from None
+    if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in pipe.model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    return pipe
