@@ -2,11 +2,8 @@
 soon, and without harm.
 
     python -m pytest -q tests/stress/test_fuzz.py -m stress      a few seconds, always the same files
-    python -m tests.stress.test_fuzz 50000 7                     50,000 pictures, as many others, seed 7; then a table
 
-Mutations of bytes: flipped bits, extreme values, pieces cut out, doubled, moved between files, files cut short; PNGs
-have the right checksums half of the time, so that the damage comes further. Mutations of JSON: entries replaced by
-something else, renamed, or taken away. What can be read must also be usable: a checkpoint draws and answers.
+PNGs have the right checksums half of the time, so that the damage comes further. What can be read must be usable, too.
 """
 import contextlib
 import copy
@@ -18,12 +15,9 @@ import random
 import re
 import shutil
 import struct
-import sys
-import tempfile
 import time
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,25 +25,20 @@ import torch
 from PIL import Image
 
 from nanoharmon.cli import explain
-from nanoharmon.config import pico, to_dict
+from nanoharmon.config import pico
 from nanoharmon.evals import external
 from nanoharmon.files import write_json
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import MAX_PIXELS, open_image
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
-from nanoharmon.training import entries, resume
-from nanoharmon.training.recipe import Config
-from nanoharmon.training.run import Run
-from nanoharmon.weights.convert import load_llm
+from nanoharmon.training import entries
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
 from nanoharmon.weights.states import load_state, save_state
 
 pytestmark = pytest.mark.stress
 SLOW = 20                                        # seconds of CPU time; the largest pictures that are allowed need two
 
-
-# --- mutations --------------------------------------------------------------------------------------------------------
 
 def mutate_bytes(rng, data, others):
     data = bytearray(data)
@@ -126,40 +115,34 @@ def mutate(rng, path, raw, others):
     return mutate_json(rng, raw)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
 MODES = {"PNG": "RGB RGBA L P I;16", "JPEG": "RGB L CMYK", "GIF": "P RGBA", "WEBP": "RGB RGBA", "BMP": "RGB P RGBA",
          "TIFF": "RGB L I;16", "PPM": "RGB"}
 
 
 def pictures():
     """[(name, bytes)] of small pictures in all formats, with what such files carry besides pixels."""
-    made, exif, rng = [], Image.Exif(), np.random.default_rng(0)
+    made, exif, noise = [], Image.Exif(), np.random.default_rng(0).integers(0, 65536, (24, 20, 4)).astype(np.uint16)
     exif[0x0112], exif[0x010E] = 6, "a picture"
-    noise = rng.integers(0, 65536, (24, 20, 4)).astype(np.uint16)
     for format, mode in [(format, mode) for format, modes in MODES.items() for mode in modes.split()]:
-        image = Image.fromarray(noise[..., 0]) if mode == "I;16" else Image.fromarray((noise >> 8).astype(np.uint8))
+        image = Image.fromarray(noise[..., 0] if mode == "I;16" else (noise >> 8).astype(np.uint8))
         image = image if mode == "I;16" else image.convert(mode)
         frames = {"save_all": True, "append_images": [image.rotate(180)]} if format in ("PNG", "GIF", "WEBP") else {}
         for options in {}, {"exif": exif, "compression": "tiff_lzw", "progressive": True, "lossless": True, **frames}:
-            file = io.BytesIO()
-            image.save(file, format, **options)
+            image.save(file := io.BytesIO(), format, **options)
             made.append((format.lower(), file.getvalue()))
     return made
 
 
 def look(path):
     image = open_image(path)
-    assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS
-    image.tobytes()
+    assert image.mode == "RGB" and 0 < len(image.tobytes()) <= 3 * MAX_PIXELS
 
 
-def fuzz_pictures(folder, n, seed=0):
+def fuzz_pictures(folder, n):
     """Yields (format, path, what to do with it) after writing each mutated file."""
     made = pictures()
     for i in range(n):
-        rng = random.Random(f"pictures/{seed}/{i}")
-        name, data = made[i % len(made)]
+        rng, (name, data) = random.Random(f"pictures/0/{i}"), made[i % len(made)]
         path, data = folder / f"mutated.{name}", mutate_bytes(rng, data, [other for _, other in made])
         path.write_bytes(mend_png(data) if name == "png" and rng.random() < 0.5 else data)
         yield name, path, look
@@ -177,13 +160,6 @@ def talk(path):
     assert max(ids) < len(tokenizer) and ids.count(tokenizer.im_start) == 2 and isinstance(tokenizer.decode(ids), str)
 
 
-def go_on(path):
-    run = Run(Config.preset("pico"), path.parent, "pico", [], {}, {}, (), False, 0, 1, 0, torch.device("cpu"))
-    resume.count_shards(run.config, run.out, 1)
-    for begun in {}, {"1": 4}:
-        resume.check_settings(run, begun)
-
-
 def read_all(path):
     file = open_tensors(path)
     assert sum(file[name].nbytes for name in file) <= path.stat().st_size
@@ -198,75 +174,54 @@ def prepare(folder):
     index = folder / "shards" / "model.safetensors.index.json"
     shutil.copytree(folder / "ckpt", index.parent)
     write_json(index, {"weight_map": dict.fromkeys(open_tensors(index.parent), "model.safetensors")})
-    llm, run = folder / "qwen" / "config.json", folder / "run" / "train_config.json"
-    llm.parent.mkdir()
-    shutil.copy(folder / "ckpt" / "tokenizer.json", llm.parent)
-    save_safetensors({k: v for k, v in pipe.model.llm.state_dict().items() if k != "lm_head.weight"},
-                     llm.with_name("model.safetensors"))
-    write_json(llm, {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **to_dict(pico().llm)})
-    shutil.copytree(folder / "ckpt", run.parent / "stage_vae")
-    write_json(run, {"preset": "pico", "command": ["--preset", "pico"], **to_dict(Config.preset("pico"))})
     state = save_state(folder, 1, {"step": 1, "params": {"a": torch.ones(2)}, "optimizers": [{"lr": (1, 2.0)}]})
     tensors = {"a.w": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bool), "c": torch.zeros(0, 4)}
     save_safetensors(tensors, folder / "weights.safetensors", {"k": "v"})
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    lines = {"metadata.jsonl": {"file_name": "a.png", "text": "a cat", "label": "cat"},
-             "pope.jsonl": {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "yes"},
-             "geneval.jsonl": {"tag": "colors", "include": [{"class": "cat", "count": 1}], "prompt": "a black cat"}}
-    for name, row in lines.items():
-        (folder / name).write_text((json.dumps(row) + "\n") * 3, encoding="utf-8")
-    write_json(folder / "llava.json", [{"image": "a.png", "conversations": [
-        {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}] * 2)
+    for name, row in (("metadata", {"file_name": "a.png", "text": "a cat", "label": "cat"}),
+                      ("pope", {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "yes"})):
+        (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 3, encoding="utf-8")
     return {"config.json": (folder / "ckpt" / "config.json", draw_and_answer),
-            "config.json of Qwen2.5": (llm, lambda p: load_llm(p.parent)),
             "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),
             "index.json": (index, lambda p: open_tensors(p.parent)),
             "safetensors": (folder / "weights.safetensors", read_all),
-            "train_config.json": (run, go_on), "state.json": (state / "state.json", lambda p: load_state(p.parent)),
+            "state.json": (state / "state.json", lambda p: load_state(p.parent)),
             "metadata.jsonl": (folder / "metadata.jsonl", lambda p: entries.read_entries(p.parent)),
-            "llava.json": (folder / "llava.json", lambda p: entries.read_entries(p, p.parent)),
-            "pope.jsonl": (folder / "pope.jsonl", lambda p: external.read_pope(p, p.parent)),
-            "geneval.jsonl": (folder / "geneval.jsonl", lambda p: external.read_lines(p, "--prompts", ("prompt",)))}
+            "pope.jsonl": (folder / "pope.jsonl", lambda p: external.read_pope(p, p.parent))}
 
 
-def fuzz_others(folder, n, seed=0):
+def fuzz_others(folder, n):
     """As `fuzz_pictures`, of all other kinds of files."""
     targets = prepare(folder)
     good = {what: path.read_bytes() for what, (path, _) in targets.items()}
     for path, action in targets.values():
         action(path)
     for i in range(n):
-        rng = random.Random(f"others/{seed}/{i}")
-        what = list(targets)[i % len(targets)]
+        rng, what = random.Random(f"others/0/{i}"), list(targets)[i % len(targets)]
         path, action = targets[what]
-        for data in mutate(rng, path, good[what], list(good.values())), good[what]:
-            path.unlink()                        # never cut a file that is still mapped
-            path.write_bytes(data)
-            if data is not good[what]:
-                yield what, path, action
+        path.unlink()                            # never cut a file that is still mapped
+        path.write_bytes(mutate(rng, path, good[what], list(good.values())))
+        yield what, path, action
+        path.unlink()
+        path.write_bytes(good[what])
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
-
-def run(fuzz, folder, n, seed=0):
-    """{(kind of file, "read" or "refused"): how many} of n files; everything else that can happen is an error."""
+def run(fuzz, folder, n):
+    """{"read" or "refused": how many} of n files; everything else that can happen is an error."""
     seen = Counter()
-    for i, (what, path, action) in enumerate(fuzz(folder, n, seed)):
+    for i, (what, path, action) in enumerate(fuzz(folder, n)):
         faulthandler.dump_traceback_later(1800, exit=True)                   # a hang says where
         began = time.process_time()
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 action(path)
-            seen[what, "read"] += 1
+            seen["read"] += 1
         except (ValueError, OSError) as e:
             line = explain(e)
             assert line and line.isprintable() and len(line) < 1100, line
-            seen[what, "refused"] += 1
-        except KeyboardInterrupt:
-            raise
+            seen["refused"] += 1
         except BaseException as e:               # Rust's panics are no Exceptions
-            raise AssertionError(f"{what}, file {i} with seed {seed}, {path}: {type(e).__name__}: {e}") from e
+            raise AssertionError(f"{what}, file {i}, {path}: {type(e).__name__}: {e}") from e
         assert (took := time.process_time() - began) < SLOW, f"{what}, file {i}: {took:.0f} s of CPU time"
     faulthandler.cancel_dump_traceback_later()
     return seen
@@ -275,22 +230,7 @@ def run(fuzz, folder, n, seed=0):
 @pytest.mark.parametrize("fuzz, n", [(fuzz_pictures, 1500), (fuzz_others, 220)])
 def test_mutated_files_are_read_or_refused_in_one_line(fuzz, n, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])        # pytest's would keep from stderr what reaches users
-    count = Counter(outcome for (_, outcome), k in run(fuzz, tmp_path, n).items() for _ in range(k))
+    count = run(fuzz, tmp_path, n)
     assert count.total() == n and count["refused"] > n / 4 and count["read"] > n / 20
     said = capfd.readouterr().err.splitlines()   # other libraries than libtiff do not write there, either
     assert not [line for line in said if not re.match(r"[\w.]+: ", line)]
-
-
-def main(n=5000, seed=0):
-    torch.set_num_threads(1)
-    for fuzz in fuzz_pictures, fuzz_others:
-        began, folder = time.process_time(), Path(tempfile.mkdtemp(prefix="fuzz-"))      # kept after a failure
-        seen = run(fuzz, folder, n, seed)
-        shutil.rmtree(folder)
-        print(f"\n{fuzz.__name__}: {n} files, {time.process_time() - began:.0f} s")
-        for what in dict.fromkeys(what for what, _ in seen):
-            print(f"  {what:24s}{seen[what, 'read']:7d} read{seen[what, 'refused']:7d} refused")
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
