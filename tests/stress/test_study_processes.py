@@ -8,6 +8,7 @@ import pytest
 from nanoharmon.evals import arm
 from nanoharmon.files import write_json
 
+ROOT = arm.Path(arm.__file__).parents[2]
 pytestmark = pytest.mark.stress
 
 
@@ -20,9 +21,10 @@ def test_what_a_process_writes_is_read(tmp_path, capfd):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_it_ends_with_a_killed_parent(tmp_path):
-    code = ("import multiprocessing, sys, threading, time\nfrom nanoharmon.evals import arm\n"
+    code = (f"import multiprocessing, sys, threading, time\nsys.path.append({str(ROOT)!r})\n"
+            "from nanoharmon.evals import arm\n"
             "if __name__ == '__main__':\n"
-            "    threading.Thread(target=arm.run_apart, args=(time.sleep, (60,), arm.Path('none')), daemon=True).start()\n"
+            "    threading.Thread(target=arm.run_apart, args=(time.sleep, (60,), arm.Path('none'))).start()\n"
             "    while not multiprocessing.active_children():\n        time.sleep(0.1)\n"
             "    time.sleep(8)\n    print(multiprocessing.active_children()[0].pid, flush=True)\n    time.sleep(60)\n")
     (tmp_path / "parent.py").write_text(code, encoding="utf-8")
