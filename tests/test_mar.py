@@ -38,13 +38,6 @@ def test_conditions_of_the_buffers_are_official():
     gold.check("native/encoder_classemb", mar.encode(latents, visible, condition=gold.input("native/class_embedding")))
 
 
-def test_position_embeddings_resize_as_official():
-    U = mar.config.buffer_size
-    gold.check("big/encoder_pos_embed", mar.pos_embed(mar.encoder_pos_embed_learned, GRIDS["big"], U))
-    gold.check("rect/diffusion_pos_embed", mar.pos_embed(mar.diffusion_pos_embed_learned, GRIDS["rect"], 0))
-    assert mar.pos_embed(mar.encoder_pos_embed_learned, (8, 8), U) is mar.encoder_pos_embed_learned
-
-
 def test_loss_over_hidden_tokens_is_official():
     mask, rows = gold.input("native/mask"), loss_rows(gold.input("native/mask"), mar.config.diffusion_batch_mul)
     hidden = split(mask)[1]
@@ -194,14 +187,6 @@ def test_hidden_tokens_influence_nothing():
     assert torch.equal(mar.encode(tokens, visible), mar.encode(other, visible))
     z = [mar.decode(mar.encode(x, visible), visible) for x in (tokens, other)]
     assert torch.equal(*z)
-
-
-def test_batched_pictures_do_not_see_each_other():
-    tokens, (visible, _) = gold.input("native/x"), split(gold.input("native/mask"))
-    both = mar.decode(mar.encode(tokens, visible), visible)
-    for b in range(2):
-        alone = mar.decode(mar.encode(tokens[b:b + 1], visible[b:b + 1]), visible[b:b + 1])
-        check("alone", alone, both[b:b + 1], 1e-5)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

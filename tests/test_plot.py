@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanoharmon.training.plot import COLUMNS, HEIGHT, WIDTH, draw_curves, draw_sweeps, read_log
+from nanoharmon.training.plot import HEIGHT, WIDTH, draw_sweeps, read_log
 
 
 def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_counted(tmp_path):
@@ -19,19 +19,6 @@ def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_c
     assert read_log(tmp_path / "log.jsonl") == ({
         ("vae", "mse"): [(50, 0.5)], ("2", "generation"): [(50, 0.6), (100, 0.3)],
         ("2", "understanding"): [(100, 2.0)]}, len(damaged))
-
-
-@pytest.mark.parametrize("n, points", [(0, []), (1, [(50, 0.7)]), (1, [(50, 0.0), (100, 0.0)]),
-                                       (4, [(50 * k, 1 / k) for k in range(1, 20)])])
-def test_every_curve_gets_a_panel(tmp_path, n, points):
-    draw_curves({(str(i), "generation"): points for i in range(n)}, tmp_path / "curves.png")
-    image = np.asarray(Image.open(tmp_path / "curves.png")).astype(int)
-    rows = max(1, -(-n // COLUMNS))
-    blue = (image[..., 2] - image[..., 0]) > 100
-    drawn = [blue[r * HEIGHT:(r + 1) * HEIGHT, c * WIDTH:(c + 1) * WIDTH].any()
-             for r in range(rows) for c in range(COLUMNS)]
-    assert image.shape == (rows * HEIGHT, COLUMNS * WIDTH, 3)
-    assert drawn == [True] * n + [False] * (rows * COLUMNS - n)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])

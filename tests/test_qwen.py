@@ -4,7 +4,6 @@ import torch
 
 from golden import Golden, check, check_gradients, llm_config
 from nanoharmon.attention import attention, dropout
-from nanoharmon.config import LLMConfig
 from nanoharmon.qwen import KVCache, Qwen, sample_token
 
 TIED = pytest.mark.parametrize("name", ["tied", "untied"])
@@ -116,16 +115,6 @@ def test_cache_in_any_chunks_is_the_full_forward(llm, chunks):
     assert len(cache) == 12
 
 
-def test_cache_and_padding_together_are_the_full_forward(llm):
-    is_real = torch.ones(2, 12, dtype=torch.bool)
-    is_real[0, 4:6] = False                              # a gap, as between a short prompt and the picture after it
-    positions = (is_real.long().cumsum(1) - 1).clamp(min=0)
-    ref, cache = llm(IDS, positions, is_real), KVCache()
-    llm(IDS[:, :6], positions[:, :6], is_real[:, :6], cache)
-    got = llm(IDS[:, 6:], positions[:, 6:], is_real, cache)
-    check("logits", got, ref[:, 6:], 1e-4)
-
-
 def test_a_prefix_cache_is_read_but_not_changed(llm):
     cache = KVCache()
     llm(IDS[:, :6], cache=cache)
@@ -135,17 +124,6 @@ def test_a_prefix_cache_is_read_but_not_changed(llm):
     for _ in range(2):                                   # the same answer every time: nothing was kept
         check("logits", llm(IDS[:, 6:], cache=cache), full[:, 6:], 1e-4)
     assert len(cache) == 6 and all(torch.equal(a, b) for i in before for a, b in zip(before[i], cache.layers[i]))
-
-
-def test_query_heads_share_key_heads_in_blocks():
-    """Grouped-query attention is full attention with each key/value head copied for its group of neighbours."""
-    small, full = Qwen(LLMConfig(50, 32, 48, 1, 4, 2)), Qwen(LLMConfig(50, 32, 48, 1, 4, 4))
-    weights = small.state_dict()
-    for name in [n for n in weights if "k_proj" in n or "v_proj" in n]:
-        torch.nn.init.normal_(weights[name])
-        weights[name] = weights[name].unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1)
-    full.load_state_dict(weights)
-    check("logits", small(IDS % 50), full(IDS % 50), 1e-5)
 
 
 def test_checkpointing_changes_no_gradient():
