@@ -20,10 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from nanoharmon.cli import Parser, model_flags, number, run_main, text
-from nanoharmon.diffusion import SAMPLERS
+from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
-from nanoharmon.pipeline import SCHEDULES, load_pipeline
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -155,6 +154,7 @@ def main(argv=None):
     prompts = read_prompts(args)
     check_outputs(args)
     image = open_image(args.image) if args.image else None
+    from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,

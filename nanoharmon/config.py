@@ -12,6 +12,9 @@ import typing
 from dataclasses import dataclass, field
 
 
+SAMPLERS = "ddpm", "ddim", "dpm++"                               # of the diffusion MLP (diffusion.py)
+SCHEDULES = "constant", "linear"                                 # of the guidance, while drawing (mar.py)
+
 # ranges for arg(): they catch mistakes in typing, and do not say what works well
 SHARE = {"low": 0, "high": 1}
 BELOW_1 = {"low": 0, "high": 0.999999}

@@ -15,6 +15,8 @@ import math
 import numpy as np
 import torch
 
+from .config import SAMPLERS
+
 LN2 = math.log(2.0)
 
 
@@ -161,9 +163,6 @@ class Diffusion:
             x = math.sqrt((1 - ac_prev) / (1 - ac)) * x - math.sqrt(ac_prev) * math.expm1(-h) * guess
             last_x0, last_lambda = x0, lam
         return x
-
-
-SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 def discretized_log_likelihood(x, mean, log_std):

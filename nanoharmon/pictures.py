@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
@@ -80,7 +79,7 @@ def to_pixels(array):
 
 def to_pictures(image):
     """(N, 3, H, W) in about [-1, 1] -> PIL pictures; the official rounding."""
-    array = (127.5 * image.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    array = (127.5 * image.float() + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in array]
 
 
@@ -94,15 +93,16 @@ def pad_square(image):
 
 
 def split_region(region, size, grid):
-    """Indices of the tokens that a box touches (n,), and of the others (S-n,). Box in pixels of a picture of `size`."""
+    """Indices (numpy) of the tokens that a box touches (n,), and of the others (S-n,). Box in pixels of a picture of
+    `size`."""
     (x0, y0, x1, y1), (width, height), (h, w) = region, size, grid
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(f"region is {x0},{y0},{x1},{y1}, expected a box inside the {width}x{height} picture")
-    rows, columns = torch.arange(h) * height, torch.arange(w) * width            # in 1/h and 1/w pixels: all integers
+    rows, columns = np.arange(h) * height, np.arange(w) * width                  # in 1/h and 1/w pixels: all integers
     inside_rows = (rows < y1 * h) & (rows + height > y0 * h)
     inside_columns = (columns < x1 * w) & (columns + width > x0 * w)
     inside = (inside_rows[:, None] & inside_columns).flatten()
-    index = torch.arange(h * w)
+    index = np.arange(h * w)
     return index[inside], index[~inside]
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .config import to_dict
-from .diffusion import SAMPLERS
+from .config import SAMPLERS, SCHEDULES, to_dict
 from .files import write_json
 from .mar import random_orders
 from .pictures import pad_square, split_region, to_pictures, to_pixels, to_rgb
@@ -25,7 +24,6 @@ from .weights.safetensors import save_safetensors
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
-SCHEDULES = "constant", "linear"                                 # of the guidance, while drawing
 STEPS = 1000                                                     # of the diffusion that the model was trained on
 # parameters: the scripts run a smaller model on one thread, since a second one is of little use to it and, beside a busy
 # program, makes the first one wait (docs/HARDWARE.md)
@@ -101,7 +99,7 @@ class Pipeline:
                              "image is None, expected the picture that the region is a part of")
         inside, outside = torch.arange(S), torch.arange(0)
         if region is not None:
-            inside, outside = split_region(region, image.size, grid)
+            inside, outside = map(torch.from_numpy, split_region(region, image.size, grid))
         if given.get("iters") is None:
             options["iters"] = min(options["iters"], len(inside))
         for name, most in ("iters", len(inside)), ("steps", STEPS):

@@ -98,7 +98,7 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
     pipe = make_pipeline(draw={"steps": 2, "iters": 3, "think": True})
     thoughts = pipe.think(["a red circle"] * 2, seed=5)
-    monkeypatch.setattr(sample, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr("nanoharmon.pipeline.load_pipeline", lambda *_: pipe)
     for flags in ([], ["--no-think"]):
         sample.main([*P, "--n", "2", "--seed", "5", "--save-each", "each" + "".join(flags), *flags])
         out = capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing
 
 from ..cli import number
-from ..diffusion import SAMPLERS
+from ..config import SAMPLERS
 from ..pipeline import OFFICIAL
 from ..training.parallel import end_with_parent
 from ..world import shapes
