@@ -144,17 +144,18 @@ def main(argv=None):
     parser.add_argument("--preset", action="append", help=f"some of them (default {', '.join(SHOWN)})")
     args = parser.parse_args(argv)
     configs = {preset: Config.preset(preset) for preset in args.preset or SHOWN}
-    cells, fits = [], {card: [] for card in CARDS}
+    table, fits = [], {card: [] for card in CARDS}
     for preset, config in configs.items():
         found = {name: savings(config, name) for name in STAGES}
-        cells.append([preset, *(f"{rows[0][1]:.1f} + " + " / ".join(f"{work:.1f}" for *_, work in rows)
-                                for rows in found.values())])
+        for name, rows in found.items():
+            works = {mark: f"{work:.1f}" for mark, _, work in rows}
+            table.append([preset, name, f"{rows[0][1]:.1f}", *(works.get(mark, "-") for mark in ("", "*", "**"))])
         for card in CARDS:
             marks = {name: [mark for mark, state, work in rows if state + work + APART <= card]
                      for name, rows in found.items()}
             fits[card].append(", ".join(name + least[0] for name, least in marks.items() if least) or "-")
-    print(markdown_table(["preset", *STAGES], cells), end="\n\n")
-    print(markdown_table(["card", *(row[0] for row in cells)], [[f"{card} GB", *row] for card, row in fits.items()]))
+    print(markdown_table(["preset", "stage", "state", "work", "checkpointing", "small shards"], table), end="\n\n")
+    print(markdown_table(["card", *configs], [[f"{card} GB", *row] for card, row in fits.items()]))
 
 
 if __name__ == "__main__":
