@@ -17,6 +17,7 @@ def attention(q, k, v, may_attend=None, is_causal=False, dropout=0.0):
     """
     if dropout == 0.0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, is_causal=is_causal, dropout_p=dropout)
+    assert may_attend is None and not is_causal, "only MAR has dropout, and there everything may attend to everything"
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)                # (B, heads, Lq, Lk)
     drop, share = dropped(weights, dropout)
     return weights.softmax(dim=-1).masked_fill(drop, 0.0) @ (v / (1 - share))          # (B, heads, Lq, d)
@@ -31,11 +32,11 @@ def dropout(x, p):
 
 
 def dropped(x, p):
-    """Which numbers of x are dropped, bool like x, and their exact expected share: p rounded to 16 bits.
+    """Which numbers are dropped, at random: bool of the shape of x; and their exact expected share, p in 16 bits.
 
     torch draws one number at a time, on one core: a sixth of a training step at the official 0.1. Here a 64-bit word
     gives four of them.
     """
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
-    limit = round(p * 2**16)
+    limit = min(round(p * 2**16), 2**16 - 1)                                 # an int16 begins at -2**15
     return (words.view(torch.int16)[:x.numel()] < limit - 2**15).view(x.shape), limit / 2**16

@@ -40,7 +40,7 @@ class VAEConfig:
     z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
     patch_size: int = arg(1, "fold patches of this many pixels into channels before the first convolution")
     resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
-    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes at which the encoder has attention")
+    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes whose encoder levels have attention (the middle has)")
     scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
 
     @property
@@ -111,7 +111,7 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
-    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: 99.99 % of all latent numbers are below 5.6.
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: nearly all latents (99.99 % below 5.6).
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(
@@ -155,7 +155,7 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b
 
 # --- dataclass <-> dict -----------------------------------------------------------------------------------------------
 
-# fields that config.json once had: at these values it means a model of today, at any other from_dict refuses it
+# fields of older config.json files: the value given here is what today's code does, any other is an error
 RETIRED = (("head", "diffusion"), ("order", "random"), ("separate_encoders", False))
 
 

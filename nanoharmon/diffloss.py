@@ -111,7 +111,7 @@ class DiffLoss(nn.Module):
         self._spaced = {}                                            # sampling schedules by their steps, made on demand
 
     def forward(self, target, z, t=None, noise=None, generator=None):
-        """Loss per row (N,). target (N, C) clean tokens; z (M, D) their conditions, N/M times in a row ("tiled").
+        """Loss per row (N,). target (N, C) clean tokens; z (M, D): row i has the condition z[i % M].
 
         t (N,) and noise (N, C) are random when not given.
         """

@@ -1,11 +1,17 @@
 """Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
 
-DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
-added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset of the official
-870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers (tests/test_diffusion.py).
+In short: a clean token x_0 gets noise in 1000 small steps, x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise, where ac, alpha-bar
+in the papers, is the share of signal that is left. The network sees x_t and t and predicts that noise, eps. Drawing
+starts from pure noise at t = 999 and goes back step by step: each step removes some noise and, in the "ancestral"
+sampler of DDPM, adds a little. How much it adds is learned, too: v says where the log-variance lies between two bounds.
 
-Every function works on rows (N, C): one row is one image *token*, with its own timestep.
-A network output is (N, 2C): the predicted noise eps | the variance interpolation v in about [-1, 1].
+DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
+added as in eq. 16 but for the weight), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset
+of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
+
+Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
+eps | v, in about [-1, 1]. `t` is always a place in the chain of *this* object, which may be shorter; only the network
+gets the original timestep, timestep_map[t].
 
 Kept quirks of the official code: the variational bound is in bits, is added with weight 1 (eq. 16 has 0.001), and gives
 no gradient to eps. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.

@@ -8,7 +8,8 @@ The same encoder serves two tasks:
 
 What to know about the order of tokens (sec. 3 and the official code): the MAR encoder has its U buffers in *front* of
 the image tokens. For the LLM they move to the *end*, where causal attention lets them see the prompt and all visible
-tokens; after the LLM they move back to the front. 2-D positions come from the MAR position embedding; to the LLM the
+tokens; after the LLM they move back to the front. (To be understood, a picture stands before the question; the order is
+kept, so that the LLM meets one layout only.) 2-D positions come from the MAR position embedding; to the LLM the
 image is a plain sequence that continues the text.
 
 Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MAR width, E LLM width, C channels of an

@@ -13,9 +13,11 @@ All pictures of a batch hide the same number, so every shape is known on the hos
 
 Why buffers: with everything hidden the encoder would have no input at all. The U buffers are tokens that are always
 there, and they carry the condition. In MAR a class embedding goes into them before the encoder. In Harmon nothing goes
-in there, but what the LLM says is added to their outputs (harmon.py, `through_llm`): when everything is hidden, they
-alone bring the prompt to the decoder. Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs
-far more than the small MLP that learns from it, so each z is used several times.
+in there. After the encoder, the LLM's states are added to the outputs of buffers and visible tokens (harmon.py,
+`through_llm`): when everything is hidden, the buffers alone bring the prompt to the decoder.
+
+Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP that learns
+from it, so each z is used several times.
 
 This file also holds MAR's own use, drawing from class labels (`class_loss`, `class_sample`): the stage `mar` of
 train.py, and what the official MAR checkpoints do. Names of parameters are the official ones.
@@ -175,7 +177,7 @@ class MAR(nn.Module):
 
         D is the encoder's width before `decoder_embed` and the decoder's after it (all presets have them equal).
 
-        places (B, m): only there, (B, m, D); the last block then computes nothing that nobody reads.
+        places (B, m): z only there, (B, m, D), which saves most of the last block.
         """
         B, U = encoded.shape[0], self.config.buffer_size
         x = self.decoder_embed(encoded)                                          # (B, U+K, D)
@@ -220,8 +222,8 @@ class MAR(nn.Module):
              **sampler):
         """Uncover tokens in `iters` iterations: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
 
-        predict(latents, visible, drawn) -> z (B or 2B, m, D) at the places drawn (B, m): doubled, conditional rows
-        first, when cfg != 1.
+        predict(latents, visible, drawn) -> z (B or 2B, m, D) at the m places that this iteration draws, drawn (B, m);
+        doubled, conditional rows first, when cfg != 1.
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
         cfg: strength of guidance, 1 = none; cfg_schedule: "constant", or "linear" in the share of uncovered tokens,
         from about 1 to almost cfg. For in-painting: latents (B, S, C), a picture, and known (B, S-n), the places that
@@ -310,8 +312,8 @@ def mask_ratio_at(config, u):
 def random_split(config, B, S, device, generator=None, hide_all=0.0):
     """A random division of S tokens, for training: visible (B, K) and hidden (B, S-K) indices, raster order.
 
-    One ratio per batch (as official). `generator` lives on the host: the ratio decides shapes. hide_all: share of
-    batches with everything hidden, beside those that the ratio's distribution gives.
+    One ratio per batch (as official). The generator is the host's (`order_generator` of the callers): the ratio decides
+    shapes. hide_all: share of batches with everything hidden, beside those that the ratio's distribution gives.
     """
     u = torch.rand((), generator=generator).item()
     ratio = 1.0 if u < hide_all else mask_ratio_at(config, (u - hide_all) / (1 - hide_all))

@@ -89,7 +89,7 @@ class SelfAttention(nn.Module):
         if self.kv_heads < self.heads:                               # query head h reads kv head h // group
             group = self.heads // self.kv_heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
-        # without a mask the order in the sequence decides, unless L is 1: the newest sees all
+        # no mask: plain causal order; a single new token (L = 1) may attend to the whole cache, so it needs none
         x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
         return self.o_proj(x.transpose(1, 2).reshape(B, L, -1))
 
@@ -204,13 +204,14 @@ class Qwen(nn.Module):
         """Cross-entropy of the next token, averaged over all supervised positions of the batch.
 
         embeds (B, L, E), padded at the end, where causal order keeps the padding out of all that is real. labels
-        (B, L): the id at each supervised position, -100 elsewhere; position t is predicted from t-1. label_index (N,): the flat
-        supervised positions of labels[:, 1:], precomputed on the host, since asking the GPU would stall it.
+        (B, L): the id at each supervised position, -100 elsewhere; position t is predicted from t-1. label_index (N,):
+        the flat supervised positions of labels[:, 1:], precomputed on the host: asking the GPU would stall it.
         """
         target = labels[:, 1:].flatten()                                         # (B*(L-1),)
         if label_index is None:
             label_index = (target >= 0).nonzero().squeeze(1)                     # (N,)
-        rows = label_index + label_index // (labels.shape[1] - 1)                # the same places, in rows of L
+        # b*(L-1) + t of labels[:, 1:] -> b*L + t of the states: the state at t predicts labels[t+1]
+        rows = label_index + label_index // (labels.shape[1] - 1)
         hidden = self.model(embeds, rows=rows)                                   # (N, E)
         return F.cross_entropy(self.lm_head(hidden).float(), target.index_select(0, label_index))
 
