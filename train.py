@@ -13,7 +13,8 @@ The first three stages stand in for what Harmon downloads (KL-16, Qwen2.5, MAR);
 
 OUT/final is the trained model, OUT/stage_NAME the model after a stage; OUT/samples and OUT/curves.png show how it goes.
 A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with --resume and the flags
-of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
+of its first start; without --resume it is an error: hours of work are neither lost nor mixed. While a run goes on, a
+second one in its OUT is refused.
 
 A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s depends on nothing but
 (seed, stage, step, s). So one process with two shards trains the same model as two processes, up to rounding; a run may
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from nanoharmon.cli import Parser, number, run_main
 from nanoharmon.config import PRESETS, nearest
 from nanoharmon.evals import evaluate
-from nanoharmon.files import write_json
+from nanoharmon.files import FolderLock, write_json
 from nanoharmon.flags import describe_flags, override
 from nanoharmon.pipeline import Pipeline, pick_device
 from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
@@ -213,8 +214,8 @@ def parse_args(argv=None):
         "metadata.jsonl, or with a.png beside a.txt; python -m nanoharmon.data DIR tells what is in it")
     add("--llava", action="append", default=[], metavar="FILE", help="train on conversations in LLaVA's format (.json)")
     add("--images", metavar="DIR", help="the folder of the pictures that --llava names")
-    add("--mix", metavar="NAME:N,...", help="how often each source is picked: shapes:1,DIR:3; NAME is shapes, a folder "
-        "or a .json file (sources of --data and --llava that are not named: 1)")
+    add("--mix", metavar="NAME:N,...", help="how often each source is picked: shapes:1,DIR:3; NAME is shapes (the "
+        "world), a folder or a .json file (sources of --data and --llava that are not named: 1)")
     add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
     add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
     add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
@@ -235,7 +236,8 @@ def parse_args(argv=None):
         sys.exit(0)
     if args.quick:
         quicken(config)
-    mix = parse_mix([f"{name}:1" for name in args.data + args.llava] + (args.mix or "").split(","))
+    # with a slash, for these are files, whatever their name
+    mix = parse_mix([f"{name}/:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
     config.data.images = args.images or ""
@@ -243,6 +245,9 @@ def parse_args(argv=None):
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
     changed = override(config, rest)
+    if (args.mix or "data.mix" in changed) and "shapes" in dict(parse_mix(config.data.mix)) and Path("shapes").is_dir():
+        raise ValueError("--mix shapes is the shapes world, and here is a folder of that name; pass ./shapes for the "
+                         "folder, or rename it for the world")
     if args.train_parts:
         for name in HARMON_STAGES:
             config.stages[name].train_parts = args.train_parts
@@ -264,14 +269,15 @@ def main(argv=None):
     check_training(run.config, world_size, run.only)
     check_mix(run.config.data)
     if args.dry_run:
-        return print_stages(run.config, run.out)
-    if rank == 0:
-        prepare(run)
-    if torchrun or world_size == 1:
-        with Stop(rank) as stop:
-            worker(rank, world_size, None, stop, run)
-    else:
-        launch(worker, world_size, run)
+        return print_stages(run)
+    with FolderLock(run.out) as lock:
+        if rank == 0:
+            prepare(run, lock)
+        if torchrun or world_size == 1:
+            with Stop(rank) as stop:
+                worker(rank, world_size, None, stop, run)
+        else:
+            launch(worker, world_size, run)
 
 
 if __name__ == "__main__":

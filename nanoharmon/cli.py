@@ -71,11 +71,16 @@ def number(kind, low, high=math.inf):
     return parse
 
 
+def tolerate_characters():
+    """Characters that the terminal cannot show, or that are none (file names), are no reason to stop."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")
+
+
 def run_main(main):
     """Call main(), then exit: 0, 2 after an error, 130 after Ctrl-C."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        with suppress(AttributeError):                 # characters that the terminal cannot show are no reason to stop
-            stream.reconfigure(errors="replace")
+    tolerate_characters()
     try:
         main()
         sys.stdout.flush()

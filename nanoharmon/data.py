@@ -67,10 +67,11 @@ def main(argv=None):
     out = check_output(args.out, "--out", (".png",))
     try:
         entries, problems = formats.read_entries(args.source, args.images)
+        missing = formats.left_out(args.source, entries)
     except ValueError as e:
         raise ValueError(f"{e}; name another DIR or FILE.json, or pass --images DIR") from None
     lines, entries = report(entries, problems)
-    print(f"{args.source}: {lines[0]}", *lines[1:], sep="\n")
+    print(f"{args.source}: {lines[0]}", *[missing] * bool(missing), *lines[1:], sep="\n")
     if picture := sheet(entries):
         write_bytes(out, file_bytes(picture))
         print(f"wrote {out}")

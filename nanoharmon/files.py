@@ -5,8 +5,15 @@ Errors name the flag to change.
 import errno
 import json
 import os
+import platform
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:                                                # Windows
+    import msvcrt
+    fcntl = None
 
 MAX_JSON = 10**7                                                   # bytes; a config.json has a few thousand
 
@@ -48,6 +55,74 @@ def check_folder(path, flag):
     if problem:
         raise ValueError(f"cannot write in the folder {path}: {problem}; change {flag}")
     return Path(path)
+
+
+class FolderLock:
+    """Keeps a second process out of an output folder, from `take` to the end of the with block.
+
+    It is kept by the operating system, which lets go of it however the process ends; the file is only its place, and
+    says whose it is. File systems that know no locks go without.
+    """
+    def __init__(self, folder, name="in_use"):
+        self.folder, self.path, self.file, self.made = Path(folder), Path(folder, name), None, False
+
+    def take(self, make=True):
+        """Raises ValueError while another process has it. make: also where no process ever had; if not, such a folder
+        is left as it is, and not locked."""
+        if self.file or not (make or self.path.exists()):
+            return
+        for _ in range(10):                            # again when its owner has just ended, and taken the file away
+            file = self.open_and_lock()
+            with suppress(OSError):
+                if not fcntl or os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    break
+            file.close()
+        else:
+            raise ValueError(f"cannot lock {self.path}, a file that comes and goes; pass another --out")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self.file = file
+
+    def open_and_lock(self):
+        try:
+            self.made = self.made or not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+", encoding="utf-8")
+        except OSError as e:
+            raise ValueError(f"cannot write in {self.folder}: {e.strerror or e}; pass another --out") from None
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                file.seek(10**6)                       # far behind the text, which others may read
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
+            file.close()
+            raise ValueError(f"{self.folder} is in use by {owner}, expected one run at a time; wait for its end, or "
+                             f"pass another --out") from None
+        except OSError:                                # no locks here
+            pass
+        return file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file:
+            with suppress(OSError):
+                if fcntl:                              # while it is locked, or it might be another's by now
+                    self.path.unlink()
+            self.file.close()
+            with suppress(OSError):
+                if not fcntl:                          # Windows removes no open file
+                    self.path.unlink()
+                if self.made:
+                    self.folder.rmdir()                # where nothing came of it
+            self.file = None
 
 
 # --- files that are whole or not there --------------------------------------------------------------------------------
@@ -92,7 +167,8 @@ def write_chunks(path, chunks):
 
 
 def write_json(path: str | Path, obj):
-    write_chunks(path, [json.dumps(obj, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"])
+    text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
+    write_chunks(path, [text.encode("utf-8", "backslashreplace")])     # of file names that are not UTF-8: \udce9
 
 
 def write_bytes(path, data):

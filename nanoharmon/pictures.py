@@ -7,13 +7,16 @@ one is clamp(127.5 x + 128, 0, 255), cut to integers.
 import logging
 import textwrap
 import warnings
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
+if "avif" in features.modules and features.check("avif"):          # Pillow 11.3 or later, with its decoder
+    FORMATS += ("AVIF",)
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
 MAX_BYTES = 5 * 10**8                                              # of a picture: 64 million pixels, uncompressed
 MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
@@ -32,7 +35,7 @@ def open_image(path, flag="--image"):
 
 def read_image(path):
     """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
-    frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
+    frame of an animation. Color profiles are ignored, and EXIF that cannot be read. Raises ValueError that says what is wrong with the file."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     if (size := Path(path).stat().st_size) > MAX_BYTES:
@@ -42,7 +45,10 @@ def read_image(path):
             warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
             image = Image.open(path, formats=FORMATS)  # lazy: reads the header only
             if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
-                return to_rgb(ImageOps.exif_transpose(image))
+                image.load()
+                with suppress(Exception):              # a sound picture with damaged EXIF is a sound picture
+                    ImageOps.exif_transpose(image, in_place=True)
+                return to_rgb(image)
         problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
                    f"{MAX_SIDE:,} along a side")
     except Exception as e:                             # damaged files raise a dozen types, not only OSError

@@ -76,7 +76,7 @@ class Tokenizer:
         return cls(tokenizer)
 
     def save(self, path):
-        self.inner.save(str(path))
+        Path(path).write_bytes(self.inner.to_str(pretty=True).encode())    # its own save() wants names in UTF-8
 
     def __getstate__(self):
         return self.inner.to_str()

@@ -101,8 +101,9 @@ def wrong_files(path):
     for name, content in {"cut.png": red[:60], "text.png": b"hello", "latin1.txt": "a caf\xe9\n".encode("latin-1"),
                           "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5}.items():
         (path / name).write_bytes(content)
-    for name in "folder", "folder.png":
+    for name in "folder", "folder.png", "shapes":
         (path / name).mkdir()
+    (path / "shapes" / "a.heic").touch()
     (path / "huge.bin").touch()
     os.truncate(path / "huge.bin", 10**11)                   # no room on the disk, but too much for any memory
     for name, side in ("bomb.png", 20000), ("large.png", 9000):

@@ -4,13 +4,15 @@ import itertools
 import json
 import os
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
-from nanoharmon.files import write_json
+from nanoharmon.files import FolderLock, write_json
 from nanoharmon.weights.checkpoint import load_weights, match_weights
 from nanoharmon.weights.safetensors import DTYPES, SafeTensors, load_foreign, open_tensors, save_safetensors
 from nanoharmon.weights.states import latest_state, load_state, pack, save_state
@@ -31,6 +33,22 @@ def same(a, b):
 def st(header, data=b"", length=None):
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def test_a_folder_is_one_process_s_until_that_one_ends_or_is_killed(tmp_path):
+    out = tmp_path / "out"
+    code = f"from nanoharmon.files import *\nlock = FolderLock({str(out)!r})\nlock.take()\nprint(flush=True)\ninput()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    for make in True, False:
+        with pytest.raises(ValueError, match=f"out is in use by process {other.pid} .*--out"), FolderLock(out) as lock:
+            lock.take(make)
+    with other, FolderLock(out) as lock:
+        other.kill()
+        other.wait()
+        lock.take(make=False)
+        assert [path.read_bytes().split()[1] for path in out.iterdir()] == [b"%d" % os.getpid()]
+    assert [*out.iterdir()] == []
 
 
 def test_every_dtype_round_trips_in_order_and_aligned(tmp_path):

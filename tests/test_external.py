@@ -75,6 +75,9 @@ def test_pictures_depend_on_weights_seed_and_prompt_only_and_never_mix(pico, dra
                                     (other, lines, 0, "drawn with weights")):
         with pytest.raises(ValueError, match=words):
             external.draw_lines(pipe, rows, drawn[1], 2, seed, steps=3)
+    for rows, each, words in (lines, 1, "holds 2 samples, expected at most 1"), (lines[:2], 2, "prompt 00002, expected 0"):
+        with pytest.raises(ValueError, match=words):             # or the scorer would count more than was drawn
+            external.draw_lines(Pipeline.load(pico), rows, drawn[1], each, steps=3)
     assert files(drawn[1]) == before
 
 

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 import train
+from nanoharmon import data
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
 from nanoharmon.training.batches import make_batches
 from nanoharmon.training.entries import read_entries
-from nanoharmon.training import folder
+from nanoharmon.training import folder, watch
 from nanoharmon.training.folder import FolderData, folder_name, import_source
 from nanoharmon.training.recipe import Config, DataConfig
 from nanoharmon.world.source import ShapesData
@@ -122,14 +123,17 @@ def test_llava_conversations(tmp_path):
             talk("<image>\nx", "y"), talk("<image>", "y", image="a.png"), talk("x", "<image> y", image="a.png"),
             talk("<image><image> x", "y", image="a.png"), talk("x", "", image="a.png"), talk("x", image="a.png"),
             talk("x", "y", image="../a.png"), {"image": "a.png"}, 5,
-            {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}]
+            {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
+            talk("What happens?", "It runs.", video="a.mp4"), talk("<video>\nWhat?", "It runs.", image="a.png"),
+            talk("Which one?", "This one.", images=["a.png", "b.png"])]
     (tmp_path / "chat.json").write_text(json.dumps(rows))
     entries, problems = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
     assert [(e.path and e.path.name, e.turns) for e in entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
         ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),
         (None, [("user", "Hello"), ("assistant", "Hi")])]
-    assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 13))
+    assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 16))
+    assert all(f"about {word}," in p for word, p in zip(("video", "<video>", "images"), problems[-3:], strict=True))
 
 
 def test_the_first_view_is_padded_and_the_others_are_crops(own):
@@ -161,12 +165,31 @@ def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
 def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
     cut, rows = (photos / "0.png").read_bytes(), (photos / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     (photos / "cut.png").write_bytes(cut[:len(cut) // 2])
-    add_lines(photos / "metadata.jsonl", [*rows * 3, {"file_name": "cut.png", "text": "x"}, "{"])
+    add_lines(photos / "metadata.jsonl", [*rows * 4, {"file_name": "cut.png"}, "{", {"file_name": "caf\udce9.png"}])
     found = import_source(str(photos), "", tmp_path / "cache", 16, 3)
-    assert "2 broken" in found and "cut.png: damaged or truncated" in found and "line 50: " in found
+    assert "3 broken" in found and "cut.png: damaged or truncated" in found and "line 62: " in found
+    assert "caf\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / folder_name(str(photos))).rows
     add_lines(photos / "metadata.jsonl", [{"file_name": "gone.png"}])
-    with pytest.raises(ValueError, match="3 of 51 entries are broken.*5%"):
+    with pytest.raises(ValueError, match="4 of 64 entries are broken.*5%"):
         import_source(str(photos), "", tmp_path / "new", 16, 3)
+
+
+def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys):
+    for i, name in enumerate(["a.heic", "b.HEIC", "c.mp4", "d.jfif", ".hidden.heic", "d.txt", "a.txt"]):
+        picture(i + 20).save(photos / name, "JPEG")
+    (photos / "away").symlink_to(tmp_path, target_is_directory=True)
+    assert import_source(str(photos), "", tmp_path / "cache", 16, 3).endswith("2 classes, 0 broken\n  left out: "
+        "2 .heic, 2 .txt, 1 .jfif, 1 .mp4, 1 link to a folder; no good line of metadata.jsonl names them")
+    (photos / "metadata.jsonl").unlink()
+    data.main([str(photos), "--out", str(tmp_path / "data.png")])
+    assert "left out: 2 .heic, 1 .mp4, 1 .txt, 1 link to a folder; pictures end in .png" in capsys.readouterr().out
+
+
+def test_a_single_picture_is_learned_by_heart(tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    add_lines(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "text": "a thing"}])
+    own = imported(tmp_path, tmp_path / "cache")
+    assert own.held == [] and len(own.items) == 1 and watch.shown(own) == own.items
 
 
 def test_a_changed_folder_is_read_again_unless_a_run_has_begun_with_it(photos, own, tmp_path, monkeypatch):

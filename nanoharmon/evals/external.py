@@ -84,7 +84,7 @@ def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **opt
     plan = pipe.drawing_options([meta["prompt"] for _, meta in lines], **options)
     settings = {"weights": fingerprint(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
                 "size": list(plan["size"]), **{name: plan[name] for name in OFFICIAL}}
-    check_same_pictures(out, settings, lines)
+    check_same_pictures(out, settings, lines, each)
     write_json(out / "settings.json", settings)
     folders, jobs = [out / f"{i:05d}" for i in range(len(lines))], []
     for i, (folder, (line, meta)) in enumerate(zip(folders, lines)):
@@ -133,7 +133,7 @@ def fingerprint(model):
     return code.hexdigest()[:16]
 
 
-def check_same_pictures(out, settings, lines):
+def check_same_pictures(out, settings, lines, each):
     """Raises ValueError when the folder holds pictures that this command would not draw."""
     path, stored = out / "settings.json", {}
     if path.exists() or (out / "00000").exists():
@@ -148,6 +148,16 @@ def check_same_pictures(out, settings, lines):
         path = out / f"{i:05d}" / "metadata.jsonl"
         if path.exists() and path.read_bytes() != line.encode() + b"\n":
             raise ValueError(f"{path} is not line {i} of --prompts; pass another --out, or the file it was drawn from")
+    # the scorer counts all that is there, more than this command would
+    folders = [path for path in out.iterdir() if path.name.isdigit() and path.is_dir()] if out.is_dir() else []
+    if more := sorted({path.name for path in folders} - {f"{i:05d}" for i in range(len(lines))}):
+        raise ValueError(f"{out} holds prompt {more[0]}, expected 00000 to {len(lines) - 1:05d}: the scorer would count "
+                         f"it; pass another --out, or a larger --n")
+    for folder in folders:
+        there = [path.name for path in folder.glob("samples/*.png") if path.stem.isdigit()]
+        if set(there) - {path.name for path in samples(folder, each)}:
+            raise ValueError(f"{folder} holds {len(there)} samples, expected at most {each}: the scorer would count "
+                             f"all; pass another --out, or a larger --images-per-prompt")
 
 
 # --- POPE -------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .. import cli
 from ..cli import Parser, model_flags, number
-from ..files import write_json
+from ..files import FolderLock, write_json
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
 from . import sweep
@@ -150,6 +150,13 @@ def main(argv=None):
     if not pipe:
         find_train()
     out = out_folder(args.out)
+    with FolderLock(out, "study_in_use") as lock:    # a run in this folder is not in the way
+        lock.take()
+        run_and_print(args, pipe, out)
+    print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
+
+
+def run_and_print(args, pipe, out):
     if pipe:
         print(sweep.table(sweep.sampling(pipe, out, procs=args.procs)))
         print("pictures right, % (95 % Wilson intervals)")
@@ -160,7 +167,6 @@ def main(argv=None):
         if differences := against_first(results):               # of one seed there are none
             print(table(differences), end="\n\n")
         print(f"mean ± standard deviation over seeds; all arms took {minutes:.0f} process minutes")
-    print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
 
 
 if __name__ == "__main__":

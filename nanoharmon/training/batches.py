@@ -169,7 +169,7 @@ def halves(picked, sequences, key):
 
 def parse_mix(entries):
     """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
-    that comes twice the last one counts."""
+    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes"."""
     found = {}
     for entry in filter(None, entries):
         name, _, weight = entry.rpartition(":")
@@ -179,7 +179,9 @@ def parse_mix(entries):
             name, weight = "", 1.0
         if not 0 < weight < float("inf"):
             raise ValueError(f"{entry!r}: the weight is {weight:g}, expected a number above 0; change --mix")
-        found[(name or entry).rstrip("/") or "/"] = weight
+        typed = name or entry
+        path = typed.rstrip("/") or "/"
+        found["./shapes" if path == "shapes" != typed else path] = weight            # shapes/ is a folder as well
     return list(found.items())
 
 

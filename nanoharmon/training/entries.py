@@ -11,11 +11,17 @@ goes on. Nothing outside of the folder is ever opened: `..`, absolute names and 
 """
 import json
 import os
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..pictures import FORMATS
+
 MAX_LIST, MAX_TEXT = 2 * 10**9, 10**6        # bytes of a metadata.jsonl or LLaVA file, of one a.txt: memory holds them
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm",
+            *[".avif"] * ("AVIF" in FORMATS))
+OTHER_MEDIA = "video", "videos", "images", "audio", "audios"   # in LLaVA entries about something else than a picture
 
 
 @dataclass
@@ -36,7 +42,7 @@ def read_entries(name, images=""):
             raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder that holds them")
         root, parse, found = Path(images), parse_llava, list_llava(path)
     else:
-        raise ValueError(f"{name}: expected a folder of pictures, a LLaVA .json file, or \"shapes\"")
+        raise ValueError(f"{name}: expected a folder of pictures or a LLaVA .json file")
     root, entries, problems = root.resolve(), [], []
     for where, raw in found:
         try:
@@ -57,8 +63,9 @@ def list_folder(path):
     else:
         parse, found = parse_pair, [(str(path / file), file) for file in picture_files(path)]
     if not found:
+        others = count_suffixes(all_files(path))
         raise ValueError(f"{path}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
-                         f"expected one of them")
+                         f"expected one of them" + f"; it holds {others}" * bool(others))
     return parse, found
 
 
@@ -75,12 +82,52 @@ def list_llava(path):
 
 def picture_files(root):
     """Relative paths of the pictures in a folder and its subfolders, in the same order everywhere."""
+    return sorted(file for file in all_files(root) if is_picture(file))
+
+
+def is_picture(file):
+    return file.lower().endswith(SUFFIXES)
+
+
+def all_files(root):
+    """Relative paths of all that is in a folder and its subfolders, but for what begins with a dot. A link to a folder
+    is not followed, it is listed with a slash behind it."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]               # in place: os.walk goes by this list
-        found += [os.path.relpath(os.path.join(folder, file), root) for file in files
-                  if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
-    return sorted(found)
+        links = [f + "/" for f in folders if os.path.islink(os.path.join(folder, f))]
+        found += [os.path.relpath(os.path.join(folder, f), root) + f[len(f.rstrip("/")):] for f in files + links
+                  if not f.startswith(".")]
+    return found
+
+
+def left_out(name, entries):
+    """What is in a folder and in none of its entries, in words: "left out: 18 .heic, ...", or ""."""
+    root = Path(name)
+    if not root.is_dir():
+        return ""
+    files = set(all_files(root)) - {"metadata.jsonl"}
+    if (root / "metadata.jsonl").is_file():
+        real, named = root.resolve(), {str(e.path) for e in entries}
+        others = (f for f in files if os.path.realpath(real / f) not in named)
+        why = "no good line of metadata.jsonl names them"
+    else:
+        pictures = set(filter(is_picture, files))
+        others = files - pictures - {os.path.splitext(file)[0] + ".txt" for file in pictures}
+        why = f"pictures end in {', '.join(SUFFIXES)}"
+    counts = count_suffixes(others)
+    return f"left out: {counts}; {why}" if counts else ""
+
+
+def count_suffixes(files, most=8):
+    """ "18 .heic, 2 .csv" of names of files."""
+    found = Counter()
+    for file in files:
+        suffix = os.path.splitext(file)[1].lower()
+        found["link to a folder" if file.endswith("/") else
+              suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
+    return ", ".join(f"{n} {suffix}" for suffix, n in sorted(found.items(), key=lambda x: (-x[1], x[0]))[:most]) + (
+        ", ..." * (len(found) > most))
 
 
 def read_bytes(path, most=MAX_LIST):
@@ -119,6 +166,9 @@ def parse_llava(talk, root):
             raise ValueError(f'turn {len(turns) + 1} is not from "{speaker}": human and gpt must take turns')
         turns.append((role, clean(turn.get("value"), "value") or ""))
     turns = turns[:len(turns) // 2 * 2]                          # a last question without an answer teaches nothing
+    if other := [key for key in OTHER_MEDIA if talk.get(key)] or [
+            mark for mark in ("<video>", "<audio>") if any(mark in text for _, text in turns)]:
+        raise ValueError(f"about {other[0]}, expected one picture (\"image\") or text alone")
     image, marks = talk.get("image"), [text.count("<image>") for _, text in turns]
     if image is not None and not isinstance(image, str):
         raise ValueError(f"image is {image!r:.40}, expected one file name")

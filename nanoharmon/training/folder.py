@@ -18,8 +18,9 @@ crops, which it learns to generate; the official data code pads and crops likewi
 Here latents are encoded once, so there are --data.crops fixed crops, whose places come from the picture's content. A
 square picture has one view for both. The VAE trains on all views. A view takes 27 KB at 96 px, 790 KB at 512 px.
 
-Every 50th picture (of fewer than 800: every 20th, at least 4, at most 16) is held out of training, for the pictures and
-figures that tell how it goes. What is broken is counted and named, and left out; more than 5 % of it stops the run.
+Every 50th picture (of fewer than 800: every 20th, at least 4, at most 16; of fewer than 8: none) is held out of
+training, for the pictures and figures that tell how it goes. What is broken is counted and named, and left out; more
+than 5 % of it stops the run.
 
 Simplified: all of it must fit on the disk, and the texts in memory: a list, not a database.
 """
@@ -40,9 +41,10 @@ from PIL import Image
 from ..files import write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
-from .entries import read_entries
+from .entries import left_out, read_entries
 
 MOST_BROKEN = 0.05
+FEWEST = 8                                   # pictures of which some are held out
 WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resizes without holding Python's lock
 
 
@@ -53,11 +55,7 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
 
     frozen: a run has begun with what is there, so it goes on with it even if the files have changed since.
     """
-    folder = Path(cache) / folder_name(name)
-    try:
-        entries, problems = read_entries(name, images)
-    except ValueError as e:
-        raise ValueError(f"{e}; change --data, --llava or --mix, or pass --images DIR") from None
+    folder, (entries, problems) = Path(cache) / folder_name(name), read_source(name, images)
     total, paths = len(entries) + len(problems), list(dict.fromkeys(e.path for e in entries if e.path))
     with ThreadPoolExecutor(WORKERS) as pool:
         prints = dict(progress(zip(paths, pool.map(fingerprint, paths)), total=len(paths), desc=f"read {name}"))
@@ -70,11 +68,8 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
         if frozen and {**old, "content": made_of["content"]} == made_of:
             return (f"note: {name} has changed since this run began, which goes on with what it read then; to read "
                     f"{name} again, delete {folder}")
-    stop_if_broken(name, problems, total)
-    if not any(e.caption or e.turns or e.label is not None for e in entries):
-        raise ValueError(f"{name}: {len(entries)} pictures without a text or label, expected {name}/metadata.jsonl, or "
-                         f"a.txt beside a.png; change --data")
-
+    check_source(name, entries, problems)
+    missing = left_out(name, entries)
     users, different = Counter(prints.get(e.path) for e in entries), {}
     for path in paths:
         different.setdefault(prints[path], path)                 # copies of a file are one picture
@@ -92,7 +87,7 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
         rows, about = write_pixels(part / "pixels.u8", found, note_broken)
         entries = [e for e in entries if e.path is None or prints[e.path] in rows]
         classes = number_labels([e.label for e in entries if e.label is not None])
-        held = held_out(name, list(rows), any(e.path for e in entries))
+        held = held_out(list(rows))
         with open(part / "items.jsonl", "w", encoding="utf-8") as f:
             for e in entries:
                 row, views = rows.get(prints.get(e.path), (None, 0))
@@ -100,7 +95,7 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
                                     "class": classes.get(e.label), "held": prints.get(e.path) in held}) + "\n")
         problems = list(dict.fromkeys(problems))
         write_json(part / "about.json", {
-            "name": name, **about, "broken": problems, "made_of": made_of,
+            "name": name, **about, "broken": problems, "left_out": missing, "made_of": made_of,
             "classes": {str(label): i for label, i in sorted(classes.items(), key=str)}})
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -108,7 +103,27 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
         shutil.rmtree(part, ignore_errors=True)
     return (f"{name}: {total} entries, {len(rows)} pictures, {len(held)} of them held out, {len(classes)} classes, "
             f"{len(problems)} broken" + "".join(f"\n  {problem}" for problem in problems[:10]) +
-            f"\n  ... all in {folder / 'about.json'}" * (len(problems) > 10))
+            f"\n  ... all in {folder / 'about.json'}" * (len(problems) > 10) +
+            f"\n  {missing}" * bool(missing) +
+            f"\n  note: fewer than {FEWEST} different pictures, so none is held out: what is measured and shown is what "
+            f"is trained on" * (0 < len(rows) < FEWEST))
+
+
+def read_source(name, images):
+    """`read_entries`, with what helps those who typed flags."""
+    try:
+        return read_entries(name, images)
+    except ValueError as e:
+        raise ValueError(f"{e}; change --data, --llava or --mix (where shapes:1 is the shapes world), or pass "
+                         f"--images DIR") from None
+
+
+def check_source(name, entries, problems):
+    """Raises ValueError for a source with too much that is broken, or nothing to learn from."""
+    stop_if_broken(name, problems, len(entries) + len(problems))
+    if not any(e.caption or e.turns or e.label is not None for e in entries):
+        raise ValueError(f"{name}: {len(entries)} pictures without a text or label, expected {name}/metadata.jsonl, or "
+                         f"a.txt beside a.png; change --data")
 
 
 def folder_name(name):
@@ -186,13 +201,13 @@ def number_labels(labels):
     return {label: numbers[str(label)] for label in labels}
 
 
-def held_out(name, pictures, wanted):
-    """The held-out ones of a list, evenly spread, the same ones every time. wanted: whether any entry has a picture."""
-    if wanted and len(pictures) < 8:
-        raise ValueError(f"{name}: {len(pictures)} different pictures, expected at least 8, of which 4 are held out; "
-                         f"change --data or --llava")
+def held_out(pictures):
+    """The held-out ones of a list, evenly spread, the same ones every time. None of a few: a model that is to learn
+    one picture by heart, as a test, must see it."""
+    if len(pictures) < FEWEST:
+        return set()
     n = max(4, min(16, len(pictures) // 20), len(pictures) // 50)
-    return {pictures[i * len(pictures) // n] for i in range(n)} if pictures else set()
+    return {pictures[i * len(pictures) // n] for i in range(n)}
 
 
 # --- the source -------------------------------------------------------------------------------------------------------

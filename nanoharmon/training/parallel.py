@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..cli import tolerate_characters
 from .sharding import is_sharded
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -172,6 +173,7 @@ def launch(target, world_size, *args):
 
 def _child(target, rank, world_size, store, problems, ready, args):
     end_with_parent()
+    tolerate_characters()
     tqdm.set_lock(threading.RLock())                          # its own is a semaphore, which a killed process leaks
     with Stop(rank) as stop:
         if rank == 0:

@@ -11,7 +11,7 @@ import json
 import shlex
 import shutil
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -27,7 +27,7 @@ from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
 from ..world.source import training_texts
 from .batches import open_sources, parse_mix
-from .folder import import_source
+from .folder import check_source, import_source, read_source
 from .memory import step_memory
 from .optim import EMA, make_optimizers, select
 from .recipe import HARMON_STAGES, STAGES
@@ -144,27 +144,38 @@ def size_flags(run):
     return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("vae.", "mar.", "llm."))]
 
 
-def print_stages(config, out):
-    """What --dry-run prints: the stages as a Markdown table."""
-    with torch.device("meta"):
-        model = Harmon(config.model)
+def print_stages(run):
+    """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
+    out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
+    if finished:                                                 # then they say what the model is
+        with torch.device("meta"):
+            model, report = Harmon(run.config.model), []
+    else:
+        model, report = check_parts(run)
+    config, rows = replace(run.config, model=model.config), []
+    for name, _ in parse_mix(config.data.mix):
+        if name != "shapes":
+            check_source(name, *read_source(name, config.data.images))
+    if report:
+        print(*report, sep="\n", end="\n\n")
     print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
                     for part, child in model.named_children()) + " parameters\n")
     mix = parse_mix(config.data.mix)
     if mix != [("shapes", 1.0)]:
         print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
-    (finished, begun), optim, rows = progress(out), config.optim, []
     for name, s in config.stages.items():
         size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
         rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
         memory = "-"
-        if name not in finished:
+        given = name in run.given_stages
+        if name not in finished and not given:
             memory = "{:.2f} + {:.2f}".format(*step_memory(config, name, optim.shards or 1, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
                      f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
                      " / ".join(f"{rate:g}" for rate in rates), s.steps, memory,
-                     "finished" if name in finished else f"at step {begun[name]}" if name in begun else "to do"))
+                     "finished" if name in finished else f"at step {begun[name]}" if name in begun else
+                     "given" if given else "to do"))
     print(markdown_table(("stage", "data", "px", "trained", "batch generation : understanding", "lr AdamW / Muon",
                           "steps", "GB state + work", out), rows))
 
@@ -230,14 +241,21 @@ def check_settings(run, begun):
 
 
 def check_parts(run):
-    """Complain about given files that do not fit, and train_parts that name nothing, before anything is written."""
+    """Complain about given files that do not fit, and train_parts that name nothing, before anything is written.
+
+    Returns the model on the meta device, and lines that say where its parts come from, if any are given.
+    """
+    report = []
     if run.given_stages:
-        model = Assembly(run.config.model, **run.given, flags=size_flags(run)).model
+        plan = Assembly(run.config.model, **run.given, flags=size_flags(run))
+        plan.load_tokenizer()
+        model, report = plan.model, plan.report
     else:
         with torch.device("meta"):
             model = Harmon(run.config.model)
     for name in to_do(run):
         trained(run, name, model)
+    return model, report
 
 
 @contextmanager
@@ -249,8 +267,12 @@ def as_stage(folder):
         raise ValueError(f"{e}; put back {folder}, or delete it to repeat that stage") from None
 
 
-def prepare(run):
-    """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does."""
+def prepare(run, lock):
+    """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does.
+
+    lock: FolderLock of OUT, taken before anything is written: a mistake must leave nothing behind.
+    """
+    lock.take(make=False)
     out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
     begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
     done = finished + [s for s in run.given_stages if s not in finished]
@@ -269,6 +291,7 @@ def prepare(run):
                 open_checkpoint(folder)
         run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
+    lock.take()
     import_sources(run.config, out, todo, frozen=bool(finished or begun))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
@@ -303,6 +326,4 @@ def import_sources(config, out, todo, frozen):
     except (ValueError, OSError):
         if new:                                                  # nothing is left behind
             shutil.rmtree(cache, ignore_errors=True)
-            with suppress(OSError):
-                out.rmdir()
         raise

@@ -64,14 +64,15 @@ def snapshot_of_shapes(pipe, source, name, size):
 
 def snapshot_of_held_out(pipe, source, name, size, first_class):
     if name == "vae":
-        return through_vae(pipe, source.pictures([item["row"] for item in source.held[:8]], size)), []
+        rows = [item["row"] for item in shown(source)[:8]]
+        return through_vae(pipe, source.pictures(rows, size)) if rows else [], []
     if name == "llm":
         return [], [[DESCRIBE, "".join(pipe.reply([{"role": "user", "content": DESCRIBE}]))]]
     if name == "mar":
-        classes = [first_class + item["class"] for item in source.held if item["class"] is not None]
+        classes = [first_class + item["class"] for item in shown(source) if item["class"] is not None]
         return from_classes(pipe, classes[:16], size), []
     prompts, answers = [caption for _, caption in captions(pipe, source, size)[:8]], []
-    for item in source.held[:4]:
+    for item in shown(source)[:4]:
         question = item["turns"][0][1] if item["turns"] else DESCRIBE
         if has_room(pipe, question, size):
             image = Image.fromarray(source.pictures([item["row"]], size)[0])
@@ -79,9 +80,14 @@ def snapshot_of_held_out(pipe, source, name, size, first_class):
     return pipe.draw(prompts, size=size, steps=25, seed=0) if prompts else [], answers
 
 
+def shown(source):
+    """The held-out items of a source; where there are too few pictures to hold any out, those that it trains on."""
+    return source.held or source.with_picture
+
+
 def captions(pipe, source, size):
-    """[(row, caption), ...] of the held-out pictures whose caption fits in the context."""
-    return [(item["row"] + (item["views"] > 1), item["caption"]) for item in source.held
+    """[(row, caption), ...] of the pictures to show whose caption fits in the context."""
+    return [(item["row"] + (item["views"] > 1), item["caption"]) for item in shown(source)
             if item["caption"] and has_room(pipe, item["caption"], size)]
 
 
@@ -125,12 +131,12 @@ def final_snapshot(pipe, sources, size):
     Without captions (LLaVA), the sheet shows what the VAE makes of the pictures."""
     pairs, decoded, figures = [], [], {}
     for source in sources:
-        if rows := [item["row"] for item in source.held[:64]]:
+        if rows := [item["row"] for item in shown(source)[:64]]:
             pictures = through_vae(pipe, source.pictures(rows, size))
             before, after = np.split(np.stack([np.asarray(p, dtype=np.float64) for p in pictures]), 2)
             errors = np.square(before - after).mean(axis=(1, 2, 3))
             figures[f"{source.name}/vae_psnr"] = float(np.mean(10 * np.log10(255 ** 2 / np.maximum(errors, 1e-9))))
-            figures[f"{source.name}/held_out_pictures"] = len(rows)
+            figures[f"{source.name}/{'held_out' if source.held else 'trained'}_pictures"] = len(rows)
             decoded += pictures
         pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)
                   for row, caption in captions(pipe, source, size)[:16 // len(sources)]]
