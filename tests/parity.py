@@ -171,16 +171,16 @@ def harmon_rows(rows, pipe):
     rows.add("harmon latents", gold, "t2i/latents", tokens.unflatten(1, gold.config["grid"]))
     loss = model.generation_loss(tokens, gold.input("t2i/input_ids"), gold.input("t2i/attention_mask"),
                                  split=split(mask), t=gold.input("t2i/t")[index], noise=gold.input("t2i/noise")[index])
-    rows.add("harmon drawing loss", gold, "t2i/loss", loss)
+    rows.add("harmon generation loss", gold, "t2i/loss", loss)
     loss.backward()
-    rows.gradients("harmon drawing loss", gold, "t2i/", model, names)
+    rows.gradients("harmon generation loss", gold, "t2i/", model, names)
     model.zero_grad(set_to_none=True)
     tokens = model.vae.encode(pixels(gold.input("i2t/pixel_uint8")))
     ids, labels, is_real = (gold.input("i2t/" + k) for k in ("input_ids", "labels", "attention_mask"))
     loss = model.understanding_loss(tokens, ids, labels, is_real)
-    rows.add("harmon reading loss", gold, "i2t/loss", loss)
+    rows.add("harmon understanding loss", gold, "i2t/loss", loss)
     loss.backward()
-    rows.gradients("harmon reading loss", gold, "i2t/", model, names)
+    rows.gradients("harmon understanding loss", gold, "i2t/", model, names)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         tokens = model.vae.encode(pixels(gold.input("und/pixel_uint8")))
@@ -243,8 +243,8 @@ def table(rows):
         n, *old = worst.get(module, (0, "", 0.0, 1.0))
         new = (key, error, tolerance) if not error / tolerance < old[1] / old[2] else old    # NaN wins
         worst[module] = (n + 1, *new)
-    lines = [f"{'module':22s} outputs  max abs error  tolerance  closest to its tolerance"]
-    lines += [f"{module:22s} {n:7d}  {error:13.1e}  {tolerance:9.1e}  {key}"
+    lines = [f"{'module':25s} outputs  max abs error  tolerance  closest to its tolerance"]
+    lines += [f"{module:25s} {n:7d}  {error:13.1e}  {tolerance:9.1e}  {key}"
               for module, (n, key, error, tolerance) in worst.items()]
     return "\n".join([*lines, f"{len(rows)} outputs compared, {len(failed(rows))} outside their tolerance"])
 
