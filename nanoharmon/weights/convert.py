@@ -20,6 +20,7 @@ Weights are mapped, never unpickled, and written one by one: memory stays far be
 """
 import copy
 import re
+from argparse import SUPPRESS
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -312,7 +313,7 @@ def main(argv=None):
     add("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
     add("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
     add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
-    add("--parity", action="store_true", help="is now a script: python tests/parity.py")
+    add("--parity", action="store_true", help=SUPPRESS)              # its old name: python tests/parity.py now
     args, flags = parser.parse_known_args(argv)
     if args.parity:
         raise ValueError("--parity is a script of its own now; run python tests/parity.py in a clone of the repository")
