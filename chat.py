@@ -25,7 +25,8 @@ from nanoharmon.cli import Parser, explain, model_flags, number, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
-from nanoharmon.pipeline import check_length, load_pipeline, pick_device, stream
+from nanoharmon.pipeline import load_pipeline, pick_device
+from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
@@ -58,18 +59,22 @@ def parse_args(argv=None):
 class TextPipeline:
     """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures."""
 
+    NEEDS_PICTURES = "/image", "/draw"       # the commands that it cannot obey
+
     def __init__(self, llm, tokenizer):
         self.llm, self.tokenizer = llm, tokenizer
 
     def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first."""
+        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first.
+        Returns whether max_new_tokens cut it."""
         if images:
             self.drawing_options()
         if messages[0]["role"] != "system":
             messages = [{"role": "system", "content": SYSTEM}, *messages]
+        sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
         ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
-        yield from stream(self.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
+        return (yield from stream(self.llm, self.tokenizer, embeds, *sampling))
 
     def drawing_options(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
@@ -89,8 +94,14 @@ class Chat:
 
     def __init__(self, pipe, args):
         self.pipe, self.args = pipe, args
+        self.cannot = getattr(pipe, "NEEDS_PICTURES", ())
         self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
         self.reset()
+
+    def help(self):
+        """The commands that this model can obey."""
+        lines = [line for line in HELP.splitlines() if line.split()[0] not in self.cannot]
+        return "\n".join(lines).replace("; .png: the last picture", "" if self.cannot else "; .png: the last picture")
 
     def reset(self):
         self.messages, self.pictures, self.names = [], [], []
@@ -102,13 +113,23 @@ class Chat:
         self.waiting += 1
 
     def ask(self, words):
-        """Stream the answer. The turn joins the conversation when the answer is complete, or not at all."""
+        """Stream the answer, and " ..." where --max-new-tokens cut it. The turn joins the conversation when the answer
+        is there, without the dots, or not at all."""
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer = self.messages + [{"role": "user", "content": content}], ""
-        for piece in self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
-                                     max_new_tokens=self.args.max_new_tokens, seed=self.args.seed + len(messages) // 2):
+        reply = self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
+                                max_new_tokens=self.args.max_new_tokens, seed=self.args.seed + len(messages) // 2)
+        is_cut = False
+        while True:
+            try:
+                piece = next(reply)
+            except StopIteration as end:
+                is_cut = end.value
+                break
             answer += piece
             yield piece
+        if is_cut:
+            yield " ..."
         self.messages, self.waiting = messages + [{"role": "assistant", "content": answer.strip()}], 0
 
     def draw(self, words):
@@ -128,7 +149,7 @@ class Chat:
         return path, thought
 
     def save(self, name):
-        path = check_output(name, "/save FILE", (".json", ".txt", ".png"))
+        path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if self.cannot else 3])
         if path.suffix.lower() == ".png":
             if not self.pictures:
                 raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
@@ -152,6 +173,8 @@ def command(chat, line):
     rest = rest.strip()
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
+    if name in chat.cannot:
+        chat.pipe.drawing_options()                              # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
     if name == "/image":
@@ -167,11 +190,11 @@ def command(chat, line):
         chat.reset()
         print("(forgotten)")
     elif name == "/help":
-        print(HELP)
+        print(chat.help())
     elif name in ("/quit", "/exit"):
         return False
     else:
-        raise ValueError(f"unknown command {name}{nearest(name, HELP.split())}; see /help")
+        raise ValueError(f"unknown command {name}{nearest(name, chat.help().split())}; see /help")
     return True
 
 
@@ -180,7 +203,8 @@ def talk(chat):
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline                  # noqa: F401: arrow keys and history for input()
-        print("Ask something, or: /image FILE, /draw TEXT, /reset, /save FILE, /help, /quit")
+        known = "/image FILE", "/draw TEXT", "/reset", "/save FILE", "/help", "/quit"
+        print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in chat.cannot))
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

@@ -21,6 +21,9 @@ from .config import nearest
 DTYPES = "float32", "bfloat16", "float16"
 # how an error of the library about an option begins, and what helps those who typed flags
 FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
+         "cfg is ": "pass another --cfg", "temperature is ": "pass another --temperature",
+         "seed is ": "pass another --seed", "top_p is ": "pass another --top-p",
+         "max_new_tokens is ": "pass another --max-new-tokens",
          "steps is ": "pass another --steps", "sampler is ": "pass --sampler with one of them",
          "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
          "prompts are ": "pass --prompt TEXT", "image is ": "pass both --image and --region",

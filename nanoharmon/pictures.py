@@ -1,10 +1,11 @@
 """Pictures: files of users as RGB, the numbers that the VAE reads and writes, boxes of pixels as tokens, and grids.
 
-Files are read as they come: turned upright (EXIF), without transparency, 8 bits, of a bearable size. Pixels follow the
-official scripts: a picture to be understood is padded to a square with grey (127, 127, 127) and resized; a generated
-one is clamp(127.5 x + 128, 0, 255), cut to integers.
+Pictures are taken as they come, from files and from callers: turned upright (EXIF), without transparency, 8 bits; files
+of a bearable size. Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127,
+127, 127) and resized; a generated one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
 import logging
+import os
 import textwrap
 import warnings
 from contextlib import suppress
@@ -12,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+from PIL import Image, ImageDraw, ImageFont, features
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
 if "avif" in features.modules and features.check("avif"):          # Pillow 11.3 or later, with its decoder
@@ -20,6 +21,9 @@ if "avif" in features.modules and features.check("avif"):          # Pillow 11.3
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
 MAX_BYTES = 5 * 10**8                                              # of a picture: 64 million pixels, uncompressed
 MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
+TURNS = dict(enumerate((Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+                        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+                        Image.Transpose.ROTATE_90), start=2))      # by the orientation that EXIF tells
 logging.getLogger("PIL").addHandler(logging.NullHandler())         # or damaged files are lines on stderr, too
 
 
@@ -35,7 +39,7 @@ def open_image(path, flag="--image"):
 
 def read_image(path):
     """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
-    frame of an animation. Color profiles are ignored, and EXIF that cannot be read. Raises ValueError that says what is wrong with the file."""
+    frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     if (size := Path(path).stat().st_size) > MAX_BYTES:
@@ -45,9 +49,6 @@ def read_image(path):
             warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
             image = Image.open(path, formats=FORMATS)  # lazy: reads the header only
             if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
-                image.load()
-                with suppress(Exception):              # a sound picture with damaged EXIF is a sound picture
-                    ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)
         problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
                    f"{MAX_SIDE:,} along a side")
@@ -57,8 +58,60 @@ def read_image(path):
     raise ValueError(f"{path}: {problem}")
 
 
+def as_picture(given):
+    """What callers have for a picture -> an upright RGB PIL picture. Raises ValueError that says what is taken."""
+    if isinstance(given, (str, os.PathLike)):
+        return read_image(given)
+    shape, dtype, what = tuple(getattr(given, "shape", ())), getattr(given, "dtype", None), type(given).__name__
+    if isinstance(given, Image.Image):
+        what = f"PIL picture of {given.width}x{given.height}"
+        if min(given.size) > 0:
+            try:
+                return to_rgb(given)
+            except Exception as e:                     # opened by the caller, and read only now
+                raise ValueError(f"picture is damaged or truncated ({e})") from None
+    elif dtype is not None:
+        what += f" of {str(dtype).removeprefix('torch.')} {shape}"
+    if len(shape) == 3 and 0 not in shape:
+        if hasattr(given, "detach") and shape[0] == 3:                           # a tensor; torch is not imported here
+            array = given.detach().cpu()
+            if array.is_floating_point():
+                low, high, array = array.min().item(), array.max().item(), (array.float() * 255).round()
+                what += f" from {low:.4g} to {high:.4g}"
+                array = array.byte() if low >= 0 and high <= 1 else array        # NaN is neither
+            given = array.permute(1, 2, 0).contiguous().numpy()
+        if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[2] == 3:
+            return Image.fromarray(np.ascontiguousarray(given))
+    raise ValueError(f"picture is a {what}, expected a PIL picture, the path of a file, a numpy array of uint8 "
+                     f"(H, W, 3), or a tensor (3, H, W) of uint8 or from 0 to 1")
+
+
+def as_pictures(given):
+    """One picture or any number of them -> a list of upright RGB PIL pictures."""
+    if isinstance(given, (str, os.PathLike, Image.Image)) or getattr(given, "ndim", 4) in (0, 2, 3) or \
+            not hasattr(given, "__iter__"):
+        given = [given]
+    return [as_picture(picture) for picture in given]
+
+
+def upright(image):
+    """A picture turned as its EXIF says. A sound picture with damaged EXIF is a sound picture."""
+    image.load()
+    turn = None
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        turn = TURNS.get(image.getexif().get(0x0112))
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for name in "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif":     # or it would be turned again
+        image.info.pop(name, None)
+    return image
+
+
 def to_rgb(image):
-    """Any PIL mode -> RGB."""
+    """Any PIL picture -> upright, RGB."""
+    image = upright(image)
     if image.mode[0] in "IF":                          # 16 or 32 bits, or floats: Pillow would clip, not scale
         array = np.nan_to_num(np.asarray(image, dtype=np.float64))
         white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 1 if array.max() <= 1 else 255

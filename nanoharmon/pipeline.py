@@ -5,18 +5,19 @@
     pipe.draw(["a red circle left of a blue square"], seed=1)[0].save("out.png")
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from . import arguments
 from .config import SAMPLERS, SCHEDULES, to_dict
 from .files import write_json
 from .mar import random_orders
-from .pictures import pad_square, split_region, to_pictures, to_pixels, to_rgb
+from .pictures import as_picture, as_pictures, pad_square, split_region, to_pictures, to_pixels
 from .qwen import KVCache
+from .replies import check_length, check_sampling, readable, stream
 from .tokenizer import IMAGE, pad
 from .weights.checkpoint import load_weights, open_checkpoint
 from .weights.safetensors import save_safetensors
@@ -31,7 +32,10 @@ SMALL = 2 * 10**7
 
 
 class Pipeline:
-    """Harmon + tokenizer + the native picture size of the checkpoint."""
+    """Harmon + tokenizer + the native picture size of the checkpoint.
+
+    Where a picture is asked for, pictures.as_picture says what is taken. Wrong arguments are ValueErrors.
+    """
 
     def __init__(self, model, tokenizer, meta=None):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -77,8 +81,7 @@ class Pipeline:
     def drawing_options(self, prompts, size=None, image=None, region=None, **given):
         """All options of a drawing: what is given, else "draw" in config.json's meta, else the official ones.
 
-        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work; it
-        begins with the option's name (cli.FIXES knows the flag).
+        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
         Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
         """
         own = self.meta.get("draw", {})
@@ -86,10 +89,10 @@ class Pipeline:
         if region is not None:                                   # a thought would place what the region places
             options["think"] = False
         options |= {name: value for name, value in given.items() if value is not None}
+        options["think"] = arguments.truth("think", options["think"])
         if options["think"] and "think" not in own:
             raise ValueError("think is on, expected off: this checkpoint has not learned to say what it will draw")
-        size = own.get("size", self.size) if size is None else size
-        width, height = (size, size) if isinstance(size, int) else size
+        width, height = arguments.sides("size", own.get("size", self.size) if size is None else size)
         grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
         S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
         if S + U + len(self.tokenizer.drawing("")) > limit:
@@ -99,15 +102,18 @@ class Pipeline:
                              "image is None, expected the picture that the region is a part of")
         inside, outside = torch.arange(S), torch.arange(0)
         if region is not None:
-            inside, outside = map(torch.from_numpy, split_region(region, image.size, grid))
+            region = arguments.box("region", region)
+            inside, outside = map(torch.from_numpy, split_region(region, as_picture(image).size, grid))
         if given.get("iters") is None:
             options["iters"] = min(options["iters"], len(inside))
         for name, most in ("iters", len(inside)), ("steps", STEPS):
-            if not 1 <= options[name] <= most:
-                raise ValueError(f"{name} is {options[name]}, expected 1 to {most}")
+            options[name] = arguments.whole(name, options[name], 1, most)
+        for name in "cfg", "temperature":
+            options[name] = arguments.number(name, options[name], 0, 100)
         for name, known in ("sampler", SAMPLERS), ("cfg_schedule", SCHEDULES):
             if options[name] not in known:
                 raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(known)}")
+        prompts = arguments.texts("prompts", prompts)
         if not prompts or not all(p.strip() for p in prompts):
             raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
         for prompt in prompts:
@@ -120,7 +126,7 @@ class Pipeline:
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
              cfg_schedule=None, think=None, seed=0, image=None, region=None, on_step=None, progress=None):
-        """One PIL picture per prompt (a list of strings), drawn together as one batch.
+        """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
         number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
@@ -129,7 +135,8 @@ class Pipeline:
         to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
         costs nothing. The same arguments draw the same bytes.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
+        image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
                      temperature=temperature, cfg_schedule=cfg_schedule, think=think)
         plan = self.drawing_options(prompts, **given)
@@ -142,7 +149,7 @@ class Pipeline:
         order = random_orders(B, len(plan["inside"]), "cpu", order_generator)    # (B, n)
         options = {"orders": plan["inside"][order].to(device)}
         if image is not None:
-            latents = self.model.vae.encode(self.pixels([to_rgb(image).resize(plan["size"])]))
+            latents = self.model.vae.encode(self.pixels([image.resize(plan["size"])]))
             options |= {"latents": latents.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
 
         def step(latents, visible):
@@ -163,6 +170,10 @@ class Pipeline:
         request to draw with text instead of a picture. A prompt that it has no answer to stays as it is. Hotter, it
         errs more about relations; colder, all answers to "a circle" are the same (measured: LOG.md).
         """
+        prompts = arguments.texts("prompts", prompts)
+        temperature, _, max_new_tokens, seed = check_sampling(temperature, 1.0, max_new_tokens, seed)
+        if not prompts:
+            return []
         ids, is_real = pad([self.tokenizer.drawing(p) for p in prompts], self.tokenizer.pad, self.device, left=True)
         generator = torch.Generator(self.device).manual_seed(seed)
         thoughts = self.say(self.model.llm.embed(ids), is_real, max_new_tokens, temperature, generator)
@@ -174,7 +185,7 @@ class Pipeline:
         tokens = self.model.llm.generate(embeds, stop, max_new_tokens, temperature, generator=generator,
                                          is_real=is_real)
         rows = torch.stack(list(tokens), dim=1).tolist()
-        return [self.tokenizer.decode([t for t in row if t not in stop]).strip() for row in rows]
+        return [readable(self.tokenizer, [t for t in row if t not in stop]).strip() for row in rows]
 
     @property
     def dtype(self):
@@ -198,22 +209,25 @@ class Pipeline:
 
     @torch.no_grad()
     def reply(self, messages, images=(), size=None, temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text.
+        """Stream the assistant's next turn, as pieces of text. Returns whether max_new_tokens cut it.
 
-        messages: [{"role", "content"}]; content a string, or a list where each None stands for the next of `images`
-        (PIL pictures).
+        messages: [{"role", "content"}]; content a string, or a list where each None stands for the next of `images`.
         """
+        sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
         ids = self.chat_ids(messages, size, max_new_tokens)
         embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
-        yield from stream(self.model.llm, self.tokenizer, embeds, temperature, top_p, max_new_tokens, seed)
+        return (yield from stream(self.model.llm, self.tokenizer, embeds, *sampling))
 
     def answer(self, image, question, **options):
-        """One answer to one question about a PIL picture."""
+        """One answer to one question about a picture."""
+        [question] = arguments.texts("questions", [question])
         return "".join(self.reply([{"role": "user", "content": [None, "\n" + question]}], [image], **options)).strip()
 
     @torch.no_grad()
     def answers(self, images, questions, size=None, max_new_tokens=64):
         """Greedy answers to one question per picture, as one batch; the same as `answer` one by one."""
+        images, questions = as_pictures(images), arguments.texts("questions", questions)
+        max_new_tokens = check_sampling(max_new_tokens=max_new_tokens)[2]
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} pictures and {len(questions)} questions, expected one for each")
         if not images:
@@ -231,6 +245,13 @@ class Pipeline:
         <|im_end|> after it; it is not divided by their number. Pictures and questions pass through the LLM once, as one
         batch; all candidates follow as a second one that reads its cache.
         """
+        images, questions = as_pictures(images), arguments.texts("questions", questions)
+        candidates = arguments.choices("candidates", candidates)
+        if not len(images) == len(questions) == len(candidates):
+            raise ValueError(f"{len(images)} pictures, {len(questions)} questions and {len(candidates)} lists of "
+                             f"candidates, expected one for each")
+        if not any(candidates):
+            return [[] for _ in candidates]
         replies = [self.tokenizer.encode(text) + [self.tokenizer.im_end] for texts in candidates for text in texts]
         rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max(map(len, replies)))
                 for q in questions]
@@ -250,21 +271,22 @@ class Pipeline:
 
     def chat_ids(self, messages, size, max_new_tokens):
         """Ids of a conversation whose reply is to come. Raises ValueError when the context is too short for both."""
-        ids, _ = self.tokenizer.chat(self.count_images(messages, size))
+        ids, _ = self.tokenizer.chat(self.count_images(arguments.conversation(messages), size))
         return check_length(ids, self.model.config.llm, max_new_tokens)
 
     def placeholders(self, size):
         """How many places of the conversation one picture takes: S + U."""
-        h, w = self.model.vae.grid_of(size or self.size, size or self.size)
+        h, w = self.grid_of(size)
         return h * w + self.model.config.mar.buffer_size
 
     def count_images(self, messages, size):
         """Replace None by the number of placeholders of a picture."""
         n = self.placeholders(size)
         return [{**m, "content": [n if part is None else part for part in m["content"]]}
-                if isinstance(m["content"], list) else m for m in messages]
+                if not isinstance(m["content"], str) else m for m in messages]
 
     def embed(self, ids, images, size):
+        images = as_pictures(images)
         if (ids == IMAGE).sum() != len(images) * self.placeholders(size):
             raise ValueError(f"{len(images)} pictures given, expected one for each None in the messages")
         if not images:
@@ -273,12 +295,20 @@ class Pipeline:
         return self.model.embed_with_images(latents, ids, grid)
 
     def latents(self, images, size=None):
-        """PIL pictures -> latents (N, S, C) and their grid, padded to a square and resized."""
-        size = size or self.size
-        grid = self.model.vae.grid_of(size, size)
-        pixels = self.pixels([pad_square(image).resize((size, size), Image.Resampling.BICUBIC)
-                              if image.size != (size, size) else to_rgb(image) for image in images])
-        return self.model.vae.encode(pixels), grid
+        """Pictures -> latents (N, S, C) and their grid, padded to a square and resized."""
+        grid, sides = self.grid_of(size), arguments.sides("size", self.size if size is None else size)
+        images = [pad_square(image).resize(sides, Image.Resampling.BICUBIC) if image.size != sides else image
+                  for image in as_pictures(images)]
+        if not images:
+            raise ValueError("images are [], expected at least one picture")
+        return self.model.vae.encode(self.pixels(images)), grid
+
+    def grid_of(self, size):
+        """Latent grid (h, w) of a square picture, of the native size if size is None."""
+        width, height = arguments.sides("size", self.size if size is None else size)
+        if width != height:
+            raise ValueError(f"size is {width}x{height}, expected one side: pictures to be understood are squares")
+        return self.model.vae.grid_of(height, width)
 
     @torch.no_grad()
     def features(self, images, size=None):
@@ -291,30 +321,6 @@ class Pipeline:
         """RGB PIL pictures of one size -> (N, 3, H, W) in [-1, 1]."""
         array = np.stack([np.asarray(image, dtype=np.uint8) for image in images])
         return to_pixels(torch.from_numpy(array).to(self.device)).to(self.dtype)
-
-
-@torch.no_grad()
-def stream(llm, tokenizer, embeds, temperature, top_p, max_new_tokens, seed):
-    """Continue one conversation, embeds (1, L, E), as pieces of text."""
-    generator = torch.Generator(embeds.device).manual_seed(seed)
-    temperature = 0.0 if temperature < 1e-4 else temperature             # dividing by less overflows
-    said, text, shown = [], "", ""
-    for token in llm.generate(embeds, [tokenizer.im_end, tokenizer.pad], max_new_tokens, temperature, top_p, generator):
-        said.append(token.item())
-        text = tokenizer.decode(said)
-        if not text.endswith("\ufffd"):                      # a character of several bytes may still be incomplete
-            yield text[len(shown):]
-            shown = text
-    yield text[len(shown):]
-
-
-def check_length(ids, config, max_new_tokens):
-    """The ids of a conversation, or ValueError when the context (LLMConfig) is too short for them and a reply."""
-    limit = config.max_position_embeddings
-    if len(ids) + max_new_tokens > limit:
-        raise ValueError(f"conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
-                         f"{max_new_tokens} for the reply")
-    return ids
 
 
 # --- loading by name -------------------------------------------------------------------------------------------------
@@ -339,6 +345,6 @@ def load_pipeline(path, device="auto", dtype="float32"):
     except ValueError as e:
         wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
         raise ValueError(f"{e}; pass another --ckpt{wider}") from None
-    if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in pipe.model.parameters()) < SMALL:
+    if arguments.threads_asked() is None and sum(p.numel() for p in pipe.model.parameters()) < SMALL:
         torch.set_num_threads(1)
     return pipe

@@ -26,7 +26,7 @@ MAX_BYTES = 10**8                           # of a tokenizer.json; Qwen2.5's has
 
 
 class Tokenizer:
-    """Encode, decode, and lay out conversations. `tokenizers.Tokenizer` inside."""
+    """Encode, decode, and lay out conversations. `tokenizers.Tokenizer` inside; `plain` is the same for typed text."""
 
     def __init__(self, tokenizer):
         self.inner = tokenizer
@@ -34,9 +34,10 @@ class Tokenizer:
         if missing:
             raise ValueError(f"tokenizer.json: no {', '.join(missing)}; expected a Qwen2.5 chat tokenizer")
         tokenizer.add_special_tokens(SPECIAL)        # a file may call them ordinary ones, which are always recognised
-        tokenizer.encode_special_tokens = True       # "<|im_end|>" in a user's text is text
         tokenizer.no_truncation()                    # a file may ask for both, and prompts would silently change
         tokenizer.no_padding()
+        self.plain = HFTokenizer(tokenizer.model)    # knows no added token: "<|im_end|>" in a user's text is text
+        self.plain.normalizer, self.plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)
         self.newline = self.encode("\n")
         control = {self.pad, self.im_start, self.im_end}
@@ -91,7 +92,7 @@ class Tokenizer:
 
     def encode(self, text):
         try:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            return self.plain.encode(text, add_special_tokens=False).ids
         except Exception as e:                       # half a character (a lone surrogate), or a vocabulary with holes
             raise ValueError(f"the tokenizer cannot read {text[:40]!r} ({e}); change the text, or the tokenizer.json "
                              f"of the checkpoint") from None

@@ -113,7 +113,7 @@ def wrong_files(path):
     torch.save(pytest.approx, path / "code.pth")
     (path / "run_list" / "stage_vae").mkdir(parents=True)             # looks finished, but for train_config.json
     for name, content in ("stage_vae/config.json", "{}"), ("train_config.json", "[]"):
-        (path / "run_list" / name).write_text(content)
+        (path / "run_list" / name).write_text(content, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def here(tmp_path_factory, request):
     llm = pipe.model.llm
     (path / "qwen").mkdir()
     save_safetensors({k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, path / "qwen" / M)
-    (path / "qwen" / C).write_text(json.dumps({"model_type": "qwen2", **to_dict(llm.config)}))
+    (path / "qwen" / C).write_text(json.dumps({"model_type": "qwen2", **to_dict(llm.config)}), encoding="utf-8")
     shutil.copy(path / "ckpt" / T, path / "qwen")
     for word in {word for _, flags, _ in table.ROWS for word in typed(flags) if word.startswith("damaged")}:
         kind, _, name = word.partition("/")

@@ -11,6 +11,7 @@ from PIL import Image
 
 import chat
 import sample
+from nanoharmon.arguments import threads_asked
 from nanoharmon.cli import run_main
 from nanoharmon.pictures import open_image
 from test_pipeline import make_pipeline
@@ -109,8 +110,7 @@ def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch)
 
 def test_prompts_come_from_flags_and_files(here):
     Path("good.txt").write_text("\ufeffa red circle\r\n\nein grüner Ring\n", encoding="utf-8")
-    args = sample.parse_args([*P, "--prompts-file", "good.txt"])
-    assert sample.read_prompts(args) == ["a red circle", "a red circle", "ein grüner Ring"]
+    assert sample.read_prompts(sample.parse_args([*P, "--prompts-file", "good.txt"])) == [*P[1:] * 2, "ein grüner Ring"]
 
 
 def test_options_are_taken(ckpt, here, capsys):
@@ -159,6 +159,21 @@ def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
     assert "did you mean '/image'" in err and "/reset" in err and "/draw TEXT" in out
     assert [m["content"] for m in talk.messages[::2]] == ["still there?"]
     assert not list(here.glob("drawing*")) and not (here / "a.exe").exists()
+
+
+def test_a_text_only_chat_refuses_pictures_at_once_and_marks_what_was_cut(ckpt, here, capsys, monkeypatch):
+    pipe = make_pipeline()
+    monkeypatch.setattr(chat, "load_pipeline", lambda *_: chat.TextPipeline(pipe.model.llm, pipe.tokenizer))
+    talk = type_in(monkeypatch, ckpt, "/image red.png", "/draw a ring", "/save a.png", "/help", "hello")
+    out, err = capsys.readouterr()
+    assert err.count("neither sees nor draws") == 2 and "ending in .json, .txt;" in err and "/image" not in out
+    assert talk.messages[1]["content"] + " ...\n" in out and "..." not in talk.messages[1]["content"]
+
+
+@pytest.mark.parametrize("value, asked", {"": None, "0": None, "x": None, "9" * 30: None, "4,2": 4, " 3 ": 3}.items())
+def test_threads_are_those_that_openmp_would_take(value, asked, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert threads_asked() == asked
 
 
 def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsys, monkeypatch):

@@ -111,8 +111,8 @@ def test_a_bare_llm_in_shards_chats(tmp_path, name):
     said = "".join(TextPipeline(llm, tokenizer).reply([{"role": "user", "content": "hi"}], max_new_tokens=5))
     system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
     ids, _ = tokenizer.chat([{"role": "system", "content": system}, {"role": "user", "content": "hi"}])
-    stop = [tokenizer.im_end, tokenizer.pad]
-    assert said == tokenizer.decode([t.item() for t in llm.generate(llm.embed(torch.tensor([ids])), stop, 5)])
+    whole = llm.generate(llm.embed(torch.tensor([ids])), [tokenizer.im_end, tokenizer.pad], 5)
+    assert said == tokenizer.decode([t.item() for t in whole]).rstrip("\ufffd")
 
 
 def test_pieces_are_joined_by_new_projectors_and_the_report_says_so(official, tmp_path, capsys):

@@ -97,7 +97,7 @@ def distance(a, b):
 
 def same_log(a, b):
     """Whether two logs tell the same losses, of the whole batch and not of rank 0's part."""
-    a, b = ([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (a, b))
+    a, b = ([json.loads(line) for line in (out / "log.jsonl").read_bytes().splitlines()] for out in (a, b))
     numbers = {"text", "mse", "generation", "understanding", "grad"}
     return [e["stage"] for e in a] == [e["stage"] for e in b] and all(
         x[key] == pytest.approx(y[key], rel=1e-3) for x, y in zip(a, b) for key in numbers & set(x))

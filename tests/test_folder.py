@@ -67,7 +67,7 @@ def chat(photos, tmp_path):
     rows = [talk("<image>\nwhat?", f"thing {i}", image=f"{i}.png") for i in range(11)]
     rows += [talk(*(t for k in range(40) for t in (f"question {k}", f"reply {k}")), image="11.png")] * 5
     rows += [talk("no picture", "none at all")] * 5
-    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     return imported(tmp_path / "chat.json", tmp_path / "cache", photos)
 
 
@@ -105,7 +105,7 @@ def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
 def test_pairs_also_in_subfolders(tmp_path):
     root = tmp_path / "in"
     (root / "sub").mkdir(parents=True)
-    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "secret.txt").write_bytes(b"secret")
     for name in "sub/b.JPG", "a.png", "no.webp", "out.png", "bytes.png":
         picture(1).save(root / name)
     for name, content in ("a", "\ufeffa text\n".encode()), ("sub/b", b"ein Bild"), ("bytes", b"\xff\xfe\xff"):
@@ -126,7 +126,7 @@ def test_llava_conversations(tmp_path):
             {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
             talk("What happens?", "It runs.", video="a.mp4"), talk("<video>\nWhat?", "It runs.", image="a.png"),
             talk("Which one?", "This one.", images=["a.png", "b.png"])]
-    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     entries, problems = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
     assert [(e.path and e.path.name, e.turns) for e in entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
@@ -247,7 +247,7 @@ def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
 
 
 def test_texts_without_any_picture_train_and_give_all_gradients(tmp_path):
-    (tmp_path / "chat.json").write_text(json.dumps([talk("no picture", f"none {i}") for i in range(9)]))
+    (tmp_path / "chat.json").write_bytes(json.dumps([talk("no picture", f"none {i}") for i in range(9)]).encode())
     texts, model = imported(tmp_path / "chat.json", tmp_path / "cache", tmp_path), Harmon(Config.preset("pico").model)
     alone = batches([texts]).understanding(random.Random(0), 4, 16)
     sum(model.understanding_loss(*batch, (2, 2)) for batch in alone).backward()      # several processes wait for all

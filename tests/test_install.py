@@ -61,9 +61,9 @@ def test_all_modules_are_installed_and_nothing_else(site):
 
 def test_commands_run_from_another_folder_and_leave_its_files_alone(site, tmp_path):
     for name in "train.py", "sample.py", "chat.py", "config.py", "data.py":
-        (tmp_path / name).write_text(DECOY)
+        (tmp_path / name).write_text(DECOY, encoding="utf-8")
     names = ["nanoharmon", *(f"nanoharmon.{name}" for name in COMMANDS)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *names], cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *names], cwd=tmp_path, capture_output=True, encoding="utf-8",
                           timeout=60, env={**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
     where, *lines, no_checkpoint = done.stdout.splitlines()

@@ -68,5 +68,13 @@ def test_what_people_read_stays_short():
     assert lines(ROOT / "README.md") <= 220 and len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 2600
 
 
+def test_text_files_name_their_encoding():                   # on Windows, the usual one is not UTF-8
+    for path in [*MODULES.values(), *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for node in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+            name, call, given = ast.unparse(node.func), ast.unparse(node), {k.arg for k in node.keywords}
+            if name.endswith(("read_text", "write_text")) or name == "open" and "b'" not in call or "text" in given:
+                assert "encoding" in given, f"{path}:{node.lineno}: {call}"
+
+
 def test_wings_re_export_nothing():
-    assert all(not p.read_text() for p in (ROOT / "nanoharmon").glob("*/__init__.py"))
+    assert all(not p.read_text(encoding="utf-8") for p in (ROOT / "nanoharmon").glob("*/__init__.py"))

@@ -102,7 +102,28 @@ def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper(pipe, t
             for given in ({}, dict(think=False), part, dict(part, think=True))] == [True, False, False, True]
 
 
+def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_named(pipe, pictures, tmp_path):
+    exif, flat, path = Image.Exif(), pictures[0].crop((0, 0, 32, 24)), tmp_path / "phone.png"
+    exif[0x0112] = 6                                         # the camera was turned
+    flat.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    tensor = torch.from_numpy(np.array(flat)).permute(2, 0, 1)
+    for form in Image.open(path), str(path), path, np.asarray(flat), tensor, tensor / 255, [Image.open(path)]:
+        assert pipe.features(form)[0].equal(pipe.features([flat])[0])
+    part = dict(region=(0, 0, 32, 6), seed=np.int64(3), cfg=np.float32(2), steps=np.int64(3))
+    assert bytes_of(pipe.draw("x", image=path, **part)) == bytes_of(pipe.draw(["x"], image=flat, **part))
+    assert pipe.think("a circle", max_new_tokens=3) == pipe.think(["a circle"], max_new_tokens=3)
+    for call, message in (
+            (lambda: pipe.think("x", max_new_tokens=2.5), "max_new_tokens is 2.5, expected a whole number"),
+            (lambda: pipe.answer(RED, ["x"]), "questions are"), (lambda: pipe.features(RED, (8, 16)), "size is 8x16"),
+            (lambda: pipe.likelihoods(RED, "x", "yes"), "candidates are"), (lambda: next(pipe.reply("x")), "messages"),
+            (lambda: pipe.features(np.zeros((8, 8))), "picture is a ndarray of float64 .8, 8., expected a PIL")):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 @pytest.mark.parametrize("options, message", [                   # what flags can ask for: bad_input.txt
+    (dict(cfg=float("nan")), "cfg is nan, expected a number from 0 to 100"), (dict(seed=-1), "seed is -1, expected 0"),
+    (dict(size=float("inf")), "size is inf, expected pixels"), (dict(think="no"), "think is 'no', expected True or"),
     (dict(prompts=["a", " \n"]), "expected some text"), (dict(size=(-8, 8)), "multiples of 8"),
     (dict(sampler="euler"), "one of ddpm"), (dict(image=RED, region=(0, 0, 9, 8), iters=3), "expected 1 to 2")])
 def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message):
@@ -148,11 +169,14 @@ def test_tokens_outside_the_region_stay_untouched(pipe, pictures, monkeypatch):
     assert not after[0][0].equal(after[0][1])                # two attempts, two results
 
 
-def test_answers_are_those_of_answer_one_by_one(pipe, pictures):
+def test_answers_are_those_of_answer_one_by_one(pipe, pictures, monkeypatch):
     asked = ["what color is the circle?", "how many?", "is there a red ring left of the blue square?", "x", "where"]
     together = pipe.answers(pictures, asked, max_new_tokens=12)
     assert together == [pipe.answer(p, q, max_new_tokens=12) for p, q in zip(pictures, asked)]
     assert len(set(together)) > 1
+    ids = torch.tensor(pipe.tokenizer.encode("ring é")[:-1]).unsqueeze(1)        # cut inside a character
+    monkeypatch.setattr(pipe.model.llm, "generate", lambda *_, **__: iter(ids))
+    assert pipe.answer(RED, "x") == pipe.answers(RED, "x")[0] == pipe.think("x")[0] == "ring"
 
 
 def test_a_conversation_of_several_turns_and_pictures_streams(pipe, pictures):
@@ -167,11 +191,7 @@ def test_a_conversation_of_several_turns_and_pictures_streams(pipe, pictures):
     assert len(said) > 1 and "".join(said) == "".join(pipe.reply(messages, pictures, max_new_tokens=9))
     with pytest.raises(ValueError, match="one for each None"):
         list(pipe.reply(messages, pictures[:1]))
-
-
-def test_sampling_follows_the_seed(pipe):
-    messages = [{"role": "user", "content": "hello"}]
-    said = ["".join(pipe.reply(messages, temperature=1.5, top_p=0.9, max_new_tokens=12, seed=s)) for s in (0, 0, 1)]
+    said = ["".join(pipe.reply(messages, pictures, None, 1.5, 0.9, 9, seed)) for seed in (0, 0, 1)]
     assert said[0] == said[1] != said[2]
 
 

@@ -68,7 +68,7 @@ def same(a, b):
 
 
 def entries(out):
-    return [json.loads(line, parse_constant=pytest.fail) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=pytest.fail) for line in (out / "log.jsonl").read_bytes().splitlines()]
 
 
 def failing(argv, capsys):
@@ -92,7 +92,7 @@ def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done)
     picture = pipe.draw(["a red circle"], steps=2, iters=2)[0]
     assert picture.size == (32, 32) and pipe.size == 32 and isinstance(pipe.answer(picture, "what is it?"), str)
     assert {t.dtype for t in weights(done / "final").values()} == {torch.float16}
-    assert pipe.model.config.vae.scale != 1.0 and json.loads((done / "results.json").read_text())["geneval"] == 0.5
+    assert pipe.model.config.vae.scale != 1.0 and json.loads((done / "results.json").read_bytes())["geneval"] == 0.5
     losses = {e["stage"]: set(e) & {"mse", "text", "generation", "understanding"} for e in entries(done) if "lr" in e}
     assert losses == {"vae": {"mse"}, "llm": {"text"}, "mar": {"generation"},
                       **dict.fromkeys("123", {"generation", "understanding"})}

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..arguments import threads_asked
 from ..cli import tolerate_characters
 from .sharding import is_sharded
 
@@ -68,7 +69,7 @@ def join(rank, world_size, store, device):
     store: the file where they meet; torchrun says by itself where.
     """
     if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // world_size))))
+        torch.set_num_threads(threads_asked() or max(1, (os.cpu_count() or 1) // world_size))
     elif device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)

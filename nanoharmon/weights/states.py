@@ -117,7 +117,7 @@ def versions() -> dict:
     if (root / ".git").exists() and (root / "train.py").exists():    # installed, it may lie in another repository
         with suppress(OSError, subprocess.SubprocessError):
             command = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
-            git = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+            git = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10).stdout.strip()
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__, "git": git}
 
 

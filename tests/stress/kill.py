@@ -131,7 +131,7 @@ def check_what_is_left(out, victim, chosen, procs):
     assert not saved.value or stage in done or begun.get(stage, 0) >= saved.value, (
         f"{out}: stage {stage} had saved step {saved.value}, found {begun}")
     if victim.process.exitcode != -signal.SIGKILL:
-        said = victim.log.read_text()
+        said = victim.log.read_text(encoding="utf-8")
         last = said.strip().splitlines()[-1]
         assert last.startswith(f"error: process {chosen} of {procs} was killed by signal 9"), said
         assert "--resume" in last and "Traceback" not in said, said
@@ -144,7 +144,7 @@ def experiment(folder, n, procs, steps, stages, rng):
                 "--out", str(out), *(f"--stage_{s}.steps={steps}" for s in STAGES),
                 *(flag for s in (stages if set(stages) != set(STAGES) else ()) for flag in ("--stage", s))]
     log, kills, runs, out, start = folder / "log", Counter(), 0, None, time.time()
-    assert Victim(flags(folder / "unbroken"), log).wait() == 0, log.read_text()
+    assert Victim(flags(folder / "unbroken"), log).wait() == 0, log.read_text(encoding="utf-8")
     seconds, wanted = time.time() - start, results(folder / "unbroken")
     # chosen moments first in this order, spread among the random ones; a number: that process dies alone
     special = [CHOSEN[0], *range(procs if procs > 1 else 0)[::-1], *CHOSEN[1:4 + (stages == STAGES)]][:1 + n // 2]

@@ -26,8 +26,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_killed_runs_end_as_the_unbroken_one(procs, stages):
     """Kills between a state's last byte and its rename, of a single process, and at random moments."""
     short = ["--n", "4", "--procs", procs, "--steps", "3", "--stages", *stages]
-    done = subprocess.run([sys.executable, "tests/stress/kill.py", *short], cwd=ROOT, capture_output=True, text=True,
-                          env=ONE_THREAD)
+    done = subprocess.run([sys.executable, "tests/stress/kill.py", *short], cwd=ROOT, capture_output=True,
+                          encoding="utf-8", env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert "bit for bit" in done.stdout and "writing a state, before os.rename of step_0000002" in done.stdout
     assert procs == "1" or re.search(r"process \d alone", done.stdout), done.stdout
@@ -42,7 +42,7 @@ def wait_for(condition, seconds=120):
 
 def alive(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
 
@@ -54,7 +54,7 @@ def test_two_processes_end_with_their_parent(tmp_path):
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: latest_state(tmp_path / "stage_llm") or parent.poll() is not None)
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text(encoding="utf-8").split()
     finally:
         parent.kill()                                                 # no handler runs: the children are on their own
         parent.wait()
@@ -67,10 +67,10 @@ def waits(rank, world_size, store, stop, path):
     if path is None:
         raise ValueError("the reason")
     stop.polite = True
-    path.write_text("ready")
+    path.write_bytes(b"ready")
     while not stop.code:
         time.sleep(0.01)
-    path.write_text(f"saved {stop.code}")
+    path.write_text(f"saved {stop.code}", encoding="utf-8")
     sys.exit(stop.code)
 
 
@@ -85,4 +85,4 @@ def test_an_error_of_a_process_is_raised_and_a_signal_to_the_parent_is_passed_on
     threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(SystemExit) as e:
         launch(waits, 1, path)
-    assert e.value.code == 143 and path.read_text() == "saved 143"
+    assert e.value.code == 143 and path.read_text(encoding="utf-8") == "saved 143"

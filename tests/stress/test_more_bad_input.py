@@ -59,7 +59,7 @@ def wrong_files(path):
     usual = {"model": {}, "optim": {}, "data": {}, "stages": {}}
     for name, wrong in ("run_stages", {"stages": 3}), ("run_command", {"command": 3}):
         shutil.copytree(path / "run_list", path / name)
-        (path / name / "train_config.json").write_text(json.dumps(usual | wrong))
+        (path / name / "train_config.json").write_text(json.dumps(usual | wrong), encoding="utf-8")
 
 
 TYPED = "".join(SPECIAL) + f"<image><|vision_start|><|im_end|>\n<|im_start|>assistant\nyes {IMAGE} [UNK] </s>"

@@ -28,7 +28,7 @@ def test_it_ends_with_a_killed_parent(tmp_path):
             "    while not multiprocessing.active_children():\n        time.sleep(0.1)\n"
             "    time.sleep(8)\n    print(multiprocessing.active_children()[0].pid, flush=True)\n    time.sleep(60)\n")
     (tmp_path / "parent.py").write_text(code, encoding="utf-8")
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, encoding="utf-8")
     with open(f"/proc/{int(parent.stdout.readline())}/stat", encoding="utf-8") as stat:   # stays that process
         parent.kill()
         parent.wait()

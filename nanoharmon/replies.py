@@ -1,0 +1,39 @@
+"""What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context."""
+import torch
+
+from . import arguments
+
+
+@torch.no_grad()
+def stream(llm, tokenizer, embeds, temperature, top_p, max_new_tokens, seed):
+    """Continue one conversation, embeds (1, L, E), as pieces of text. Returns whether max_new_tokens cut it."""
+    generator = torch.Generator(embeds.device).manual_seed(seed)
+    said, shown, stop = [], "", [tokenizer.im_end, tokenizer.pad]
+    for token in llm.generate(embeds, stop, max_new_tokens, temperature, top_p, generator):
+        said.append(token.item())
+        text = readable(tokenizer, said)
+        yield text[len(shown):]
+        shown = text
+    return bool(said) and said[-1] not in stop
+
+
+def readable(tokenizer, ids):
+    """Ids as text, without the character of several bytes that they may end inside."""
+    return tokenizer.decode(ids).rstrip("\ufffd")
+
+
+def check_sampling(temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
+    """How replies are sampled, as numbers of Python, or ValueError for what they cannot be."""
+    temperature = arguments.number("temperature", temperature, 0, 100)
+    temperature = 0.0 if temperature < 1e-4 else temperature             # dividing by less overflows
+    return (temperature, arguments.number("top_p", top_p, 0.01, 1),
+            arguments.whole("max_new_tokens", max_new_tokens, 1), arguments.whole("seed", seed, 0, arguments.SEEDS))
+
+
+def check_length(ids, config, max_new_tokens):
+    """The ids of a conversation, or ValueError when the context (LLMConfig) is too short for them and a reply."""
+    limit = config.max_position_embeddings
+    if len(ids) + max_new_tokens > limit:
+        raise ValueError(f"conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
+                         f"{max_new_tokens} for the reply")
+    return ids
