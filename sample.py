@@ -4,7 +4,7 @@
     python sample.py --prompt "two green rings" --prompt "a white cross" --n 8 --seed 7 --out rings.png
     python sample.py --prompt "a yellow circle" --gif unmask.gif              watch the tokens being uncovered
     python sample.py --prompt "a circle and a ring" --no-think                without saying first what will be where
-    python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        draw a part of a picture anew
+    python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        a part anew: seldom right so far
     python sample.py --prompts-file prompts.txt --steps 25 --sampler dpm++ --save-each out/       faster, one file each
 
 Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the

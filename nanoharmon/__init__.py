@@ -5,8 +5,8 @@ tokens, U buffers, D MAR width, E LLM width, C channels of an image token, L len
 """
 import os
 
-# idle threads sleep instead of spinning: beside one busy program, spinning made drawing up to 60 times slower
-# (docs/HARDWARE.md). Torch reads this when it is imported, so import nanoharmon first; a value that is set already stays
+# idle threads sleep instead of spinning, which beside one busy program made drawing many times slower
+# (docs/HARDWARE.md). Torch reads this when it is imported, so import nanoharmon first; a user's own value stays
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Pipeline"]

@@ -26,8 +26,8 @@ from .weights.safetensors import save_safetensors
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
-# parameters: the scripts run a smaller model on one thread, since a second one is of little use to it and, beside a busy
-# program, makes the first one wait (docs/HARDWARE.md)
+# parameters: the scripts run a smaller model on one thread, since a second one is of little use to it and makes the
+# first one wait when something else runs (docs/HARDWARE.md)
 SMALL = 2 * 10**7
 
 

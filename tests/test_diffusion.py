@@ -92,7 +92,7 @@ def test_the_variational_bound_gives_no_gradient_to_eps():
     diffusion = Diffusion()
     x_t = diffusion.q_sample(x0, t, noise)
     diffusion.loss(output, x0, x_t, t, noise).sum().backward()
-    check("eps", output.grad[:, :4], (output - torch.cat([noise, noise], 1))[:, :4] / 2, 1e-6)       # of the error alone
+    check("eps", output.grad[:, :4], (output - torch.cat([noise, noise], 1))[:, :4] / 2, 1e-6)
     assert (output.grad[:, 4:] != 0).all()
 
 

@@ -27,8 +27,6 @@ def fresh(model):
     model.zero_grad(set_to_none=True)
 
 
-# --- official numbers ------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def test_every_station_of_the_drawing_step_is_official(model):
     tokens = model.vae.encode(pixels(gold.input("t2i/pixel_uint8")))
@@ -107,8 +105,6 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
     gold.check(folder + "image", model.vae.decode(got, grid))
 
 
-# --- who sees whom ---------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def test_for_the_llm_the_buffers_come_last_and_order_is_causal(model):
     """A change of visible token j reaches the tokens from j on and all buffers; one of buffer j only later buffers."""
@@ -162,10 +158,6 @@ def test_pictures_fill_their_places_in_order(model):
         assert torch.equal(embeds[ids == IMAGE].view(3, n, -1), z)
         assert torch.equal(embeds[ids != IMAGE], model.llm.embed(ids[ids != IMAGE]))
 
-
-# --- drawing ---------------------------------------------------------------------------------------------------------
-
-# --- learning --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def learned():

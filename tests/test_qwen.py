@@ -92,21 +92,6 @@ def test_no_position_sees_the_future(llm):
         assert ((got[:, at:] - ref[:, at:]).abs().amax(-1) > 1e-4).all()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("n_pad", [1, 4])
-def test_padding_does_not_change_real_positions(llm, side, n_pad):
-    ref, filler = llm(IDS), torch.full((2, n_pad), 7)
-    real, pad = torch.ones_like(IDS).bool(), torch.zeros_like(filler).bool()
-    order = (lambda a, b: [a, b]) if side == "left" else (lambda a, b: [b, a])
-    ids, is_real = torch.cat(order(filler, IDS), 1), torch.cat(order(pad, real), 1)
-    positions = (is_real.long().cumsum(1) - 1).clamp(min=0)
-    got = llm(ids, positions, is_real)
-    assert got.isfinite().all()                                              # padding's own rows, too: no empty softmax
-    check("real", got[is_real].view_as(ref), ref, 1e-4)
-    # rotation is relative: without positions (arange, padding counted) a left-padded row still matches to float noise
-    check("arange", llm(ids, None, is_real)[is_real].view_as(ref), ref, 1e-3)
-
-
 @pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 6, 2]])
 def test_cache_in_any_chunks_is_the_full_forward(llm, chunks):
     cache = KVCache()
