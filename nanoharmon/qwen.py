@@ -223,17 +223,17 @@ class Qwen(nn.Module):
         temperature 0 = greedy. Rows that met a stop id yield that id for ever; the loop ends when all have.
         is_real (B, L) marks left padding, so that prompts of different lengths end together.
         """
-        B, L, _ = embeds.shape
-        cache = cache if cache is not None else KVCache()
+        B, cache = embeds.shape[0], cache if cache is not None else KVCache()
         past = len(cache)
-        if is_real is None:
-            is_real = torch.ones(B, L, dtype=torch.bool, device=embeds.device)
-        is_real = torch.cat([torch.ones(B, past, dtype=torch.bool, device=embeds.device), is_real], dim=1)
+        if is_real is not None:                                                  # (B, past + L)
+            is_real = torch.cat([torch.ones(B, past, dtype=torch.bool, device=embeds.device), is_real], dim=1)
         done = torch.zeros(B, dtype=torch.bool, device=embeds.device)
         stop = torch.tensor(sorted(stop_ids), device=embeds.device)
         last = stop[0].expand(B)
         for _ in range(max_new_tokens):
-            positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]  # padding does not count
+            positions = None                                                     # past, past + 1, ...
+            if is_real is not None:                                              # padding does not count
+                positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
             hidden = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
             ids = sample_token(self.lm_head(hidden).float(), temperature, top_p, generator)      # (B,)
             last = torch.where(done, last, ids)
@@ -242,7 +242,7 @@ class Qwen(nn.Module):
             if done.all():
                 return
             embeds = self.embed(last).unsqueeze(1)                               # (B, 1, E)
-            is_real = F.pad(is_real, (0, 1), value=True)
+            is_real = is_real if is_real is None else F.pad(is_real, (0, 1), value=True)
 
 
 def sample_token(logits, temperature, top_p, generator=None):

@@ -1,6 +1,6 @@
 """How much slower the commands are on a machine that is never idle: each alone, and beside N busy processes.
 
-    python -m nanoharmon.evals.busy              alone and beside one: about three minutes on two cores
+    python -m nanoharmon.evals.busy              alone and beside one: eight minutes on two cores
     python -m nanoharmon.evals.busy --n 2 --only sample --only chat
 
 Times are those of whole commands, start included: medians of --repeat runs, alone and beside others in turns. In a
