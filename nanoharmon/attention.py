@@ -20,7 +20,8 @@ def attention(q, k, v, may_attend=None, is_causal=False, dropout=0.0):
     assert may_attend is None and not is_causal, "only MAR has dropout, and there everything may attend to everything"
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)                # (B, heads, Lq, Lk)
     drop, share = dropped(weights, dropout)
-    return weights.softmax(dim=-1).masked_fill(drop, 0.0) @ (v / (1 - share))          # (B, heads, Lq, d)
+    weights = weights.float().softmax(dim=-1).to(v.dtype)                    # the softmax in float32
+    return weights.masked_fill(drop, 0.0) @ (v / (1 - share))                # (B, heads, Lq, d)
 
 
 def dropout(x, p):
