@@ -47,7 +47,7 @@ from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import Stop, average_gradients, average_values, is_lost, join, launch, leave
 from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_training, quicken
-from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, to_do
+from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, progress, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
 from nanoharmon.training.watch import show, show_final
@@ -184,7 +184,8 @@ def worker(rank, world_size, store, stop, run):
     except SystemExit:
         again = shlex.join([*(flag for flag in run.command if flag != "--resume"), "--resume"])
         run.end_line()
-        print(f"stopped and saved; go on with: python train.py {again}", file=sys.stderr)
+        how = "stopped and saved" if any(progress(run.out)) else "stopped before there was anything to save"
+        print(f"{how}; go on with: python train.py {again}", file=sys.stderr)
         raise
     except RuntimeError as e:
         if not is_lost(e):
