@@ -132,6 +132,11 @@ def one_line(words, most=1000):
     return words if len(words) <= most else f"{words[:most // 2]} ... {words[-most // 2:]}"
 
 
+def first_of(items, most):
+    """The first items of a list as text, and dots where there are more."""
+    return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
+
+
 def markdown_table(header, rows):
     """A Markdown table of values as they print, its columns aligned."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]

@@ -111,7 +111,8 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
-    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: nearly all latents (99.99 % below 5.6).
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: cuts almost nothing, 99.99 %
+    of the numbers in latents are below 5.6.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(

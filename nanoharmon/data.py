@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .cli import Parser, run_main
+from .cli import Parser, first_of, run_main
 from .files import check_output, write_bytes
 from .pictures import captioned, file_bytes, grid, pad_square, read_image
 from .training import entries as formats
@@ -40,9 +40,10 @@ def report(entries, problems):
         lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
                      f"{sum(e.path is None for e in entries)} without a picture")
     if labels := Counter(e.label for e in entries if e.label is not None):
-        lines.append(f"labels: {len(labels)}; " + ", ".join(f"{label} {n}" for label, n in labels.most_common(10)) +
-                     ", ..." * (len(labels) > 10))
-    return lines + ["broken:"] * bool(problems) + [f"  {problem}" for problem in dict.fromkeys(problems)], entries
+        lines.append(f"labels: {len(labels)}; {first_of([f'{label} {n}' for label, n in labels.most_common()], 10)}")
+    if problems:
+        lines += ["broken:", *(f"  {problem}" for problem in dict.fromkeys(problems))]
+    return lines, entries
 
 
 def sheet(entries):

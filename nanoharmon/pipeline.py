@@ -26,8 +26,7 @@ from .weights.safetensors import save_safetensors
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
-# parameters: the scripts run a smaller model on one thread, since a second one is of little use to it and makes the
-# first one wait when something else runs (docs/HARDWARE.md)
+# parameters: the scripts run a smaller model on one thread; a second one would make it wait (docs/HARDWARE.md)
 SMALL = 2 * 10**7
 
 
@@ -168,7 +167,7 @@ class Pipeline:
 
         "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
         request to draw with text instead of a picture. A prompt that it has no answer to stays as it is. Hotter, it
-        errs more about relations; colder, all answers to "a circle" are the same (measured: LOG.md).
+        errs more about relations; colder, all answers to "a circle" are the same (docs/LOG.md).
         """
         prompts = arguments.texts("prompts", prompts)
         temperature, _, max_new_tokens, seed = check_sampling(temperature, 1.0, max_new_tokens, seed)
@@ -296,7 +295,8 @@ class Pipeline:
 
     def latents(self, images, size=None):
         """Pictures -> latents (N, S, C) and their grid, padded to a square and resized."""
-        grid, sides = self.grid_of(size), arguments.sides("size", self.size if size is None else size)
+        grid = self.grid_of(size)
+        sides = (grid[0] * self.model.vae.config.stride,) * 2
         images = [pad_square(image).resize(sides, Image.Resampling.BICUBIC) if image.size != sides else image
                   for image in as_pictures(images)]
         if not images:

@@ -11,7 +11,7 @@ timesteps and noise: so even small differences are real. The wrong prompts:
     nothing    the request without a description ("Generate an image."), which training knows from caption_drop
 
 A model that reads its prompt as a bag of words has zeros in the first three rows, however good its pictures are. That
-kept our first checkpoints from drawing relations, and this number showed it hours before any picture did (LOG.md).
+kept our first checkpoints from drawing relations, and this number showed it hours before any picture did (docs/LOG.md).
 Intervals: 95 %, normal, over batches of 16 pictures.
 """
 import random

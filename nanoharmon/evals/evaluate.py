@@ -150,7 +150,7 @@ def main(argv=None):
         "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
         "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
         "draw": {k: plan[k] for k in options} | {"size": plan["size"]}, "results": results})
-    print(f"wrote {out}/results.json" + " and picture grids" * bool(pictures))
+    print(f"wrote {out}/results.json" + (" and picture grids" if pictures else ""))
 
 
 if __name__ == "__main__":

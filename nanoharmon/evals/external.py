@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..cli import bar
+from ..cli import bar, first_of
 from ..files import write_bytes, write_json
 from ..pictures import file_bytes, open_image
 from ..pipeline import OFFICIAL, load_pipeline
@@ -151,8 +151,8 @@ def check_same_pictures(out, settings, lines, each):
     # the scorer counts all that is there, more than this command would
     folders = [path for path in out.iterdir() if path.name.isdigit() and path.is_dir()] if out.is_dir() else []
     if more := sorted({path.name for path in folders} - {f"{i:05d}" for i in range(len(lines))}):
-        raise ValueError(f"{out} holds prompt {more[0]}, expected 00000 to {len(lines) - 1:05d}: the scorer would count "
-                         f"it; pass another --out, or a larger --n")
+        raise ValueError(f"{out} holds prompt {more[0]}, expected 00000 to {len(lines) - 1:05d}: the scorer would "
+                         f"count it; pass another --out, or a larger --n")
     for folder in folders:
         there = [path.name for path in folder.glob("samples/*.png") if path.stem.isdigit()]
         if set(there) - {path.name for path in samples(folder, each)}:
@@ -179,8 +179,7 @@ def read_pope(path, folder, limit=None, progress=None):
             bad.append(name)
     if len(bad) > UNREADABLE * len(names):
         raise ValueError(f"{len(bad)} of the {len(names)} pictures of {path} are missing or broken in {folder}, "
-                         f"expected at most {UNREADABLE:.0%}: {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}; change "
-                         f"--images")
+                         f"expected at most {UNREADABLE:.0%}: {first_of(bad, 3)}; change --images")
     return rows, bad
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cli import first_of
 from ..pictures import FORMATS
 
 MAX_LIST, MAX_TEXT = 2 * 10**9, 10**6        # bytes of a metadata.jsonl or LLaVA file, of one a.txt: memory holds them
@@ -65,7 +66,7 @@ def list_folder(path):
     if not found:
         others = count_suffixes(all_files(path))
         raise ValueError(f"{path}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
-                         f"expected one of them" + f"; it holds {others}" * bool(others))
+                         f"expected one of them" + (f"; it holds {others}" if others else ""))
     return parse, found
 
 
@@ -126,8 +127,7 @@ def count_suffixes(files, most=8):
         suffix = os.path.splitext(file)[1].lower()
         found["link to a folder" if file.endswith("/") else
               suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
-    return ", ".join(f"{n} {suffix}" for suffix, n in sorted(found.items(), key=lambda x: (-x[1], x[0]))[:most]) + (
-        ", ..." * (len(found) > most))
+    return first_of([f"{n} {suffix}" for suffix, n in sorted(found.items(), key=lambda x: (-x[1], x[0]))], most)
 
 
 def read_bytes(path, most=MAX_LIST):

@@ -101,12 +101,16 @@ def import_source(name, images, cache, size, crops, frozen=False, progress=lambd
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return (f"{name}: {total} entries, {len(rows)} pictures, {len(held)} of them held out, {len(classes)} classes, "
-            f"{len(problems)} broken" + "".join(f"\n  {problem}" for problem in problems[:10]) +
-            f"\n  ... all in {folder / 'about.json'}" * (len(problems) > 10) +
-            f"\n  {missing}" * bool(missing) +
-            f"\n  note: fewer than {FEWEST} different pictures, so none is held out: what is measured and shown is what "
-            f"is trained on" * (0 < len(rows) < FEWEST))
+    lines = [f"{name}: {total} entries, {len(rows)} pictures, {len(held)} of them held out, {len(classes)} classes, "
+             f"{len(problems)} broken", *problems[:10]]
+    if len(problems) > 10:
+        lines.append(f"... all in {folder / 'about.json'}")
+    if missing:
+        lines.append(missing)
+    if 0 < len(rows) < FEWEST:
+        lines.append(f"note: fewer than {FEWEST} different pictures, so none is held out: what is measured and shown "
+                     f"is what is trained on")
+    return "\n  ".join(lines)
 
 
 def read_source(name, images):

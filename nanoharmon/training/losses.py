@@ -7,7 +7,7 @@ import torch
 
 from ..vae import vae_loss
 
-KL_WEIGHT = 1e-4            # of the VAE: keeps latents near a unit normal without blurring them (LDM uses 1e-6 to 1e-4)
+KL_WEIGHT = 1e-4            # of the VAE's loss: enough to keep latents near a unit normal, too little to blur them
 
 
 def stage_losses(config, name, model, batches, rng, generator):

@@ -1,4 +1,4 @@
-"""How much memory training takes, before anything is trained: for `train.py --dry-run` and for a table in docs/HARDWARE.md.
+"""How much memory training takes, before anything is trained: for `train.py --dry-run` and for docs/HARDWARE.md.
 
     python -m nanoharmon.training.memory            all presets, and what fits on 8, 16, 24 and 80 GB
 

@@ -1,7 +1,7 @@
 """Optimisation: which parameters move in a stage, AdamW and Muon, the learning-rate schedule, EMA.
 
-Muon (Jordan 2024, arXiv 2502.16982) replaces a weight matrix's momentum by the nearest orthogonal matrix. On the
-nano VAE it went further in 400 steps than AdamW in 800, for a fifth of the step's time (LOG.md). It is used for the
+Muon (Jordan 2024, arXiv 2502.16982) replaces a weight matrix's momentum by the nearest orthogonal matrix. On the nano
+VAE it went further in 400 steps than AdamW in 800, for a fifth of the step's time (docs/LOG.md). It is used for the
 matrices inside blocks; embeddings, norms, biases, input and output layers stay with AdamW. With `optim.muon false` all
 is AdamW, as in the official fine-tuning.
 

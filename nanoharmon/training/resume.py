@@ -16,7 +16,7 @@ from itertools import chain
 
 import torch
 
-from ..cli import bar, markdown_table
+from ..cli import bar, first_of, markdown_table
 from ..config import to_dict
 from ..files import write_json
 from ..harmon import Harmon
@@ -233,9 +233,10 @@ def check_settings(run, begun):
         if fixed:
             wrong.append(changed[key])
     if wrong:
-        listed = ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+        settings = first_of(wrong, 8)
         flags = "the flags of its start" + (f" ({command})" if command else "")
-        raise ValueError(f"{run.out} holds a run with other settings: {listed}; repeat {flags}, or pass another --out")
+        raise ValueError(f"{run.out} holds a run with other settings: {settings}; repeat {flags}, or pass another "
+                         f"--out")
     if changed:
         run.say(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..cli import first_of
 from ..config import HarmonConfig, from_dict
 from ..files import read_json
 from ..flags import check_model
@@ -33,9 +34,8 @@ def describe(report: Report) -> str:
     text = f"{len(report.mapped)} tensors mapped"
     for kind in ("mismatched", "missing", "unexpected"):
         if found := getattr(report, kind):
-            few = ["{} is {} in the file, {} in the model".format(*x) if kind == "mismatched" else x
-                   for x in found[:4]]
-            text += f"; {len(found)} {kind}: {', '.join(few)}" + ", ..." * (len(found) > 4)
+            names = ["{} is {} in the file, {} in the model".format(*x) if kind == "mismatched" else x for x in found]
+            text += f"; {len(found)} {kind}: {first_of(names, 4)}"
     return text
 
 

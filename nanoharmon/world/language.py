@@ -229,7 +229,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True) -> str:
     """A training prompt for drawing this scene: a task pattern that fits it, a caption or (`places`) what is where.
 
     Places and relations are frequent, and so are prompts that leave the color open: what is learned last should be met
-    most (the weights: LOG.md).
+    most (the weights: docs/LOG.md).
     """
     kinds = [o.pair for o in scene.objects]
     rng.shuffle(kinds)
