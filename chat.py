@@ -28,6 +28,7 @@ from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device
 from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
+from nanoharmon.words import note_unseen
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
 HELP = """\
@@ -60,6 +61,7 @@ class TextPipeline:
     """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures."""
 
     NEEDS_PICTURES = "/image", "/draw"       # the commands that it cannot obey
+    meta = {}                                # nothing is known of its training
 
     def __init__(self, llm, tokenizer):
         self.llm, self.tokenizer = llm, tokenizer
@@ -95,6 +97,7 @@ class Chat:
     def __init__(self, pipe, args):
         self.pipe, self.args = pipe, args
         self.cannot = getattr(pipe, "NEEDS_PICTURES", ())
+        self.noted = set()                   # unseen words that were noted, and are not noted again
         self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
         self.reset()
 
@@ -111,6 +114,11 @@ class Chat:
         self.pictures.append(picture)
         self.names.append(str(name))
         self.waiting += 1
+
+    def note(self, words):
+        """Say which of these words the model has never met."""
+        if note := note_unseen(self.pipe.meta, [words], self.noted):
+            print(note, file=sys.stderr)
 
     def ask(self, words):
         """Stream the answer, and " ..." where --max-new-tokens cut it. The turn joins the conversation when the answer
@@ -181,6 +189,7 @@ def command(chat, line):
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")
     elif name == "/draw":
+        chat.note(rest)
         path, thought = chat.draw(rest)
         print(f"({thought}; {path}; ask about it)" if thought else f"({path}; ask about it)")
     elif name == "/save":
@@ -216,6 +225,7 @@ def talk(chat):
                 if not command(chat, line):
                     return
             elif line:
+                chat.note(line)
                 for piece in chat.ask(line):
                     print(piece, end="", flush=True)
                 print()
@@ -239,6 +249,7 @@ def main(argv=None):
         chat.show(picture, name)
     if args.prompt is None:
         return talk(chat)
+    chat.note(args.prompt)
     for piece in chat.ask(args.prompt):
         print(piece, end="", flush=True)
     print()

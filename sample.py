@@ -11,6 +11,7 @@ Drawing starts with every token hidden. --iters times the model picks some (cosi
 end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
 A checkpoint that has learned to --think first says what will be where, in words, and draws that.
 """
+import sys
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from contextlib import suppress
@@ -23,6 +24,7 @@ from nanoharmon.cli import Parser, model_flags, number, run_main, text
 from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
+from nanoharmon.words import note_unseen
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -160,6 +162,8 @@ def main(argv=None):
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think)
     plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
+    if note := note_unseen(pipe.meta, prompts):
+        print(note, file=sys.stderr)
 
     start, rows, films = time.time(), [], []
     options["think"] = False                 # it is done here, to be shown

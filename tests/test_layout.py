@@ -64,7 +64,7 @@ def test_what_people_read_stays_short():
     assert sum(lines(MODULES[f"nanoharmon.{name}"]) for name in CORE) <= 1700
     long = {str(p.relative_to(ROOT)): n for p in [*MODULES.values(), *ROOT.glob("*.py")] if (n := lines(p)) > 350}
     assert not long
-    assert sum(map(lines, (ROOT / "tests").rglob("*.py"))) <= 5500
+    assert sum(map(lines, (ROOT / "tests").rglob("*.py"))) <= 6300
     assert lines(ROOT / "README.md") <= 220 and len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 2600
 
 

@@ -54,6 +54,13 @@ def unseen(monkeypatch):
     monkeypatch.setattr(train, "show", lambda *_: None)
 
 
+def test_words_of_training_are_stored_where_the_llm_was_made_here(done, tmp_path, unseen):
+    made = Pipeline.load(done / "final").meta["words"].split()
+    assert {"Generate", "circle", "what"} < set(made) and "house" not in made
+    train.main([*BASE, "--init", str(done / "final"), "--stage", "1", "--stage_1.steps=1", "--out", str(tmp_path)])
+    assert "words" not in Pipeline.load(tmp_path / "stage_1").meta
+
+
 def llm(out, *more, steps=4):
     """Flags for the stage that needs nothing before it."""
     return [*BASE, "--stage", "llm", f"--stage_llm.steps={steps}", "--out", str(out), *more]

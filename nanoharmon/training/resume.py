@@ -25,6 +25,7 @@ from ..tokenizer import Tokenizer
 from ..weights.checkpoint import open_checkpoint
 from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
+from ..words import training_words
 from ..world.source import training_texts
 from .batches import open_sources, parse_mix
 from .folder import check_source, import_source, read_source
@@ -135,6 +136,8 @@ def begin(run, sources):
         texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
         tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
+        if run.is_main and not (run.given["llm"] or run.given["init"]):          # a given LLM knows more words
+            pipe.meta["words"] = training_words(run.config, sources)
     run.config.model = pipe.model.config
     return pipe
 
