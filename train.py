@@ -1,25 +1,35 @@
 """Train Harmon from nothing: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
 
-    python train.py --dry-run                   what would be done: a table of the stages
+    python train.py --dry-run                   what would be done: a table of the stages, and their memory
+    python train.py --quick                     a first try: a sixth of the time
     python train.py                             the default: preset nano, the shapes world: 90 minutes on 2 cores
-    python train.py --quick                     the same in a sixth of the time, for a first try
     python train.py --resume                    go on after Ctrl-C, a crash or a power cut, bit for bit
-    python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed
     python train.py --data DIR                  your own pictures and texts, laid out as docs/DATA.md says
+    python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed
     torchrun --nproc_per_node=4 train.py        several GPUs
 
-The first three stages stand in for what Harmon downloads (KL-16, Qwen2.5, MAR); stages 1-3 are those of the paper
-(sec. 3.3): 1 aligns the encoder with the frozen LLM, 2 trains both tasks jointly, 3 doubles the resolution.
+What happens. The first three stages stand in for what Harmon downloads; the others are those of the paper (sec. 3.3):
 
-OUT/final is the trained model, OUT/stage_NAME the model after a stage; OUT/samples and OUT/curves.png show how it goes.
-A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with --resume and the flags
-of its first start; without --resume it is an error: hours of work are neither lost nor mixed. While a run goes on, a
-second one in its OUT is refused.
+    vae   the picture tokenizer learns to make latents of pictures, and pictures of latents (for KL-16)
+    llm   the language model learns the world's texts, without pictures (for Qwen2.5)
+    mar   the encoder, decoder and diffusion MLP learn to draw from class labels (for MAR)
+    1     the encoder is aligned with the LLM, which stays as it is
+    2     everything but the VAE learns both tasks together, to draw and to answer
+    3     the same at twice the resolution, and longest
 
-A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s depends on nothing but
-(seed, stage, step, s). So one process with two shards trains the same model as two processes, up to rounding; a run may
-go on with fewer or more processes; more shards than processes is gradient accumulation, for GPUs with little memory.
-On CPU two single-threaded processes work side by side (--procs): a quarter faster than two threads (docs/LOG.md).
+What you get. OUT/final is the trained model, for sample.py and chat.py; OUT/stage_NAME the model after a stage.
+OUT/samples, OUT/curves.png and OUT/log.jsonl show how it goes; OUT/results.json is the evaluation at the end.
+
+When it stops. A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with
+--resume and the flags of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
+While a run goes on, a second one in its OUT is refused.
+
+More than one process. A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s
+depends on nothing but (seed, stage, step, s). So one process with two shards trains the same model as two processes, up
+to rounding; a run may go on with fewer or more processes; more shards than processes is gradient accumulation, for GPUs
+with little memory. On CPU two single-threaded processes work side by side (--procs): a quarter faster than two threads.
+
+Read on: README.md has the stages beside the paper's, docs/HARDWARE.md memory and GPUs, docs/LOG.md what was tried.
 """
 import math
 import os
@@ -202,38 +212,46 @@ def worker(rank, world_size, store, stop, run):
 def parse_args(argv=None):
     """(Run, the parsed flags) of a command line. Raises ValueError for flags that mean nothing."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser(prog="train.py", description=__doc__, add_help=False)
-    add = parser.add_argument
+    parser = Parser(prog="train.py", description=__doc__, add_help=False,
+                    usage="python train.py [options below] [--SECTION.FIELD VALUE ...]")
+    add = parser.add_argument_group("what to do").add_argument
     add("-h", "--help", action="store_true", help="this text; with --preset NAME, the values of that preset")
-    add("--preset", default="nano", help=f"one of {', '.join(PRESETS)} (default nano)")
-    add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
-    add("--stage", action="append", choices=STAGES, help="run only this stage (several times for several)")
+    add("--dry-run", action="store_true", help="print the table of stages, and stop")
+    add("--preset", default="nano", metavar="NAME", help=f"sizes and stages: {', '.join(PRESETS)} (default nano)")
     add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
         "scenes of one object, small pictures (--quick --dry-run lists them)")
+    add("--stage", action="append", choices=STAGES, metavar="NAME", help="run only this stage (several times for "
+        f"several): {', '.join(STAGES)}")
+    add("--train-parts", metavar="NAMES", help="train only parameters whose names begin so, in stages 1 to 3: "
+        "mar.decoder,proj_out")
+    add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add = parser.add_argument_group("your own data (docs/DATA.md)").add_argument
     add("--data", action="append", default=[], metavar="DIR", help="train on your own pictures: a folder with "
         "metadata.jsonl, or with a.png beside a.txt; python -m nanoharmon.data DIR tells what is in it")
     add("--llava", action="append", default=[], metavar="FILE", help="train on conversations in LLaVA's format (.json)")
     add("--images", metavar="DIR", help="the folder of the pictures that --llava names")
     add("--mix", metavar="NAME:N,...", help="how often each source is picked: shapes:1,DIR:3; NAME is shapes (the "
         "world), a folder or a .json file (sources of --data and --llava that are not named: 1)")
+    add = parser.add_argument_group("start from given weights (docs/WEIGHTS.md)").add_argument
     add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
     add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
     add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
     add("--mar", metavar="FILE", help="start from MAR (checkpoint-last.pth) and leave out the stage mar")
-    add("--train-parts", metavar="NAMES", help="train only parameters whose names begin so, in stages 1 to 3: "
-        "mar.decoder,proj_out")
-    add("--procs", type=number(int, 1, 64), help="processes on CPU (default: one per core, at most 2)")
-    add("--device", default="auto", help="auto, cpu, cuda (default auto)")
-    add("--save-every", type=number(int, 0), default=500, help="steps between saved states; 0 = none (default 500)")
-    add("--keep", type=number(int, 1), default=2, help="how many of the last saved states are kept (default 2)")
-    add("--sample-every", type=number(int, 0), default=500, help="steps between sample pictures (default 500)")
-    add("--dry-run", action="store_true", help="print the table of stages, and stop")
+    add = parser.add_argument_group("the machine (docs/HARDWARE.md)").add_argument
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default auto)")
+    add("--procs", type=number(int, 1, 64), metavar="N", help="processes on CPU (default: one per core, at most 2)")
+    add = parser.add_argument_group("on the way").add_argument
+    add("--save-every", type=number(int, 0), default=500, metavar="N", help="steps between saved states; 0 = none "
+        "(default 500)")
+    add("--keep", type=number(int, 1), default=2, metavar="N", help="how many of the last saved states are kept "
+        "(default 2)")
+    add("--sample-every", type=number(int, 0), default=500, metavar="N", help="steps between sample pictures "
+        "(default 500)")
     args, rest = parser.parse_known_args(argv)
     config = Config.preset(args.preset)
     if args.help:
-        print(f"{parser.format_help()}\nwhat else can be changed, with the values of preset {args.preset}:\n\n"
-              f"{describe_flags(config)}")
+        print(parser.format_help(), describe_flags(config, args.preset), sep="\n")
         sys.exit(0)
     if args.quick:
         quicken(config)

@@ -3,10 +3,14 @@ which values make a model: checked before anything is built, so that a wrong fla
 that names the field, and not a traceback, a hang or a full memory hours later.
 """
 import dataclasses
+import shutil
+import textwrap
 import typing
 
 from .config import nearest
 
+ABOUT = {"model": "the whole model", "vae": "the VAE: pictures to latents and back", "mar": "MAR: encoder, decoder and "
+         "diffusion MLP", "llm": "the LLM", "optim": "how weights are updated", "data": "what is learned from"}
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -63,16 +67,37 @@ def override(config, flags):
     return changed
 
 
-def describe_flags(config):
-    """The --help text of all --section.field flags, with their values in this preset."""
-    lines = []
-    for name, section in sections(config).items():
-        for f in dataclasses.fields(section):
-            if not dataclasses.is_dataclass(f.type):
-                value = getattr(section, f.name)
-                value = ",".join(map(str, value)) if isinstance(value, tuple) else value
-                lines.append(f"  --{name}.{f.name} {value}\n        {f.metadata.get('help', '')}")
+def describe_flags(config, preset):
+    """The --help text of all --section.field flags, with their values in this preset; the stages side by side."""
+    width, found, stages = min(118, shutil.get_terminal_size().columns - 2), sections(config), {}
+    lines = [f"Everything else is --SECTION.FIELD VALUE. The values shown are those of preset {preset}.", ""]
+    for name, section in found.items():
+        if name.startswith("stage_"):
+            stages[name.removeprefix("stage_")] = section
+            continue
+        rows = [(f"  --{name}.{f.name} {as_text(getattr(section, f.name))}", f.metadata["help"])
+                for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.type)]
+        column = 2 + min(36, max(len(flag) for flag, _ in rows))
+        lines += [ABOUT[name], *(line for flag, help in rows for line in entry(flag, help, column, width)), ""]
+    if stages:
+        lines.append("the stages: for instance --stage_2.lr 0.5; below each field is its value in every stage")
+        for f in dataclasses.fields(section := next(iter(stages.values()))):
+            values = [f"{stage}={as_text(getattr(section, f.name))}" for stage, section in stages.items()]
+            lines += entry(f"  --stage_NAME.{f.name}", f.metadata["help"], 38, width)
+            lines += [" " * 38 + line for line in textwrap.wrap(" ".join(values), 90)]
     return "\n".join(lines)
+
+
+def as_text(value):
+    """A field's value as one types it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def entry(flag, help, column, width):
+    """A flag, and its help text behind it from `column` on; below it, where the flag is too long for that."""
+    first = flag.ljust(column) if len(flag) < column - 1 else " " * column
+    lines = textwrap.wrap(help, max(width, column + 20), initial_indent=first, subsequent_indent=" " * column)
+    return lines if first.strip() else [flag, *lines]
 
 
 # --- which values make a model ----------------------------------------------------------------------------------------
