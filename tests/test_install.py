@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["evaluate", "probe", "convert", "data", "bench", "evals.study", "evals.contrast", "evals.featuremap",
-            "training.memory"]
+            "training.memory", "course"]
 DECOY = "open(__file__ + '.ran', 'w').close()\n"             # what happens to be called train.py where the user works
 SCRIPT = """
 import contextlib, io, runpy, sys
@@ -56,6 +56,8 @@ def test_all_modules_are_installed_and_nothing_else(site):
     def modules(folder):
         return {p.relative_to(folder) for p in (folder / "nanoharmon").rglob("*.py")}
     assert modules(site) == modules(ROOT)
+    assert {p.name for p in (site / "nanoharmon/course/tasks").iterdir()} == {
+        p.name for p in (ROOT / "nanoharmon/course/tasks").iterdir()}
     assert {p.name.split("-")[0] for p in site.iterdir()} == {"nanoharmon"}
 
 

@@ -3,7 +3,7 @@
     python -m pytest -q tests/test_readme.py
 """
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import re
@@ -40,7 +40,8 @@ def main_of(arguments):
     name = rest.pop(0) if first == "-m" else first.removesuffix(".py")
     if name == "pytest" or name.startswith("tests/"):
         return None, rest
-    return importlib.import_module(name + ".__main__" if name == "nanoharmon" else name).main, rest
+    package = importlib.util.find_spec(name).submodule_search_locations          # its main is in __main__.py
+    return importlib.import_module(name + ".__main__" if package else name).main, rest
 
 
 def run(arguments, monkeypatch):

@@ -1,0 +1,63 @@
+"""The course: exercises cut from the real code.
+
+for students, in a handout:
+  check                  your path: what is done, what is next, points
+  check 07 [--mine]      the tests of one exercise; with the finished version of all others, or with yours
+  hint 07 [N]            the next of three hints, or hint N
+
+for teachers, in a clone of the repository:
+  handout DIR [--lab see|draw|unify] [--only NAME,...]    write the students' repository
+  solutions DIR          the same with everything solved, and each solution by itself in exercises/solutions
+"""
+from .. import cli
+from . import handout, progress
+from .table import chosen, find
+
+NAME = "python -m nanoharmon.course"
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(prog=NAME, description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in "check", "hint", "handout", "solutions":
+        sub = commands.add_parser(name)
+        if name == "check":
+            sub.add_argument("exercise", nargs="?", metavar="EXERCISE", help="a number or name; left out: the path")
+            sub.add_argument("--mine", action="store_true", help="with your version of all other exercises, too")
+        elif name == "hint":
+            sub.add_argument("exercise", metavar="EXERCISE", help="a number or name")
+            sub.add_argument("number", nargs="?", metavar="N", type=cli.number(int, 1, 3), help="hint 1, 2 or 3")
+        else:
+            sub.add_argument("dir", metavar="DIR", help="a new folder")
+            sub.add_argument("--lab", metavar="LAB", help="only the exercises of one lab: see, draw or unify")
+            sub.add_argument("--only", metavar="NAME,...", help="only these exercises, by number or name")
+    return parser.parse_args(argv)
+
+
+def show_results(exercise, results):
+    for r in results:
+        print(f"{'passed' if r.failure is None else 'FAILED'}  {r.earned:>2} /{r.points:>2}  {r.test.removeprefix('test_')}"
+              + (f"\n              {r.failure}" if r.failure else ""))
+    print(f"{exercise.number:02d} {exercise.title}: {sum(r.earned for r in results)} of {exercise.points} points")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.command == "check" and args.exercise is None:
+        if args.mine:
+            raise ValueError("--mine needs an exercise; pass its number: check 07 --mine")
+        progress.path_table()
+    elif args.command == "check":
+        exercise = find(args.exercise)
+        show_results(exercise, progress.check_one(exercise, args.mine))
+    elif args.command == "hint":
+        print(progress.hint(find(args.exercise), args.number))
+    else:
+        exercises = chosen(args.lab, args.only)
+        handout.write_handout(args.dir, exercises, solved=args.command == "solutions")
+        print(f"{args.dir}: {len(exercises)} exercises, {sum(e.points for e in exercises)} points, about "
+              f"{sum(e.minutes for e in exercises) / 60:.0f} hours; start with its README.md")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,138 @@
+"""What runs inside a check's own process: the tests of one exercise, one after the other, against a student's code.
+
+It is copied beside a package made by tree.py and started there; the job comes as one line of JSON on stdin (the tests,
+too, which are in no file), and one line per test goes back. What the student prints goes to stderr.
+
+Limits: memory by the operating system; files outside, other processes and the network by an audit hook, which Python
+code cannot take off; changed functions of torch, numpy or builtins are found by comparing. The time is kept by the
+parent. This stops accidents and simple tricks. Whoever picks apart the memory of the process can still cheat: a
+teacher reads the solutions, too.
+"""
+import json
+import os
+import sys
+import time
+import traceback
+import types
+
+FORBIDDEN = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "os.kill",
+             "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.putenv", "pty.", "socket.",
+             "resource.set", "resource.prlimit", "ctypes.dlopen", "ctypes.dlsym", "shutil.rmtree", "signal.pthread_kill")
+
+
+def limit_memory(gigabytes):
+    try:
+        import resource
+        resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30),) * 2)
+    except (ImportError, ValueError, OSError):                   # Windows has none; there the parent's clock remains
+        pass
+
+
+def guard(folder):
+    """From here on, code may read only its own folder and what is installed, and start nothing."""
+    real, join, sep = os.path.realpath, os.path.join, os.sep
+    own = real(folder)
+    readable = [own, "/dev/null", "/dev/urandom", *{real(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if p}]
+    state = {"inside": False}
+
+    def hook(event, args):
+        if event.startswith(FORBIDDEN):
+            raise PermissionError(f"a solution may not use {event}")
+        if event == "open" and isinstance(args[0], (str, bytes)) and not state["inside"]:
+            state["inside"] = True                               # realpath may open something itself
+            try:
+                path = real(os.fsdecode(args[0]))
+            finally:
+                state["inside"] = False
+            mode = args[1] or "r"
+            installed = join(sep, "nanoharmon", "") in path      # of another copy: the reference
+            if not path.startswith(tuple(readable)) or installed and not path.startswith(own) or \
+                    not isinstance(mode, str) or set(mode) & set("wax+"):
+                if not path.endswith(".pyc") and "__pycache__" not in path:
+                    raise PermissionError(f"a solution may not open {path}")
+    sys.addaudithook(hook)
+
+
+def snapshot(modules):
+    return [(m, dict(vars(m))) for m in modules]
+
+
+def changed(before):
+    """The first name, of a library, that means something else than before."""
+    for module, names in before:
+        now = vars(module)
+        for name, value in names.items():
+            if now.get(name) is not value and not name.startswith("__") and isinstance(value, (
+                    types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, type)):
+                return f"{module.__name__}.{name}"
+    return None
+
+
+def describe(error, folder):
+    """One line for a student: what went wrong, and in which line of their code."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)
+              and "runner.py" not in f.filename and "course" not in f.filename]
+    where = f", in {os.path.relpath(frames[-1].filename, folder)}, {frames[-1].name}: `{frames[-1].line}`" \
+        if frames else ""
+    words = " ".join(str(error).split())
+    if isinstance(error, AssertionError) and not where:          # of the check: already a sentence
+        return words[:600] or "the check failed"
+    if isinstance(error, NotImplementedError) and words.startswith("exercise "):
+        return f"{words.split(':')[0]} is not done yet"
+    if isinstance(error, SystemExit):
+        return f"your code ends the program: sys.exit({error.code})"
+    return f"{type(error).__name__}: {words[:300]}{where}"
+
+
+def main():
+    job = json.loads(sys.stdin.readline())
+    folder = os.path.dirname(os.path.abspath(__file__))
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdin = open(os.devnull, encoding="utf-8")
+    import builtins
+    import math
+    import random
+
+    import numpy as np
+    import torch
+    import torch.utils.checkpoint                                # now, not lazily by the model
+
+    from nanoharmon.course.checks import compare
+    torch.set_num_threads(1)
+    limit_memory(job["gigabytes"])
+    guard(folder)
+    before = snapshot([builtins, math, random, np, np.ndarray, torch, torch.nn, torch.nn.functional, torch.nn.Module,
+                       torch.Tensor, compare])
+    module, error = types.ModuleType("check"), None
+    try:
+        exec(compile(job["check"], "<check>", "exec"), vars(module))
+    except BaseException as e:                                   # the student's file does not import
+        error = describe(e, folder)
+    out.write(json.dumps({"nonce": job["nonce"]}) + "\n")        # ready: from now on the parent's clock is a test's
+    out.flush()
+    for test, seeds in job["tests"]:
+        start = time.perf_counter()
+        failure = error
+        for seed in seeds if error is None else ():
+            try:
+                random.seed(seed)
+                torch.manual_seed(seed)
+                getattr(module, test)(seed)
+            except BaseException as e:                           # SystemExit and KeyboardInterrupt as well
+                failure = describe(e, folder)
+            name = changed(before)
+            if name is not None:
+                failure = f"your code replaces {name}, which others use, too; give your function another name"
+            if failure is not None:
+                break
+        out.write(json.dumps({"nonce": job["nonce"], "test": test, "failure": failure,
+                              "seconds": round(time.perf_counter() - start, 3)}) + "\n")
+        out.flush()
+        if failure is not None and "your code replaces" in failure:
+            break                                                # what follows could not be trusted
+    os._exit(0)                                                  # threads that were left running do not hold it up
+
+
+if __name__ == "__main__":
+    main()
