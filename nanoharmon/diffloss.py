@@ -17,7 +17,7 @@ from .diffusion import Diffusion
 
 
 def modulate(x, shift, scale):
-    return x * (1 + scale) + shift
+    return torch.addcmul(x + shift, x, scale)                        # x (1 + scale) + shift
 
 
 class TimestepEmbedder(nn.Module):
@@ -49,7 +49,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x, y):
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
+        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):

@@ -70,10 +70,12 @@ class Harmon(nn.Module):
         # padding does not count: the picture's positions go on from the last real text token
         positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)              # (B, T+n)
         if cache is None:
-            states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real)
+            rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # the picture's
+            states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
+                                    rows=rows.flatten()).view(*rows.shape, -1)
         else:
             states = self.llm.model(embeds, positions[:, -n:], is_real, cache)
-        states = self.proj_out(states[:, -n:])                                   # (B, K+U, D)
+        states = self.proj_out(states)                                           # (B, K+U, D)
         return encoded + torch.cat([states[:, n - U:], states[:, :n - U]], dim=1)          # buffers back to the front
 
     # --- training --------------------------------------------------------------------------------------------------

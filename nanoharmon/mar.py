@@ -40,13 +40,16 @@ class Attention(nn.Module):
         self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
-    def forward(self, x, asking):                                    # (B, L, D), and those that ask: (B, m, D)
-        (B, L, D), m, d = x.shape, asking.shape[1], x.shape[2] // self.heads
-        # the official qkv in two: b m (heads d) -> b heads m d, and b l (two heads d) -> two b heads l d
-        q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, m, self.heads, d).transpose(1, 2)
-        k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, d).permute(2, 0, 3, 1, 4)
+    def forward(self, x, asking=None):                               # (B, L, D), and those that ask: (B, m, D)
+        (B, L, D), d = x.shape, x.shape[2] // self.heads
+        if asking is None:                                           # all do: b l (three heads d) -> three b heads l d
+            q, k, v = self.qkv(x).view(B, L, 3, self.heads, d).permute(2, 0, 3, 1, 4)
+        else:                                                        # the same in two, q of those that ask
+            q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, -1, self.heads, d).transpose(1, 2)
+            k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, d).permute(
+                2, 0, 3, 1, 4)
         x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # (B, heads, m, d)
-        return dropout(self.proj(x.transpose(1, 2).reshape(B, m, D)), self.proj_dropout if self.training else 0.0)
+        return dropout(self.proj(x.transpose(1, 2).flatten(2)), self.proj_dropout if self.training else 0.0)
 
 
 class Mlp(nn.Module):
@@ -72,8 +75,10 @@ class Block(nn.Module):
     def forward(self, x, places=None):
         """x (B, L, D) -> (B, L, D); with places (B, m), only those rows of it are computed: (B, m, D)."""
         h = self.norm1(x)                                            # (B, L, D)
-        asking = h if places is None else take(h, places)            # (B, m, D)
-        x = (x if places is None else take(x, places)) + self.attn(h, asking)
+        if places is None:
+            x = x + self.attn(h)
+        else:
+            x = take(x, places) + self.attn(h, take(h, places))      # (B, m, D)
         return x + self.mlp(self.norm2(x))
 
 

@@ -27,21 +27,20 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions, head_dim, theta):
-    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32.
+    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32, sin signed for `rotate`.
 
     RoPE (arXiv 2104.09864) turns each pair of channels of q and k by an angle that grows with the position, slowly for
     the last pairs: then q . k depends on the distance of two positions only.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions[..., None].float() * theta ** -exponent                   # (B, L, head_dim/2)
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)                    # (B, 1, L, head_dim)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)              # (B, 1, L, head_dim/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x, cos, sin):
     """Rotary embedding in the half-rotation form: channel i is paired with i + head_dim/2. x (B, heads, L, d)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))
 
 
 class KVCache:
