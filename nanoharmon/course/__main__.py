@@ -8,9 +8,11 @@ for students, in a handout:
 for teachers, in a clone of the repository:
   handout DIR [--lab see|draw|unify] [--only NAME,...]    write the students' repository
   solutions DIR          the same with everything solved, and each solution by itself in exercises/solutions
+  grade DIR [--out results.json] [--secret N] [--table course.json] [--submitted TIME]    grade a student's folder
 """
 from .. import cli
-from . import handout, progress
+from ..files import check_output, write_json
+from . import grade, handout, progress
 from .table import chosen, find
 
 NAME = "python -m nanoharmon.course"
@@ -19,14 +21,21 @@ NAME = "python -m nanoharmon.course"
 def parse_args(argv=None):
     parser = cli.Parser(prog=NAME, description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in "check", "hint", "handout", "solutions":
-        sub = commands.add_parser(name)
+    for name in "check", "hint", "handout", "solutions", "grade":
+        sub = commands.add_parser(name, description=grade.__doc__ if name == "grade" else None)
         if name == "check":
             sub.add_argument("exercise", nargs="?", metavar="EXERCISE", help="a number or name; left out: the path")
             sub.add_argument("--mine", action="store_true", help="with your version of all other exercises, too")
         elif name == "hint":
             sub.add_argument("exercise", metavar="EXERCISE", help="a number or name")
             sub.add_argument("number", nargs="?", metavar="N", type=cli.number(int, 1, 3), help="hint 1, 2 or 3")
+        elif name == "grade":
+            sub.add_argument("dir", metavar="DIR", help="the folder of a student, which `handout` wrote")
+            sub.add_argument("--out", metavar="FILE", help="write the results there, as Gradescope reads them")
+            sub.add_argument("--secret", metavar="N", default="0", help="what the tests' inputs are made from: any text "
+                             "(default 0; `check` uses others)")
+            sub.add_argument("--table", metavar="FILE", help="points, exercises that are due, late rules: course.json")
+            sub.add_argument("--submitted", metavar="TIME", help="when it was handed in, for the late rules (default now)")
         else:
             sub.add_argument("dir", metavar="DIR", help="a new folder")
             sub.add_argument("--lab", metavar="LAB", help="only the exercises of one lab: see, draw or unify")
@@ -52,6 +61,13 @@ def main(argv=None):
         show_results(exercise, progress.check_one(exercise, args.mine))
     elif args.command == "hint":
         print(progress.hint(find(args.exercise), args.number))
+    elif args.command == "grade":
+        out = args.out and check_output(args.out, "--out", (".json",))
+        with cli.bar(total=len(handout.manifest(args.dir)["exercises"]), desc="exercises") as bar:
+            results = grade.grade(args.dir, args.secret, args.table, args.submitted, bar.update)
+        if out:
+            write_json(out, results)
+        grade.show(results)
     else:
         exercises = chosen(args.lab, args.only)
         handout.write_handout(args.dir, exercises, solved=args.command == "solutions")
