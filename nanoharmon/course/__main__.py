@@ -4,6 +4,10 @@ for students, in a handout:
   check                  your path: what is done, what is next, points
   check 07 [--mine]      the tests of one exercise; with the finished version of all others, or with yours
   hint 07 [N]            the next of three hints, or hint N
+  see [--image FILE]     your code reads pictures: questions, answers, the truth
+  draw [--steps N]       your code learns to draw, from nothing, and is judged: about 8 minutes
+  unify [--prompt TEXT]  your model draws a prompt
+  speedrun OUT           the leaderboard's row of a finished run of train.py
 
 for teachers, in a clone of the repository:
   handout DIR [--lab see|draw|unify] [--only NAME,...]    write the students' repository
@@ -12,16 +16,18 @@ for teachers, in a clone of the repository:
 """
 from .. import cli
 from ..files import check_output, write_json
-from . import grade, handout, progress
-from .table import chosen, find
+from . import endings, grade, handout, progress, speedrun
+from .table import LABS, chosen, find
 
 NAME = "python -m nanoharmon.course"
+PROMPT = "a red circle left of a blue square"                    # README's
+STEPS = 1250                                                     # of draw: about 8 minutes on one core
 
 
 def parse_args(argv=None):
     parser = cli.Parser(prog=NAME, description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in "check", "hint", "handout", "solutions", "grade":
+    for name in "check", "hint", "see", "draw", "unify", "speedrun", "handout", "solutions", "grade":
         sub = commands.add_parser(name, description=grade.__doc__ if name == "grade" else None)
         if name == "check":
             sub.add_argument("exercise", nargs="?", metavar="EXERCISE", help="a number or name; left out: the path")
@@ -29,6 +35,16 @@ def parse_args(argv=None):
         elif name == "hint":
             sub.add_argument("exercise", metavar="EXERCISE", help="a number or name")
             sub.add_argument("number", nargs="?", metavar="N", type=cli.number(int, 1, 3), help="hint 1, 2 or 3")
+        elif name == "see":
+            sub.add_argument("--image", metavar="FILE", help="a picture of yours (default: three scenes)")
+        elif name == "draw":
+            sub.add_argument("--steps", metavar="N", type=cli.number(int, 1), default=STEPS,
+                             help=f"steps of training (default {STEPS})")
+            sub.add_argument("--keep", action="store_true", help="for the repository: this is the reference's score")
+        elif name == "unify":
+            sub.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"what to draw (default {PROMPT!r})")
+        elif name == "speedrun":
+            sub.add_argument("out", metavar="OUT", help="the folder of a finished run")
         elif name == "grade":
             sub.add_argument("dir", metavar="DIR", help="the folder of a student, which `handout` wrote")
             sub.add_argument("--out", metavar="FILE", help="write the results there, as Gradescope reads them")
@@ -61,6 +77,12 @@ def main(argv=None):
         show_results(exercise, progress.check_one(exercise, args.mine))
     elif args.command == "hint":
         print(progress.hint(find(args.exercise), args.number))
+    elif args.command in LABS:
+        status = endings.look(args.command, {k: v for k, v in vars(args).items() if k != "command"})
+        if status:
+            raise SystemExit(status)
+    elif args.command == "speedrun":
+        print(speedrun.row(args.out))
     elif args.command == "grade":
         out = args.out and check_output(args.out, "--out", (".json",))
         with cli.bar(total=len(handout.manifest(args.dir)["exercises"]), desc="exercises") as bar:

@@ -31,7 +31,7 @@ def digest(exercise):
 
 def exercises():
     """Those of this handout; in the repository itself, all."""
-    if (handout.ROOT / handout.MANIFEST).exists():
+    if tree.is_handout():
         return handout.manifest(handout.ROOT)["exercises"]
     return list(handout.EXERCISES)
 
@@ -46,25 +46,30 @@ def check_one(exercise, mine=False):
     return results
 
 
+def earned(exercise):
+    """Its points. Runs the tests if it was begun and has changed since its last check."""
+    if not tree.begun(exercise, tree.PACKAGE):
+        return 0
+    seen, points = load()["done"].get(exercise.id, ["", 0])
+    if seen and seen == digest(exercise):
+        return points
+    return sum(r.earned for r in check_one(exercise))
+
+
 def path_table(show=print):
-    """Print the path as a table. Runs the tests of what was begun and has changed since its last check."""
-    ours, earned, total, following = exercises(), 0, 0, None
+    """Print the path as a table."""
+    ours, sum_earned, total, following = exercises(), 0, 0, None
     show(f"{'':4}{'exercise':11}{'lab':7}{'points':>8}   {'minutes':>7}   what you write")
     for exercise in ours:
-        points = 0
-        begun = tree.begun(exercise, tree.PACKAGE)
-        if begun:
-            seen, points = load()["done"].get(exercise.id, ["", 0])
-            if seen != digest(exercise) or not seen:
-                points = sum(r.earned for r in check_one(exercise))
+        points = earned(exercise)
         done = points == exercise.points
         if not done and following is None:
             following = exercise
         mark = "done" if done else "next" if exercise is following else "part" if points else "    "
         show(f"{exercise.number:02d}  {exercise.name:11}{exercise.lab:7}{points:>4} /{exercise.points:>2}   "
              f"{exercise.minutes:>7}   {mark}   {exercise.title}")
-        earned, total = earned + points, total + exercise.points
-    show(f"{earned} of {total} points" + (f"; next: exercises/{following.number:02d}.md, {following.file}, "
+        sum_earned, total = sum_earned + points, total + exercise.points
+    show(f"{sum_earned} of {total} points" + (f"; next: exercises/{following.number:02d}.md, {following.file}, "
                                            f"{' and '.join(following.functions)}" if following else "; all done"))
 
 

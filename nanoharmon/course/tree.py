@@ -25,11 +25,15 @@ def sources(package):
 
 def reference():
     """`sources` of the solved code: this package's own, or in a handout the packed ones."""
-    packed = PACKAGE.parent / PACKED
-    if not packed.is_file():
+    if not is_handout():
         return sources(PACKAGE)
-    with zipfile.ZipFile(packed) as archive:
+    with zipfile.ZipFile(PACKAGE.parent / PACKED) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def is_handout():
+    """Whether this code is a student's repository."""
+    return (PACKAGE.parent / PACKED).is_file()
 
 
 def pack(path, files):

@@ -1,0 +1,180 @@
+"""What each lab ends with: the student's code sees, learns to draw, and draws what a prompt says.
+
+    python -m nanoharmon.course see [--image FILE]      questions and answers about a picture
+    python -m nanoharmon.course draw [--steps N]        class-conditional MAR, from nothing: about 8 minutes
+    python -m nanoharmon.course unify [--prompt TEXT]   the whole model draws a prompt
+
+`look` mixes the code: the student's version of every exercise that passes its tests, the finished one of all others. It
+runs this file as a script beside that mixture, which is why the imports below are written in full.
+"""
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+# --- in the student's repository: mix the code, start the script ------------------------------------------------------
+
+def look(lab, options):
+    """Run a lab's ending with the student's code. Returns the exit status."""
+    from . import check, handout, progress, tree
+    from .table import EXERCISES
+
+    mine = [e for e in progress.exercises() if progress.earned(e) == e.points] if tree.is_handout() else []
+    files = tree.mixed(tree.reference(), mine, tree.PACKAGE)
+    print(f"your code: {' '.join(f'{e.number:02d}' for e in mine) or 'none yet'}; the finished code: "
+          f"{' '.join(f'{e.number:02d}' for e in EXERCISES if e not in mine) or 'none'}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="nanoharmon-") as folder:
+        tree.write(folder, files)
+        script = shutil.copy(Path(__file__), folder)
+        return subprocess.run([sys.executable, script, lab, str(handout.ROOT), json.dumps(options)],
+                              env=check.environment(folder) | {"PWD": str(Path.cwd())}).returncode
+
+
+# --- see --------------------------------------------------------------------------------------------------------------
+
+def see(root, image):
+    """The answers to questions about a picture; of a scene of the shapes world, which are right."""
+    from PIL import Image
+
+    from nanoharmon.cli import markdown_table
+    from nanoharmon.evals.common import fresh_scene
+    from nanoharmon.pictures import open_image
+    from nanoharmon.pipeline import load_pipeline
+    from nanoharmon.world import language, shapes
+
+    pipe = load_pipeline(root / "checkpoints/nano")
+    if image:
+        picture, asked = open_image(image), ["describe the image.", "how many objects are there?", "is there a ring?"]
+        print(markdown_table(["question", "your model says"], [[q, pipe.answer(picture, q)] for q in asked]))
+        return
+    rows, right = [], 0
+    for i in range(3):
+        scene = fresh_scene(pipe, "course", i)
+        picture = Image.fromarray(shapes.render(scene, pipe.size))
+        picture.resize((288, 288), Image.Resampling.NEAREST).save(f"see_{i}.png")
+        for qa in language.questions(scene, random.Random(i)):
+            said = pipe.answer(picture, qa.question)
+            right += language.is_right(said, qa)
+            rows.append([f"see_{i}.png", qa.question, said, qa.answer, "yes" if language.is_right(said, qa) else "no"])
+    print(markdown_table(["picture", "question", "your model says", "the truth", "right"], rows))
+    print(f"{right} of {len(rows)} right. The pictures are here: see_0.png, see_1.png, see_2.png")
+
+
+# --- draw -------------------------------------------------------------------------------------------------------------
+
+def draw(root, steps, out="draw.png"):
+    """Train class-conditional MAR on single objects, draw each class, and let the judge count."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from nanoharmon.evals.common import rate
+    from nanoharmon.mar import MAR, random_orders
+    from nanoharmon.pictures import grid, to_pictures, to_pixels
+    from nanoharmon.pipeline import load_pipeline
+    from nanoharmon.training.optim import EMA, lr_factor, make_optimizers, set_lr
+    from nanoharmon.training.recipe import Config
+    from nanoharmon.world import shapes
+    from nanoharmon.world.judge import judge
+
+    pipe, config = load_pipeline(root / "checkpoints/nano"), Config.preset("nano")
+    size, stage, start = config.stages["mar"].size, config.stages["mar"], time.time()
+    places, labels, rng = pipe.model.vae.grid_of(size, size), list(shapes.SEEN_CLASSES), random.Random(0)
+    labels = [label for label in labels if label < len(shapes.PAIRS)]            # one object
+    torch.manual_seed(0)
+    mar = MAR(config.model.mar)                                                  # nothing learned yet
+    seen = np.stack([shapes.render(shapes.class_scene(label, rng), size) for label in labels for _ in range(100)])
+    with torch.no_grad():                                                        # (n, S, C), n = 100 of each class
+        latents = torch.cat([pipe.model.vae.encode(to_pixels(part)) for part in torch.from_numpy(seen).split(100)])
+    classes = torch.tensor(labels).repeat_interleave(100)
+
+    params = dict(mar.named_parameters())
+    optimizers, ema = make_optimizers(params, config.optim), EMA(params, config.optim.ema)
+    generator = torch.Generator().manual_seed(0)
+    bar = tqdm(range(steps), desc="training")
+    for step in bar:
+        set_lr(optimizers, lr_factor(step, steps, stage.warmup, config.optim.schedule, config.optim.floor) * stage.lr)
+        rows = torch.randint(len(latents), (64,), generator=generator)
+        loss = mar.class_loss(latents[rows], classes[rows], generator, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params.values(), config.optim.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        ema.update(params, step)
+        if step % 20 == 0:
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
+    ema.copy_to(params)
+    mar.eval()
+
+    asked = labels * 4                                                           # four pictures of each class
+    orders = random_orders(len(asked), places[0] * places[1], "cpu", torch.Generator().manual_seed(1))
+    drawn = mar.class_sample(torch.tensor(asked), places[0] * places[1], cfg=2.0, cfg_schedule="constant", grid=places,
+                             orders=orders, generator=torch.Generator().manual_seed(2), steps=50)
+    with torch.no_grad():
+        pictures = to_pictures(pipe.model.vae.decode(drawn, places))
+
+    def right(picture, label):
+        color, shape = shapes.PAIRS[label]
+        include = [{"class": shape, "color": color, "count": 1}]
+        return judge(np.asarray(picture), {"tag": "colors", "include": include})["correct"]
+    grid([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
+    found = rate([right(p, label) for p, label in zip(pictures, asked)])
+    others = rate([right(p, label) for p, label in zip(pictures, asked[1:] + asked[:1])])
+    return {"right": found["right"], "n": found["n"], "percent": 100 * found["rate"], "low": 100 * found["low"],
+            "high": 100 * found["high"], "floor": 100 * others["rate"], "minutes": (time.time() - start) / 60,
+            "steps": steps}
+
+
+def report(found, reference, out="draw.png"):
+    """What `draw` found, with the floor below it and the reference above."""
+    lines = [f"{found['right']} of {found['n']} pictures show what their class says: {found['percent']:.0f} % "
+             f"[{found['low']:.0f}, {found['high']:.0f}], after {found['steps']} steps and {found['minutes']:.1f} minutes",
+             f"the floor, the same pictures judged for another class: {found['floor']:.0f} %"]
+    if reference:
+        lines.append(f"the reference, {reference['steps']} steps: {reference['percent']:.0f} % [{reference['low']:.0f}, "
+                     f"{reference['high']:.0f}]")
+    return "\n".join([*lines, f"one picture of each class: {out}"])
+
+
+# --- unify ------------------------------------------------------------------------------------------------------------
+
+def unify(root, prompt):
+    """Draw a prompt four times, directly and after thinking, and judge it if it is one of the judge's."""
+    import numpy as np
+
+    from nanoharmon.pictures import grid
+    from nanoharmon.pipeline import load_pipeline
+    from nanoharmon.world import language
+    from nanoharmon.world.judge import judge
+
+    pipe = load_pipeline(root / "checkpoints/nano")
+    metas = {m["prompt"]: m for task in language.TASKS for m in language.geneval_prompts(task, 5000, 0)}
+    tiles = []
+    for think in (False, True):
+        pictures = pipe.draw([prompt] * 4, iters=min(9, 36), steps=25, think=think, seed=1)
+        tiles += pictures
+        verdicts = [judge(np.asarray(p), metas[prompt])["reason"] or "right" for p in pictures] if prompt in metas else []
+        print(f"{'thinking first' if think else 'the prompt itself'}: {', '.join(verdicts) or 'the judge does not know it'}")
+    grid(tiles, 4).save("unify.png")
+    print("the pictures, those drawn after thinking below: unify.png")
+
+
+def main(lab, root, options):
+    root, options = Path(root), json.loads(options)
+    if lab != "draw":
+        return (see if lab == "see" else unify)(root, **options)
+    scores = root / "nanoharmon/course/draw.json"
+    found = draw(root, options["steps"])
+    print(report(found, json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else None))
+    if options["keep"]:
+        scores.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

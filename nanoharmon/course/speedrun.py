@@ -1,0 +1,55 @@
+"""A row of docs/LEADERBOARD.md from a finished run's own log and results; nothing in it is typed.
+
+    python train.py --out out/mine ...          the run
+    python -m nanoharmon.course speedrun out/mine
+"""
+import json
+import shlex
+from pathlib import Path
+
+from ..cli import markdown_table
+from ..files import read_json
+from ..weights.states import versions
+
+HEADER = ["minutes", "drawn right, %", "questions, %", "captions, %", "seed", "command", "commit", "steps"]
+FIGURES = ("geneval/seen/overall", "vqa/seen/overall", "caption/seen")
+
+
+def minutes(lines):
+    """Of training and evaluation: the log's clock begins anew at each start, so what went on before is added."""
+    total, last = 0.0, 0.0
+    for line in lines:
+        if line["time"] < last:                                  # --resume
+            total += last
+        last = line["time"]
+    return (total + last) / 60
+
+
+def row(out):
+    """The row as a Markdown table. Raises ValueError when the folder holds no finished run."""
+    out = Path(out)
+    if not out.is_dir():
+        raise ValueError(f"{out}: no such folder, expected the OUT of a run; pass the DIR that train.py --out had")
+    for name in "log.jsonl", "results.json", "train_config.json":
+        if not (out / name).is_file():
+            raise ValueError(f"{out} has no {name}, expected a finished run; run train.py --out {out} --resume first")
+    lines = []
+    for text in (out / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+            lines += [line] if isinstance(line["time"], (int, float)) else []
+        except (ValueError, KeyError, TypeError):
+            continue                                             # of a run that was killed while it wrote
+    results, config = read_json(out / "results.json"), read_json(out / "train_config.json")
+    if not lines or (missing := [name for name in FIGURES if not isinstance(results.get(name), (int, float))]):
+        raise ValueError(f"{out}: {'log.jsonl has no times' if not lines else f'results.json has no {missing[0]}'}, "
+                         f"expected a run in the shapes world; pass the OUT of one")
+    try:
+        command = shlex.join(["python", "train.py", *config["command"]])
+        steps, seed = sum(stage["steps"] for stage in config["stages"].values()), config["data"]["seed"]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{out}/train_config.json lacks settings, expected the file that train.py wrote; pass another "
+                         f"OUT") from None
+    figures = [f"{100 * results[name]:.1f}" for name in FIGURES]
+    return markdown_table(HEADER, [[f"{minutes(lines):.1f}", *figures, seed, f"`{command}`",
+                                    versions()["git"][:7] or "none", f"{steps:,}"]])
