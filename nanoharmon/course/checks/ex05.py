@@ -26,10 +26,15 @@ def test_tables(seed):
     unchanged("positions", before, positions)
     assert isinstance(got, (tuple, list)) and len(got) == 2, "expected two results, cos and sin"
     right = angles(positions, d, lambda i: 2 * i / d, theta)
-    for name, function, table in (("cos", torch.cos, got[0]), ("sin", torch.sin, got[1])):
-        other = torch.sin if name == "cos" else torch.cos
+
+    def signed_sine(angle):
+        return torch.cat([-angle[..., :d // 2].sin(), angle[..., d // 2:].sin()], dim=-1)
+    for name, function, table in (("cos", torch.cos, got[0]), ("sin", signed_sine, got[1])):
+        other = signed_sine if name == "cos" else torch.cos
         same(name, table, function(right)[:, None], {
             "cos and sin are exchanged": other(right)[:, None],
+            "the sines of the first half have no minus": torch.sin(right)[:, None],
+            "the minus is in the second half, not in the first": -signed_sine(right)[:, None],
             "the dimension of the heads is missing, (B, L, d)": function(right),
             "the heads come after the positions, (B, L, 1, d)": function(right)[:, :, None],
             "the angles of neighbours are equal; expected those of channels i and i + d/2":
@@ -49,9 +54,9 @@ def test_rotate(seed):
     rng = random.Random(seed)
     B, heads, L, d = rng.randrange(2, 4), rng.randrange(2, 4), rng.randrange(2, 6), 2 * rng.randrange(2, 7)
     x, angle = torch.randn(B, heads, L, d), torch.randn(B, 1, L, d // 2) * 2
-    cos, sin = (f(torch.cat([angle, angle], dim=-1)) for f in (torch.cos, torch.sin))
+    c, s = angle.cos(), angle.sin()
+    cos, sin = torch.cat([c, c], dim=-1), torch.cat([-s, s], dim=-1)
     a, b = x[..., :d // 2], x[..., d // 2:]
-    c, s = cos[..., :d // 2], sin[..., :d // 2]
     expected = torch.empty_like(x)
     for i in range(d // 2):                                      # pair by pair
         expected[..., i] = a[..., i] * c[..., i] - b[..., i] * s[..., i]
@@ -63,11 +68,11 @@ def test_rotate(seed):
     same("the rotated x", got, expected, {
         "it is turned backwards": torch.cat([a * c + b * s, b * c - a * s], dim=-1),
         "both halves have the minus": torch.cat([a * c - b * s, b * c - a * s], dim=-1),
-        "no half has the minus": torch.cat([a * c + b * s, b * c + a * s], dim=-1),
         "the halves are exchanged": torch.cat([b * c + a * s, a * c - b * s], dim=-1),
         "neighbours are paired; expected channels i and i + d/2":
-            x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin,
-        "the halves are not exchanged before they meet sin": x * cos + torch.cat([-a, b], dim=-1) * sin,
+            x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * torch.cat([s, s], dim=-1),
+        "the halves are not exchanged before they meet sin": x * cos + x * sin,
+        "the minus of the table is put once more": x * cos + torch.cat([-b, a], dim=-1) * sin,
         "only cos is used": x * cos})
     low = rotate(x.bfloat16(), cos, sin)
     same("the rotated bfloat16", low.float(), expected, rtol=5e-2, atol=5e-2)
