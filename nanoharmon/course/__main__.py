@@ -48,10 +48,10 @@ def parse_args(argv=None):
         elif name == "grade":
             sub.add_argument("dir", metavar="DIR", help="the folder of a student, which `handout` wrote")
             sub.add_argument("--out", metavar="FILE", help="write the results there, as Gradescope reads them")
-            sub.add_argument("--secret", metavar="N", default="0", help="what the tests' inputs are made from: any text "
-                             "(default 0; `check` uses others)")
+            sub.add_argument("--secret", metavar="N", default="0", help="what the tests' inputs are made from: "
+                             "any text (default 0; `check` uses others)")
             sub.add_argument("--table", metavar="FILE", help="points, exercises that are due, late rules: course.json")
-            sub.add_argument("--submitted", metavar="TIME", help="when it was handed in, for the late rules (default now)")
+            sub.add_argument("--submitted", metavar="TIME", help="when it was handed in, for late rules (default now)")
         else:
             sub.add_argument("dir", metavar="DIR", help="a new folder")
             sub.add_argument("--lab", metavar="LAB", help="only the exercises of one lab: see, draw or unify")
@@ -61,8 +61,8 @@ def parse_args(argv=None):
 
 def show_results(exercise, results):
     for r in results:
-        print(f"{'passed' if r.failure is None else 'FAILED'}  {r.earned:>2} /{r.points:>2}  {r.test.removeprefix('test_')}"
-              + (f"\n              {r.failure}" if r.failure else ""))
+        print(f"{'passed' if r.failure is None else 'FAILED'}  {r.earned:>2} /{r.points:>2}  "
+              f"{r.test.removeprefix('test_')}" + (f"\n              {r.failure}" if r.failure else ""))
     print(f"{exercise.number:02d} {exercise.title}: {sum(r.earned for r in results)} of {exercise.points} points")
 
 

@@ -92,13 +92,13 @@ def run(exercise, files, secret="public", quiet=False):
                 results.append(Result(todo[0][0], points[todo[0][0]], reason or "the process ended"))
                 todo = todo[1:]
             if todo and time.monotonic() > end:
-                results += [Result(test, points[test], "not run: the tests before it took too long") for test, _ in todo]
+                results += [Result(test, points[test], "not run: those before it took too long") for test, _ in todo]
                 break
     return results
 
 
 def run_process(job, folder, end, quiet):
-    """One process over job["tests"]. Returns {test: (failure, seconds)} as far as it came, and why it came no further."""
+    """One process over job["tests"]. Returns {test: (failure, seconds)} as far as it came, and why not further."""
     process = subprocess.Popen(
         [sys.executable, str(Path(folder) / "runner.py")], cwd=folder, env=environment(folder), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, start_new_session=os.name == "posix")

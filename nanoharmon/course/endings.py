@@ -134,11 +134,11 @@ def draw(root, steps, out="draw.png"):
 def report(found, reference, out="draw.png"):
     """What `draw` found, with the floor below it and the reference above."""
     lines = [f"{found['right']} of {found['n']} pictures show what their class says: {found['percent']:.0f} % "
-             f"[{found['low']:.0f}, {found['high']:.0f}], after {found['steps']} steps and {found['minutes']:.1f} minutes",
+             f"[{found['low']:.0f}, {found['high']:.0f}], after {found['steps']} steps, {found['minutes']:.1f} minutes",
              f"the floor, the same pictures judged for another class: {found['floor']:.0f} %"]
     if reference:
-        lines.append(f"the reference, {reference['steps']} steps: {reference['percent']:.0f} % [{reference['low']:.0f}, "
-                     f"{reference['high']:.0f}]")
+        lines.append(f"the reference, {reference['steps']} steps: {reference['percent']:.0f} % "
+                     f"[{reference['low']:.0f}, {reference['high']:.0f}]")
     return "\n".join([*lines, f"one picture of each class: {out}"])
 
 
@@ -159,8 +159,9 @@ def unify(root, prompt):
     for think in (False, True):
         pictures = pipe.draw([prompt] * 4, iters=min(9, 36), steps=25, think=think, seed=1)
         tiles += pictures
-        verdicts = [judge(np.asarray(p), metas[prompt])["reason"] or "right" for p in pictures] if prompt in metas else []
-        print(f"{'thinking first' if think else 'the prompt itself'}: {', '.join(verdicts) or 'the judge does not know it'}")
+        verdicts = [judge(np.asarray(picture), metas[prompt])["reason"] or "right" if prompt in metas else "not judged"
+                    for picture in pictures]
+        print(f"{'thinking first' if think else 'the prompt itself'}: {', '.join(verdicts)}")
     grid(tiles, 4).save("unify.png")
     print("the pictures, those drawn after thinking below: unify.png")
 

@@ -31,17 +31,18 @@ def read_table(path):
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is no JSON file ({e}); mend it, or leave out --table") from None
     if not isinstance(found, dict) or (unknown := set(found) - {"due", "points", "late"}):
-        raise ValueError(f"{path} has {', '.join(sorted(unknown)) if isinstance(found, dict) else 'no object'}, expected "
-                         f"due, points and late; mend that --table")
+        raise ValueError(f"{path} has {', '.join(sorted(unknown)) if isinstance(found, dict) else 'no object'}, "
+                         f"expected due, points and late; mend that --table")
     points, late = found.get("points", {}), found.get("late")
     if not isinstance(points, dict) or not all(is_number(p) for p in points.values()):
         raise ValueError(f"{path}: points is {points!r:.60}, expected {{\"07\": 10}}; mend that --table")
     if not isinstance(found.get("due", []), list):
-        raise ValueError(f"{path}: due is {found['due']!r:.60}, expected a list of labs and exercises; mend that --table")
+        raise ValueError(f"{path}: due is {found['due']!r:.60}, expected a list of labs and exercises; mend that "
+                         f"--table")
     if late is not None and (not isinstance(late, dict) or set(late) != {"deadline", "percent_per_day", "most_percent"}
                              or not is_number(late["percent_per_day"]) or not is_number(late["most_percent"])):
-        raise ValueError(f"{path}: late is {late!r:.60}, expected deadline, percent_per_day and most_percent; mend that "
-                         f"--table")
+        raise ValueError(f"{path}: late is {late!r:.60}, expected deadline, percent_per_day and most_percent; mend "
+                         f"that --table")
     if late is not None:
         moment(late["deadline"], f"{path}: deadline", "--table")
     return {**found, "points": {find(str(name)): worth for name, worth in points.items()}}

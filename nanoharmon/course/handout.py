@@ -46,8 +46,8 @@ def page(exercise):
     found, names = task(exercise), ", ".join(f"`{f}`" for f in exercise.functions)
     return "\n".join([
         f"# {exercise.number:02d} {exercise.title}", "",
-        f"{names} in [{exercise.file}](../nanoharmon/{exercise.file}) · lab *{exercise.lab}* · about {exercise.minutes} "
-        f"minutes · {exercise.points} points", "",
+        f"{names} in [{exercise.file}](../nanoharmon/{exercise.file}) · lab *{exercise.lab}* · "
+        f"about {exercise.minutes} minutes · {exercise.points} points", "",
         *(f"## {name}\n\n{found[name]}\n" for name in SECTIONS[:3]), "## Commands", "",
         f"```sh\npython -m nanoharmon.course check {exercise.number:02d}    # or: python -m pytest -m {exercise.id}",
         f"python -m nanoharmon.course hint {exercise.number:02d}     # three hints, one at a time\n```", ""])
@@ -110,7 +110,8 @@ def write_handout(folder, exercises, solved=False):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.pytest")[0]
     write(folder / "pyproject.toml", f'{project}[tool.pytest.ini_options]\ntestpaths = ["tests"]\npythonpath = ["."]\n'
                                      f"markers = [\n{marks},\n]\n")
-    write(folder / "README.md", (TEMPLATES / "README.md").read_text(encoding="utf-8").format(path=path_table(exercises)))
+    readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
+    write(folder / "README.md", readme.format(path=path_table(exercises)))
     shutil.copy(ROOT / "README.md", folder / "NANOHARMON.md")
     shutil.copy(TEMPLATES / "test_exercises.py", folder / "tests")
     shutil.copy(TEMPLATES / "check.yml", folder / ".github/workflows")
@@ -126,7 +127,8 @@ def path_table(exercises):
     lines = []
     for lab, motto in LABS.items():
         own = [e for e in exercises if e.lab == lab]
-        lines += [f"### {lab}: {motto}", "", "| exercise | what you write | file | minutes | points |", "|---|---|---|---|---|",
+        lines += [f"### {lab}: {motto}", "",
+                  "| exercise | what you write | file | minutes | points |", "|---|---|---|---|---|",
                   *(f"| [{e.number:02d} {e.name}](exercises/{e.number:02d}.md) | {e.title} | "
                     f"[{e.file}](nanoharmon/{e.file}) | {e.minutes} | {e.points} |" for e in own), ""] if own else []
     return "\n".join(lines).strip()

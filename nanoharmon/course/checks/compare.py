@@ -37,7 +37,8 @@ def same(what, got, expected, wrong=None, rtol=1e-4, atol=1e-5, dtype=None):
     try:
         right, numbers = close(got, expected, rtol, atol), array(got)
     except (TypeError, ValueError):
-        raise AssertionError(f"{what}: got {str(got)[:80]!r}, expected numbers of shape {array(expected).shape}") from None
+        shape = array(expected).shape
+        raise AssertionError(f"{what}: got {str(got)[:80]!r}, expected numbers of shape {shape}") from None
     if right:
         return
     for mistake, value in (wrong or {}).items():
@@ -49,8 +50,10 @@ def same(what, got, expected, wrong=None, rtol=1e-4, atol=1e-5, dtype=None):
         raise AssertionError(f"{what}: {int((~np.isfinite(numbers)).sum())} of {numbers.size} numbers are not finite")
     difference = np.abs(numbers - array(expected))
     at = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    raise AssertionError(f"{what}: {int((difference > atol + rtol * np.abs(array(expected))).sum())} of {numbers.size} "
-                         f"numbers are wrong; at {list(at)} it is {numbers[at]:.5g}, expected {array(expected)[at]:.5g}")
+    expected = array(expected)
+    wrong = int((difference > atol + rtol * np.abs(expected)).sum())
+    raise AssertionError(f"{what}: {wrong} of {numbers.size} numbers are wrong; "
+                         f"at {list(at)} it is {numbers[at]:.5g}, expected {expected[at]:.5g}")
 
 
 def explains(value, got, expected, rtol=1e-4, atol=1e-5):

@@ -96,8 +96,8 @@ def test_dropout_only_while_training(seed):
          rtol=1e-3, atol=1e-4)
     layer.train()
     share = (layer(x, x) == 0).double().mean().item()
-    assert 0.2 < share < 0.8, f"while training, {100 * share:.0f} % of the result are 0, expected about half of it with " \
-                              f"proj_dropout = 0.5"
+    assert 0.2 < share < 0.8, f"while training, {100 * share:.0f} % of the result are 0, expected about half of it " \
+                              f"with proj_dropout = 0.5"
     layer.proj_dropout = 0.0
     first, second = layer(x, x), layer(x, x)
     assert not torch.allclose(first, second), "while training, attn_dropout = 0.5 changes nothing: no weight is dropped"

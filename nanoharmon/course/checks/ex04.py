@@ -43,10 +43,12 @@ def test_numbers(seed):
             "the squares are summed, not averaged": weight * d / (d.pow(2).sum(-1, keepdim=True) + eps).sqrt(),
             "the root is forgotten: x is divided by the mean square": weight * d / (ms + eps),
             "the mean goes over all numbers, not over those of a token": weight * d / (d.pow(2).mean() + eps).sqrt(),
-            "the mean goes over the wrong dimension": lambda: weight * d / (d.pow(2).mean(-2, keepdim=True) + eps).sqrt(),
+            "the mean goes over the wrong dimension":
+                lambda: weight * d / (d.pow(2).mean(-2, keepdim=True) + eps).sqrt(),
             "eps is added outside of the root": weight * d / (ms.sqrt() + eps),
             "eps is forgotten": weight * d / ms.sqrt(),
-            "x is divided by the standard deviation": weight * d / (d.var(-1, keepdim=True, unbiased=False) + eps).sqrt(),
+            "x is divided by the standard deviation":
+                weight * d / (d.var(-1, keepdim=True, unbiased=False) + eps).sqrt(),
         }, rtol=1e-5, atol=1e-6)
 
 
@@ -65,5 +67,5 @@ def test_small_numbers_and_bfloat16(seed):
     x = (torch.randn(4, norm.weight.shape[0]) * 30).bfloat16()
     got = norm.bfloat16()(x)
     same("the result for bfloat16", got.float(), slow(x, norm.weight.detach().double(), eps), rtol=2e-2, atol=2e-2)
-    assert got.dtype == torch.bfloat16, f"x is bfloat16 and your result {str(got.dtype)[6:]}: go back to x.dtype before " \
-                                        f"multiplying by the weight"
+    assert got.dtype == torch.bfloat16, f"x is bfloat16 and your result {str(got.dtype)[6:]}: go back to x.dtype " \
+                                        f"before multiplying by the weight"

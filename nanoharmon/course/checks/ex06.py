@@ -104,8 +104,8 @@ def test_cache(seed):
          atol=1e-4)
     assert len(cache) == L, f"after {L} tokens the cache holds {len(cache)}; call cache.extend(layer, k, v)"
     keys, values = cache.layers[layer_index]
-    assert keys.shape[1] == layer.kv_heads, f"the cache holds keys of {keys.shape[1]} heads, expected {layer.kv_heads}: " \
-                                            f"share them only after cache.extend"
+    assert keys.shape[1] == layer.kv_heads, f"the cache holds keys of {keys.shape[1]} heads, expected " \
+                                            f"{layer.kv_heads}: share them only after cache.extend"
     plain = (x[:, :L] @ layer.k_proj.weight.T + layer.k_proj.bias).view(B, L, layer.kv_heads, d).transpose(1, 2)
     rotated = torch.stack([torch.stack([turned(head.double(), torch.arange(L), d) for head in row]) for row in plain])
     same("the keys in the cache", keys, rotated, {"they are not rotated yet": plain}, rtol=1e-3, atol=1e-4)

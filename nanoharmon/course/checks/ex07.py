@@ -33,12 +33,14 @@ def test_extend(seed):
             keys, values = (torch.cat([p[i] for p in parts[layer]], dim=2) for i in (0, 1))
             backwards = torch.cat([p[0] for p in parts[layer][::-1]], dim=2)
             same(f"the keys of layer {layer}", got[0], keys, {
-                "the new ones come first": backwards, "the past is forgotten": k, "keys and values are exchanged": values,
+                "the new ones come first": backwards, "the past is forgotten": k,
+                "keys and values are exchanged": values,
                 "all layers share one past": lambda: torch.cat([parts[0][0][0], k], dim=2),
                 "the tokens are joined along the heads": lambda: torch.cat([p[0] for p in parts[layer]], dim=1)})
-            same(f"the values of layer {layer}", got[1], values, {"the past is forgotten": v, "they are the keys": keys})
+            same(f"the values of layer {layer}", got[1], values, {
+                "the past is forgotten": v, "they are the keys": keys})
     total = sum(k.shape[2] for k, _ in parts[0])
-    assert len(cache) == total, f"the cache holds {len(cache)} tokens, expected {total}: keep them in self.layers[layer]"
+    assert len(cache) == total, f"the cache holds {len(cache)} tokens, expected {total}: keep them in self.layers"
 
 
 def test_extend_without_keeping(seed):
@@ -63,8 +65,8 @@ def test_extend_without_keeping(seed):
 def allowed(mask, past, L, B):
     """What a mask means, (B, L, past + L) bool; None is attention's own order, which knows no past."""
     if mask is None:
-        assert past == 0 or L == 1, f"the mask is None for past = {past}, L = {L}: attention's own causal order begins " \
-                                    f"at token 0 and would hide what the cache holds"
+        assert past == 0 or L == 1, f"the mask is None for past = {past}, L = {L}: attention's own causal order " \
+                                    f"begins at token 0 and would hide what the cache holds"
         return torch.ones(B, L, past + L, dtype=torch.bool).tril(past)
     assert isinstance(mask, torch.Tensor) and mask.dtype == torch.bool, \
         f"the mask is {getattr(mask, 'dtype', type(mask).__name__)}, expected bool, True = may attend"
@@ -87,7 +89,8 @@ def test_mask(seed):
     for past, L in ((0, rng.randrange(3, 6)), (rng.randrange(2, 6), 1), (rng.randrange(2, 6), rng.randrange(2, 5))):
         right = by_loops(past, L, 2)
         same(f"the mask for past = {past}, L = {L}", allowed(causal_mask(past, L, None, "cpu"), past, L, 2), right, {
-            "True means may not attend": ~right, "a token sees those that follow, up to one": by_loops(past, L, 2, shift=1),
+            "True means may not attend": ~right,
+            "a token sees those that follow, up to one": by_loops(past, L, 2, shift=1),
             "the past is not counted: the rows begin at token 0": by_loops(past, L, 2, shift=-past, itself=False),
             "a token does not see itself": by_loops(past, L, 2, itself=False, strict=True)})
 
@@ -101,8 +104,8 @@ def test_mask_with_padding(seed):
         right = by_loops(past, L, B, is_real)
         mask = causal_mask(past, L, is_real, "cpu")
         assert mask is not None, f"the mask is None for past = {past}, L = {L}, though there is padding"
-        assert mask.ndim == 4, f"the mask has the shape {tuple(mask.shape)}, expected (B, 1, L, past + L): the 1 is for " \
-                               f"the heads"
+        assert mask.ndim == 4, f"the mask has the shape {tuple(mask.shape)}, expected (B, 1, L, past + L): the 1 is " \
+                               f"for the heads"
         same(f"the mask with padding for past = {past}, L = {L}", allowed(mask, past, L, B), right, {
             "padding does not see itself: its row is empty, and the softmax NaN": by_loops(past, L, B, is_real, False),
             "padding is ignored": by_loops(past, L, B), "only padding is attended to": by_loops(past, L, B, ~is_real),
@@ -116,8 +119,8 @@ def test_mask_with_padding(seed):
 @torch.no_grad()
 def test_cached_equals_full(seed):
     rng, _ = sizes(seed)
-    llm = Qwen(LLMConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, rope_theta=1e3)).eval()
+    llm = Qwen(LLMConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, rope_theta=1e3)).eval()
     for p in llm.parameters():
         p.copy_(torch.randn(p.shape) * 0.3)
     ids = torch.randint(0, 50, (2, 9))

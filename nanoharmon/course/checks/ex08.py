@@ -86,8 +86,8 @@ def compare(tokenizer, messages, reply=True, which=(0, 1)):
             raise AssertionError("the ids are the right ones, in another order")
         same = [a == b for a, b in zip(got[k], right[k])]
         at = same.index(False) if False in same else len(same)
-        raise AssertionError(f"{('ids', 'labels')[k]} of {messages[:2]}: {len(got[k])} of them, expected {len(right[k])}; "
-                             f"the first difference is at {at}: {list(got[k])[at:at + 3]}, expected "
+        raise AssertionError(f"{('ids', 'labels')[k]} of {messages[:2]}: {len(got[k])} of them, expected "
+                             f"{len(right[k])}; the first difference is at {at}: {list(got[k])[at:at + 3]}, expected "
                              f"{right[k][at:at + 3]} (im_start {tokenizer.im_start}, im_end {tokenizer.im_end}, line "
                              f"break {tokenizer.newline})")
 
