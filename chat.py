@@ -4,6 +4,7 @@
     python chat.py --image photo.png                                start with a picture
     python chat.py --image photo.png --prompt "is there a circle?"  one answer, nothing else
     python chat.py --llm Qwen2.5-0.5B-Instruct                      a language model alone, text only
+    python chat.py --llm DIR --system "Answer in one word."         what it is told before all else
 
     > /draw a red circle left of a blue square
     (a red circle at the left and a blue square in the middle; drawing-001.png; ask about it)
@@ -26,11 +27,11 @@ from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device
-from nanoharmon.replies import check_length, check_sampling, stream
+from nanoharmon.replies import check_length, check_sampling, stream, usual_length
 from nanoharmon.weights.convert import load_llm
 from nanoharmon.words import note_unseen
 
-SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # Qwen2.5's own chat template
+SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
   /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it
@@ -48,7 +49,10 @@ def parse_args(argv=None):
     add("--prompt", metavar="TEXT", help="ask this, print the answer, leave")
     add("--temperature", type=number(float, 0, 100), default=0.0, help="0: the likeliest words; 1: random (default 0)")
     add("--top-p", type=number(float, 0.01, 1), default=1.0, help="choose among the likeliest of this mass (default 1)")
-    add("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="longest answer, in tokens (default 64)")
+    add("--max-new-tokens", type=number(int, 1, 10**6), help="longest answer, in tokens (default: a 16th of the "
+        "model's context, 64 to 512)")
+    add("--system", metavar="TEXT", help="a system turn, before the first question (default: none; Qwen2.5's own with "
+        "--llm, where the directory's chat template has it)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
     model_flags(parser)
     args = parser.parse_args(argv)
@@ -58,21 +62,21 @@ def parse_args(argv=None):
 
 
 class TextPipeline:
-    """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures."""
+    """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures. system: its own system prompt, put
+    first where a conversation has none; None = nothing."""
 
     NEEDS_PICTURES = "/image", "/draw"       # the commands that it cannot obey
     meta = {}                                # nothing is known of its training
 
-    def __init__(self, llm, tokenizer):
-        self.llm, self.tokenizer = llm, tokenizer
+    def __init__(self, llm, tokenizer, system=None):
+        self.llm, self.tokenizer, self.system = llm, tokenizer, system
 
     def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text. Without a system turn, Qwen2.5's own is put first.
-        Returns whether max_new_tokens cut it."""
+        """Stream the assistant's next turn, as pieces of text. Returns whether max_new_tokens cut it."""
         if images:
             self.drawing_options()
-        if messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": SYSTEM}, *messages]
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
         sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
         ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
@@ -86,9 +90,21 @@ class TextPipeline:
 def load_text_pipeline(path, device, dtype):
     """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
     try:
-        return TextPipeline(*load_llm(path, pick_device(device), getattr(torch, dtype)))
+        llm, tokenizer, note = load_llm(path, pick_device(device), getattr(torch, dtype))
     except ValueError as e:
         raise ValueError(f"{e}; pass another --llm") from None
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    return TextPipeline(llm, tokenizer, own_system(path))
+
+
+def own_system(folder):
+    """Qwen2.5's own system prompt, where the chat template of a directory has it; other models have others, or none."""
+    for name in "tokenizer_config.json", "chat_template.jinja":
+        with suppress(OSError):
+            if SYSTEM in Path(folder, name).read_text(encoding="utf-8", errors="replace"):
+                return SYSTEM
+    return None
 
 
 class Chat:
@@ -97,6 +113,8 @@ class Chat:
     def __init__(self, pipe, args):
         self.pipe, self.args = pipe, args
         self.cannot = getattr(pipe, "NEEDS_PICTURES", ())
+        llm = pipe.llm if self.cannot else pipe.model.llm
+        self.most = args.max_new_tokens or usual_length(llm.config)
         self.noted = set()                   # unseen words that were noted, and are not noted again
         self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
         self.reset()
@@ -107,7 +125,8 @@ class Chat:
         return "\n".join(lines).replace("; .png: the last picture", "" if self.cannot else "; .png: the last picture")
 
     def reset(self):
-        self.messages, self.pictures, self.names = [], [], []
+        self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
+        self.pictures, self.names = [], []
         self.waiting = 0                     # pictures, the last of `pictures`, that the next question will show
 
     def show(self, picture, name):
@@ -126,7 +145,7 @@ class Chat:
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer = self.messages + [{"role": "user", "content": content}], ""
         reply = self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
-                                max_new_tokens=self.args.max_new_tokens, seed=self.args.seed + len(messages) // 2)
+                                max_new_tokens=self.most, seed=self.args.seed + len(messages) // 2)
         is_cut = False
         while True:
             try:
@@ -237,8 +256,9 @@ def talk(chat):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.prompt is not None:
-        text(args.prompt, "--prompt")
+    for words, flag in (args.prompt, "--prompt"), (args.system, "--system"):
+        if words is not None:
+            text(words, flag)
     pictures = [open_image(name) for name in args.image]
     if args.llm:
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
@@ -250,8 +270,13 @@ def main(argv=None):
     if args.prompt is None:
         return talk(chat)
     chat.note(args.prompt)
-    for piece in chat.ask(args.prompt):
-        print(piece, end="", flush=True)
+    try:
+        for piece in chat.ask(args.prompt):
+            print(piece, end="", flush=True)
+    except ValueError as e:                  # nobody can type /reset here
+        if not str(e).startswith("conversation is "):
+            raise
+        raise ValueError(f"with this --prompt, the {e}; pass a shorter one, or a smaller --max-new-tokens") from None
     print()
 
 

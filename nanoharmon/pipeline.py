@@ -20,14 +20,14 @@ from .qwen import KVCache
 from .replies import check_length, check_sampling, readable, stream
 from .tokenizer import IMAGE, pad
 from .weights.checkpoint import load_weights, open_checkpoint
+from .weights.recognise import in_place_of_a_folder
 from .weights.safetensors import save_safetensors
 
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
-# parameters: the scripts run a smaller model on one thread; a second one would make it wait (docs/HARDWARE.md)
-SMALL = 2 * 10**7
+SMALL = 2 * 10**7                                                # parameters: fewer run on one thread (docs/HARDWARE.md)
 
 
 class Pipeline:
@@ -338,7 +338,7 @@ def load_pipeline(path, device="auto", dtype="float32"):
     """Pipeline.load; path None is the checkpoint that comes with the code."""
     path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
     if not path.is_dir():
-        raise ValueError(f"no checkpoint folder {path}; pass --ckpt DIR, or make one with python train.py")
+        raise ValueError(f"no checkpoint folder {path}: {in_place_of_a_folder(path)}; pass --ckpt DIR")
     device = pick_device(device)
     try:
         pipe = Pipeline.load(path, device, getattr(torch, dtype))

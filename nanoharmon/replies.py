@@ -30,6 +30,11 @@ def check_sampling(temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
             arguments.whole("max_new_tokens", max_new_tokens, 1), arguments.whole("seed", seed, 0, arguments.SEEDS))
 
 
+def usual_length(config):
+    """How long an answer may be when nobody says it: a 16th of the context (LLMConfig), 64 to 512 tokens."""
+    return min(512, max(64, config.max_position_embeddings // 16))
+
+
 def check_length(ids, config, max_new_tokens):
     """The ids of a conversation, or ValueError when the context (LLMConfig) is too short for them and a reply."""
     limit = config.max_position_embeddings

@@ -52,6 +52,8 @@ class Tokenizer:
     def load(cls, path):
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file, expected the tokenizer.json that is published beside the weights")
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")

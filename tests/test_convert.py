@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import parity
-from chat import TextPipeline
+from chat import TextPipeline, own_system
 from golden import FOLDER, Golden
 from nanoharmon.config import PRESETS, LLMConfig, MARConfig, VAEConfig, pico
 from nanoharmon.files import write_json
@@ -105,14 +105,17 @@ def test_a_bare_llm_in_shards_chats(tmp_path, name):
     folder, weights = parity.qwen_files(tmp_path, name), Golden("qwen2", name + "/").state_dict()
     (folder / "model.safetensors").unlink()
     shard(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, folder, 3)      # old files have it
-    llm, tokenizer = load_llm(folder)
+    llm, tokenizer, _ = load_llm(folder)
     assert all(torch.equal(v, llm.state_dict()[k]) for k, v in weights.items())
     assert (llm.lm_head.weight is llm.model.embed_tokens.weight) == (name == "tied")
-    said = "".join(TextPipeline(llm, tokenizer).reply([{"role": "user", "content": "hi"}], max_new_tokens=5))
-    system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-    ids, _ = tokenizer.chat([{"role": "system", "content": system}, {"role": "user", "content": "hi"}])
-    whole = llm.generate(llm.embed(torch.tensor([ids])), [tokenizer.im_end, tokenizer.pad], 5)
-    assert said == tokenizer.decode([t.item() for t in whole]).rstrip("\ufffd")
+    qwen = {"chat_template": "{%- else %}You are Qwen, created by Alibaba Cloud. You are a helpful assistant.{%"}
+    for template, system in ({}, ""), ({"chat_template": "You are"}, ""), (qwen, qwen["chat_template"][11:-2]):
+        write_json(folder / "tokenizer_config.json", template)
+        talk = [{"role": "user", "content": "hi"}]
+        said = "".join(TextPipeline(llm, tokenizer, own_system(folder)).reply(talk, max_new_tokens=5))
+        ids, _ = tokenizer.chat([{"role": "system", "content": system}] * bool(system) + talk)
+        whole = llm.generate(llm.embed(torch.tensor([ids])), [tokenizer.im_end, tokenizer.pad], 5)
+        assert said == tokenizer.decode([t.item() for t in whole]).rstrip("\ufffd")
 
 
 def test_pieces_are_joined_by_new_projectors_and_the_report_says_so(official, tmp_path, capsys):

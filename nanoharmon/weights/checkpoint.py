@@ -18,6 +18,7 @@ from ..files import read_json
 from ..flags import check_model
 from ..harmon import Harmon
 from ..tokenizer import Tokenizer
+from .recognise import in_names, in_place_of_a_folder
 from .safetensors import open_tensors, require
 
 # --- weights of a module ----------------------------------------------------------------------------------------------
@@ -77,19 +78,21 @@ def match_weights(module: nn.Module, tensors: Mapping, ignore=()) -> Report:
     bad = Report(report.mapped, [name for name in report.missing if not is_ignored(name)],
                  [name for name in report.unexpected if not is_ignored(name)], report.mismatched)
     require(not (bad.missing or bad.unexpected or bad.mismatched),
-            f"{source}: does not fit {type(module).__name__}: {describe(bad)}")
+            f"{source}: {in_names(bad.unexpected) or f'does not fit {type(module).__name__}: {describe(bad)}'}")
     return report
 
 
-def load_weights(module: nn.Module, tensors: Mapping, report: Report, dtype: torch.dtype):
+def load_weights(module: nn.Module, tensors: Mapping, report: Report, dtype: torch.dtype, copy=False):
     """Make `tensors` the parameters and buffers of a module on the meta device, floating-point ones in `dtype`.
 
-    report: what `match_weights` said of them. A tensor that has its dtype already is not copied.
+    tensors: SafeTensors, or convert.Source. report: what `match_weights` said of them. A tensor that has its dtype
+    already stays where it is, in the mapped file, unless `copy` asks for memory of its own.
     """
     targets, names = module.state_dict(keep_vars=True), names_by_parameter(module)
     for name in report.mapped:
         target = targets[name]
-        t = tensors[name].detach().to(dtype if target.is_floating_point() else target.dtype)
+        t, kind = tensors[name].detach(), dtype if target.is_floating_point() else target.dtype
+        t = tensors.copy(name, kind).detach() if copy or t.dtype != kind else t
         if isinstance(target, nn.Parameter):
             t = nn.Parameter(t, target.requires_grad)
         for tied in names[id(target)]:
@@ -103,12 +106,18 @@ def open_checkpoint(path):
     """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,
     report that they fit it, tokenizer, meta). Raises ValueError for anything wrong."""
     path = Path(path)
-    for name in ("config.json", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise ValueError(f"{path}: no {name} here, expected a checkpoint directory")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path}: {in_place_of_a_folder(path)}")
     stored = read_json(path / "config.json")
+    if "llm" in stored:
+        raise ValueError(f"{path}: Harmon as published, expected a directory of ours; run  python -m nanoharmon.convert "
+                         f"--harmon {path} --out DIR  first")
+    if stored.get("model_type"):
+        raise ValueError(f"{path}: a language model alone, expected a Harmon; chat.py and train.py take it as --llm")
     if "model" not in stored:
         raise ValueError(f"{path / 'config.json'}: no \"model\" entry, expected what train.py or convert writes")
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(f"{path}: no tokenizer.json here, expected a checkpoint directory")
     try:
         config = from_dict(HarmonConfig, stored["model"], "\"model\"")
         check_model(config)

@@ -19,7 +19,6 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-import re
 from argparse import SUPPRESS
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,67 +34,13 @@ from ..mar import MAR
 from ..qwen import Qwen
 from ..tokenizer import Tokenizer
 from ..vae import VAE
-from .checkpoint import load_weights, match_weights
-from .safetensors import load_foreign, open_tensors, save_safetensors
+from .checkpoint import load_weights
+from .recognise import in_place_of_a_folder
+from .safetensors import save_safetensors
 from .sizes import llm_config, mar_config, vae_config
+from .sources import Source, match_part, read, read_config, read_llm_config, stored_sizes
 
 PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
-IGNORE = {"vae": ("loss.*",), "llm": ("*.rotary_emb.inv_freq",)}           # in some files, of no use to anyone
-MAPPED = 2**27                                       # bytes read from a mapped file before it is mapped anew
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-def read(path):
-    """{name: tensor} of a safetensors file, index or directory, or of a .pth/.ckpt: mapped, not read."""
-    path = Path(path)
-    if path.is_dir() or path.suffix in (".safetensors", ".json"):
-        return open_tensors(path)
-    found = load_foreign(path)
-    found = found if isinstance(found, dict) else {}
-    found = next((found[k] for k in ("model_ema", "model", "state_dict") if isinstance(found.get(k), dict)), found)
-    found = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
-    if not found:
-        raise ValueError(f"{path}: holds no tensors by name, expected a PyTorch checkpoint of Harmon, MAR or KL-16")
-    return found
-
-
-class Source(dict):
-    """The weights of one part: those of a file whose names begin with `prefix`, without it. flag: names the file."""
-
-    def __init__(self, path, prefix="", flag=""):
-        self.path, self.prefix, self.flag = Path(path), prefix, flag
-        self.open()
-
-    def open(self):
-        self.clear()                                 # lets go of the old mapping, and so of the pages read through it
-        self.update({k.removeprefix(self.prefix): t for k, t in read(self.path).items() if k.startswith(self.prefix)})
-        self.used = 0
-
-    def copy(self, name, dtype):
-        """One tensor, in memory of its own."""
-        if self.used > MAPPED:
-            self.open()
-        self.used += self[name].nbytes
-        return self[name].to(dtype, copy=True)
-
-    def shape(self, name, dims):
-        shape = tuple(self[name].shape) if name in self else None
-        if shape is None or len(shape) != dims or 0 in shape:
-            raise ValueError(f"{self.path}: {self.prefix + name} is {shape or 'missing'}, expected {dims} dimensions, "
-                             f"as in the right kind of file")
-        return shape
-
-    def count(self, pattern):
-        """One more than the largest number that fits the group of a pattern, 0 if nothing does."""
-        return max([int(m[1]) + 1 for m in map(re.compile(pattern).match, self) if m], default=0)
-
-
-def read_config(folder):
-    """The config.json of a downloaded directory."""
-    if not Path(folder, "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json here, expected the whole directory as published")
-    return read_json(Path(folder, "config.json"))
 
 
 # --- joining parts ---------------------------------------------------------------------------------------------------
@@ -126,21 +71,21 @@ class Assembly:
             raise ValueError("a MAR besides a whole Harmon, expected one of them; leave out --mar")
         for flag, path in (init_flag, init), ("--vae", vae), ("--llm", llm), ("--mar", mar):
             if path and not Path(path).exists():
-                raise ValueError(f"{path}: No such file or folder; change {flag}")
+                raise ValueError(f"{path}: {in_place_of_a_folder(path)}; change {flag}")
         if llm:
             with about("--llm"):
-                self.config.llm = llm_config(read_config(llm), Path(llm) / "config.json")
+                self.config.llm = read_llm_config(llm)
             self.tokenizer, self.tokenizer_flag = Path(llm) / "tokenizer.json", "--llm"
         if init:
             self.add_whole(Path(init), init_flag, bool(vae), bool(llm))
         elif llm:
             with about("--llm"):
-                self.sources["llm"] = Source(llm, flag="--llm")
+                self.sources["llm"] = Source.of("llm", llm)
         for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
             if path:
                 with about(f"--{part}"):
-                    self.sources[part] = Source(path, flag=f"--{part}")
-                    setattr(self.config, part, sizes(self.sources[part]))
+                    self.sources[part] = Source.of(part, path)
+                    setattr(self.config, part, stored_sizes(part, path) or sizes(self.sources[part]))
         override(self.config, flags)
         self.build()
         self.match()
@@ -149,6 +94,8 @@ class Assembly:
         config = self.config
         with about(flag):
             stored = read_config(path) if path.is_dir() else {}
+            if "model_type" in stored and "llm" not in stored:
+                raise ValueError(f"{path}: a language model alone, expected a whole Harmon; pass it as --llm")
             if "model" in stored:                                    # a directory of ours
                 self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
                 self.meta = stored.get("meta", {})
@@ -207,10 +154,11 @@ class Assembly:
                 continue
             source = self.sources[part]
             with about(source.flag):
-                self.matched[part] = match = match_weights(module, source, IGNORE.get(part, ()))
+                match, note = match_part(part, module, source, self.config.llm)
+                self.matched[part] = match
                 source.open()                                        # comparing tied weights has read them
             self.report.append(f"{part:9s}{len(match.mapped):4d}  {n}   {source.path}" + (
-                f", not used: {', '.join(match.unexpected[:3])}" if match.unexpected else ""))
+                f", not used: {', '.join(match.unexpected[:3])}" if match.unexpected else "") + (note and f": {note}"))
 
     def details(self):
         """One line per tensor: our name, shape, and the dtype and name in the file."""
@@ -281,25 +229,25 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
         if part not in plan.sources:
             setattr(model, part, plan.fresh(part).to(dtype))
             continue
-        load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype)
-        for p in getattr(model, part).parameters():
-            p.data = p.data.clone()                                  # memory of its own: the file may go away
+        # with memory of its own: the file may go away
+        load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype, copy=True)
     model.llm.tie()
     return plan.config, model.to(device), tokenizer, plan.report
 
 
 def load_llm(path, device="cpu", dtype=torch.float32):
-    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer), for chat.py."""
-    config, tokenizer = llm_config(read_config(path), Path(path) / "config.json"), Tokenizer.load(path)
+    """A bare Qwen2.5 directory of Hugging Face -> (Qwen, Tokenizer, a note or ""), for chat.py."""
+    config, tokenizer = read_llm_config(path), Tokenizer.load(path)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"{path}: {len(tokenizer)} tokens in tokenizer.json, expected at most the {config.vocab_size} "
                          f"of config.json")
     with torch.device("meta"):
         llm = Qwen(config)
-    source = Source(path)
-    load_weights(llm, source, match_weights(llm, source, IGNORE["llm"]), dtype)
+    source = Source.of("llm", path)
+    report, note = match_part("llm", llm, source, config)
+    load_weights(llm, source, report, dtype)
     llm.tie()
-    return llm.to(device).eval(), tokenizer
+    return llm.to(device).eval(), tokenizer, note
 
 
 def main(argv=None):
@@ -328,10 +276,16 @@ def main(argv=None):
         if plan.load_tokenizer() is None:
             raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
                              "without an LLM: --vae, --mar)")
+        if lost := [f"--{part}" for part in ("vae", "mar") if part not in plan.sources]:
+            raise ValueError(f"nothing would draw, {' and '.join(lost)} would be random numbers; pass them, too "
+                             f"(train.py makes what is missing, chat.py takes an LLM alone: --llm {args.llm})")
     print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
     if args.out:
         write(plan, args.out, getattr(torch, args.dtype))
-        print(f"wrote {args.out}. Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
+        new = [part for part in PARTS if part not in plan.sources]
+        print(f"wrote {args.out}. " + (f"{' and '.join(new)} are random numbers: train it with python train.py --preset "
+                                       f"{args.preset} --init {args.out}" if new else
+                                       f"Try: python sample.py --ckpt {args.out} --prompt \"a cat\""))
 
 
 if __name__ == "__main__":

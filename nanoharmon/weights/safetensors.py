@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..files import write_chunks
+from .recognise import ORIGINAL, in_place_of_weights
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -42,6 +43,8 @@ def _recognise(head):
     # a header length may begin with the same bytes, but then byte 8 opens the JSON
     if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", head) and head[8:9] != b"{":
         return "a zip or pickle (probably a PyTorch .pth)"
+    if head.startswith(b"GGUF"):
+        return "GGUF, for llama.cpp"
 
 
 def parse_json(raw):
@@ -77,6 +80,8 @@ def _parse_header(data):
                     # a zero among them hides dimensions beyond what torch can index
                     and math.prod(max(n, 1) for n in shape) < 2**60):
                 size = math.prod(shape) * DTYPES[code].itemsize
+            case {"dtype": str(code)} if re.fullmatch(r"[A-Z]{1,2}\d+(_\w+)?", code) and code not in DTYPES:
+                raise ValueError(f"{label} is {code}, {ORIGINAL}")
             case _:
                 raise ValueError(f"{label} has a bad dtype, shape or data_offsets: "
                                  f"{json.dumps(entry)[:160]}")
@@ -106,7 +111,8 @@ class SafeTensors(Mapping):
             self._entries, self.metadata = parse(data)
         except (ValueError, OSError) as e:
             what = _recognise(head) or getattr(e, "strerror", None) or e
-            raise ValueError(f"{path}: {what}; expected a safetensors file") from None
+            expected = "" if "expected" in str(what) else "; expected a safetensors file"
+            raise ValueError(f"{path}: {what}{expected}") from None
 
     def _parse_index(self, data):
         names, files, metadata = parse_json(data[:MAX_HEADER]).get("weight_map"), {}, {}
@@ -145,12 +151,22 @@ class SafeTensors(Mapping):
                 f"{self.path}: BOOL tensor {name[:80]!r} has bytes other than 0 and 1")
         return raw.view(dtype).view(shape)
 
+    def copy(self, name, dtype):
+        """One tensor, in memory of its own; the pages of the file that it was read from are let go."""
+        t, (data, *_, begin, end) = self[name].to(dtype, copy=True), self._entries[name]
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        if hasattr(data, "madvise") and end > first:  # not on Windows
+            data.madvise(mmap.MADV_DONTNEED, first, end - first)
+        return t
+
 
 def open_tensors(path: str | Path) -> SafeTensors:
     """Open a file, an index, or a folder with model.safetensors.index.json or model.safetensors."""
     index = Path(path) / "model.safetensors.index.json"
     if Path(path).is_dir():
-        path = index if index.exists() else index.with_name("model.safetensors")
+        folder, path = Path(path), index if index.exists() else index.with_name("model.safetensors")
+        if not path.exists() and (found := in_place_of_weights(folder)):
+            raise ValueError(f"{folder}: {found}")
     return SafeTensors(path)
 
 

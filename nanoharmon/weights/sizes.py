@@ -6,6 +6,7 @@ import math
 
 from ..config import LLMConfig, MARConfig, VAEConfig
 from ..flags import check_fields
+from .recognise import in_config
 
 HEADS = {768: 12, 1024: 16, 1280: 16}                # MAR width: heads, of base, large and huge
 
@@ -15,6 +16,8 @@ def llm_config(values, where):
     if not isinstance(values, dict) or not isinstance(values.get("rope_parameters") or {}, dict):
         raise ValueError(f"{where}: {values!r:.80}, expected an object; rope_parameters, too")
     kind, act = values.get("model_type", "qwen2"), values.get("hidden_act", "silu")
+    if found := in_config(values):
+        raise ValueError(f"{where}: {found}")
     rope = values.get("rope_parameters") or {}                       # transformers 5 keeps all about RoPE in here
     scaling = values.get("rope_scaling") or rope
     if kind != "qwen2" or act != "silu":
