@@ -74,7 +74,10 @@ def main(argv=None):
         progress.path_table()
     elif args.command == "check":
         exercise = find(args.exercise)
-        show_results(exercise, progress.check_one(exercise, args.mine))
+        results = progress.check_one(exercise, args.mine)
+        show_results(exercise, results)
+        if any(r.failure for r in results):
+            raise SystemExit(1)
     elif args.command == "hint":
         print(progress.hint(find(args.exercise), args.number))
     elif args.command in LABS:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 import torch                             # noqa: E402, F401: before the forks
 import torch.utils.checkpoint            # noqa: E402, F401
 
-from nanoharmon.course import check, cut, tree          # noqa: E402
+from nanoharmon.course import check, cut, handout, tree     # noqa: E402
 from nanoharmon.course.table import EXERCISES, find     # noqa: E402
 
 
@@ -91,6 +91,9 @@ def prove(exercise, secret="public", show=print):
         problems.append(f"POINTS add up to {sum(points.values())}, the table says {exercise.points}")
     if len(module.WRONG) < 4 or len(module.RIGHT) < 2:
         problems.append("expected at least 4 wrong and 2 right solutions")
+    untouched = handout.cut_all(files, [exercise])
+    if not all(forked(exercise, untouched, secret).values()):
+        problems.append("the untouched stub passes a test")
     named = 0
     for name, source, *fragment in [("the reference", ""), *module.RIGHT, *module.WRONG]:
         student = placed(files[exercise.file], exercise, source)
