@@ -46,7 +46,7 @@ def page(exercise):
     found, names = task(exercise), ", ".join(f"`{f}`" for f in exercise.functions)
     return "\n".join([
         f"# {exercise.number:02d} {exercise.title}", "",
-        f"{names} in [{exercise.file}](../nanoharmon/{exercise.file}) · lab *{exercise.lab}* · "
+        f"{names}\nin [{exercise.file}](../nanoharmon/{exercise.file}) · lab *{exercise.lab}* · "
         f"about {exercise.minutes} minutes · {exercise.points} points", "",
         *(f"## {name}\n\n{found[name]}\n" for name in SECTIONS[:3]), "## Commands", "",
         f"```sh\npython -m nanoharmon.course check {exercise.number:02d}    # or: python -m pytest -m {exercise.id}",

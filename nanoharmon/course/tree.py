@@ -13,7 +13,8 @@ from . import cut
 
 PACKAGE = Path(__file__).parents[1]                              # nanoharmon/
 PACKED = "exercises/reference.zip"
-SHARED = ("course/__init__.py", "course/checks/__init__.py", "course/checks/compare.py")    # what checks import
+SHARED = ("course/__init__.py", "course/checks/__init__.py",      # what checks import
+          "course/checks/compare.py", "course/checks/chain.py")
 
 
 def sources(package):
