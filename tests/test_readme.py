@@ -18,7 +18,8 @@ from nanoharmon.evals import study
 from nanoharmon.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("README.md", "docs/RESULTS.md", "docs/HARDWARE.md", "docs/DATA.md", "docs/WEIGHTS.md")
+NAMES = ("README.md", "docs/RESULTS.md", "docs/HARDWARE.md", "docs/DATA.md", "docs/WEIGHTS.md", "docs/TEACHING.md",
+         "docs/LEADERBOARD.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 README, RESULTS = TEXTS["README.md"], TEXTS["docs/RESULTS.md"]
 

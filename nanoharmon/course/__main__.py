@@ -7,7 +7,7 @@ for students, in a handout:
   see [--image FILE]     your code reads pictures: questions, answers, the truth
   draw [--steps N]       your code learns to draw, from nothing, and is judged: about 8 minutes
   unify [--prompt TEXT]  your model draws a prompt
-  speedrun OUT           the leaderboard's row of a finished run of train.py
+  speedrun [OUT]         the leaderboard's row of a finished run of train.py; without OUT, of no model
 
 for teachers, in a clone of the repository:
   handout DIR [--lab see|draw|unify] [--only NAME,...]    write the students' repository
@@ -44,7 +44,7 @@ def parse_args(argv=None):
         elif name == "unify":
             sub.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"what to draw (default {PROMPT!r})")
         elif name == "speedrun":
-            sub.add_argument("out", metavar="OUT", help="the folder of a finished run")
+            sub.add_argument("out", nargs="?", metavar="OUT", help="the folder of a finished run (left out: no model)")
         elif name == "grade":
             sub.add_argument("dir", metavar="DIR", help="the folder of a student, which `handout` wrote")
             sub.add_argument("--out", metavar="FILE", help="write the results there, as Gradescope reads them")
@@ -85,7 +85,7 @@ def main(argv=None):
         if status:
             raise SystemExit(status)
     elif args.command == "speedrun":
-        print(speedrun.row(args.out))
+        print(speedrun.row(args.out) if args.out else speedrun.naive())
     elif args.command == "grade":
         out = args.out and check_output(args.out, "--out", (".json",))
         with cli.bar(total=len(handout.manifest(args.dir)["exercises"]), desc="exercises") as bar:
@@ -97,7 +97,7 @@ def main(argv=None):
         exercises = chosen(args.lab, args.only)
         handout.write_handout(args.dir, exercises, solved=args.command == "solutions")
         print(f"{args.dir}: {len(exercises)} exercises, {sum(e.points for e in exercises)} points, about "
-              f"{sum(e.minutes for e in exercises) / 60:.0f} hours; start with its README.md")
+              f"{sum(e.minutes for e in exercises)} minutes; start with its README.md")
 
 
 if __name__ == "__main__":

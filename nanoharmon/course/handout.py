@@ -112,7 +112,8 @@ def write_handout(folder, exercises, solved=False):
                                      f"markers = [\n{marks},\n]\n")
     readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     write(folder / "README.md", readme.format(path=path_table(exercises)))
-    shutil.copy(ROOT / "README.md", folder / "NANOHARMON.md")
+    whole = (ROOT / "README.md").read_text(encoding="utf-8")
+    write(folder / "NANOHARMON.md", re.sub(r"^## Course\n.*?(?=^## )", "", whole, flags=re.M | re.S))
     shutil.copy(TEMPLATES / "test_exercises.py", folder / "tests")
     shutil.copy(TEMPLATES / "check.yml", folder / ".github/workflows")
 

@@ -2,14 +2,19 @@
 
     python train.py --out out/mine ...          the run
     python -m nanoharmon.course speedrun out/mine
+    python -m nanoharmon.course speedrun            the naive row: a random scene, whatever the prompt says
 """
 import json
+import random
 import shlex
+import statistics
 from pathlib import Path
 
 from ..cli import markdown_table
 from ..files import read_json
 from ..weights.states import versions
+from ..world import language, shapes
+from ..world.judge import judge
 
 HEADER = ["minutes", "drawn right, %", "questions, %", "captions, %", "seed", "command", "commit", "steps"]
 FIGURES = ("geneval/seen/overall", "vqa/seen/overall", "caption/seen")
@@ -23,6 +28,20 @@ def minutes(lines):
             total += last
         last = line["time"]
     return (total + last) / 60
+
+
+def naive(n=100, pictures=4):
+    """The row of no model at all: each of the prompts of the evaluation is answered with random scenes."""
+    rng, rates = random.Random(0), []
+    for task in language.TASKS:
+        metas = [m for m in language.geneval_prompts(task, n, 0) for _ in range(pictures)]
+        rates.append(statistics.mean(judge(shapes.render(shapes.random_scene(rng), 96), m)["correct"] for m in metas))
+    return markdown_table(HEADER, [["0.0", f"{100 * statistics.mean(rates):.1f}", "-", "-", 0,
+                                    "a random scene for each prompt", commit(), 0]])
+
+
+def commit():
+    return versions()["git"][:7] or "none"
 
 
 def row(out):
@@ -52,4 +71,4 @@ def row(out):
                          f"OUT") from None
     figures = [f"{100 * results[name]:.1f}" for name in FIGURES]
     return markdown_table(HEADER, [[f"{minutes(lines):.1f}", *figures, seed, f"`{command}`",
-                                    versions()["git"][:7] or "none", f"{steps:,}"]])
+                                    commit(), f"{steps:,}"]])
