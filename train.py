@@ -46,6 +46,7 @@ import torch
 from tqdm import tqdm
 
 from nanoharmon.cli import Parser, number, run_main
+from nanoharmon.compiling import compile_blocks
 from nanoharmon.config import PRESETS, nearest
 from nanoharmon.evals import evaluate
 from nanoharmon.files import FolderLock, write_json
@@ -132,6 +133,8 @@ def train(run):
     model.mar.checkpointing = model.llm.model.checkpointing = run.config.optim.checkpointing
     batches = make_batches(run.config, sources, pipe.tokenizer, run.device)
     run.say(*batches.notes())
+    if run.compile:
+        run.say(compile_blocks(model))
     for name in to_do(run):
         stage, folder = run.config.stages[name], run.out / f"stage_{name}"
         if name not in ("vae", "llm"):
@@ -241,6 +244,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("the machine (docs/HARDWARE.md)").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default auto)")
     add("--procs", type=number(int, 1, 64), metavar="N", help="processes on CPU (default: one per core, at most 2)")
+    add("--compile", action="store_true", help="torch.compile the model's blocks: minutes more to start, less time per "
+        "step; needs a C++ compiler, on a GPU triton")
     add = parser.add_argument_group("on the way").add_argument
     add("--save-every", type=number(int, 0), default=500, metavar="N", help="steps between saved states; 0 = none "
         "(default 500)")
@@ -264,6 +269,8 @@ def parse_args(argv=None):
         if flag.startswith("--") and "." not in flag:
             raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
     changed = override(config, rest)
+    if args.compile and config.optim.fsdp:
+        raise ValueError("--compile and --optim.fsdp true were never tried together; pass one of them")
     if (args.mix or "data.mix" in changed) and "shapes" in dict(parse_mix(config.data.mix)) and Path("shapes").is_dir():
         raise ValueError("--mix shapes is the shapes world, and here is a folder of that name; pass ./shapes for the "
                          "folder, or rename it for the world")
@@ -273,7 +280,7 @@ def parse_args(argv=None):
     run = Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
               command=argv, changed=changed, only=tuple(args.stage or ()),
               given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, resume=args.resume,
-              save_every=args.save_every, keep=args.keep, sample_every=args.sample_every,
+              save_every=args.save_every, keep=args.keep, sample_every=args.sample_every, compile=args.compile,
               device=pick_device(args.device))
     return run, args
 

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cli import Parser, markdown_table, run_main
@@ -34,8 +34,20 @@ CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, 
 SHOWN = "nano", "micro", "harmon-0.5b", "harmon-1.5b"
 
 
+def shapes(x):
+    """What decides the shape of an operator's result: arguments with their tensors' shapes in place of tensors."""
+    if isinstance(x, torch.Tensor):
+        return x.shape, x.stride(), x.dtype, x.is_meta
+    return tuple(map(shapes, x)) if isinstance(x, (list, tuple)) else x
+
+
 class Peak(TorchDispatchMode):
-    """The most bytes of new tensors that were alive at one time."""
+    """The most bytes of new tensors that were alive at one time.
+
+    Torch computes most shapes in Python, which takes longer than the step itself would. Blocks are alike: what an
+    operator made of the same shapes before is made again without asking (half of the time of --dry-run).
+    """
+    results = {}                             # {operator and shapes: the tensors that it made, or one}
 
     def __init__(self, known):
         super().__init__()
@@ -43,7 +55,7 @@ class Peak(TorchDispatchMode):
         self.seen = WeakIdKeyDictionary({t.untyped_storage(): True for t in known})
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        out = op(*args, **(kwargs or {}))
+        out = self.run(op, args, kwargs or {})
         for t in tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.is_meta and (storage := t.untyped_storage()) not in self.seen:
                 self.seen[storage] = True
@@ -51,6 +63,19 @@ class Peak(TorchDispatchMode):
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self.free, storage.nbytes())
         return out
+
+    def run(self, op, args, kwargs):
+        if any(result.alias_info for result in op._schema.returns):          # a view, or in place
+            return op(*args, **kwargs)
+        key = op, shapes(args), *kwargs, shapes(tuple(kwargs.values()))
+        if key not in self.results:
+            out = op(*args, **kwargs)
+            if not all(isinstance(t, torch.Tensor) and t.is_meta for t in tree_leaves(out)):
+                return out                                                   # numbers of the host
+            self.results[key] = tree_map(shapes, out)
+            return out
+        return tree_map(lambda made: torch.empty_strided(*made[:2], dtype=made[2], device="meta"), self.results[key],
+                        is_leaf=lambda x: isinstance(x[0], torch.Size))
 
     def free(self, size):
         self.now -= size
@@ -103,14 +128,19 @@ class Blank:
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 
 
-def step_memory(config, name, shards, checkpointing):
-    """(state, work) in GB of a stage whose batch is cut into so many shards."""
+def meta_model(config):
+    """The model of a Config, of nothing but shapes."""
+    with torch.device("meta"):
+        return Harmon(config.model).train()
+
+
+def step_memory(model, config, name, shards, checkpointing):
+    """(state, work) in GB of a stage whose batch is cut into so many shards. model: from meta_model."""
     optim = replace(config.optim, shards=shards)
     config = replace(config, optim=optim)
-    with torch.device("meta"):
-        model = Harmon(config.model).train()
     params = select(model, config.stages[name].train_parts)
     model.mar.checkpointing = model.llm.model.checkpointing = checkpointing
+    model.train().zero_grad()
     for p in params.values():
         p.grad = torch.empty_like(p)
     known = [*model.parameters(), *(p.grad for p in params.values())]
@@ -128,11 +158,11 @@ def step_memory(config, name, shards, checkpointing):
 def savings(config, name):
     """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture, or as few as
     divide the batch, at a time besides (**). Ends where no smaller card can be reached."""
-    stage, rows = config.stages[name], []
+    stage, rows, model = config.stages[name], [], meta_model(config)
     fewest = math.gcd(stage.batch, stage.understanding_batch * (name in "123"))
     for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):
         if mark != "*" or name != "vae":                         # which has nothing to recompute
-            rows.append((mark, *step_memory(config, name, shards, checkpointing)))
+            rows.append((mark, *step_memory(model, config, name, shards, checkpointing)))
             state, work = rows[-1][1:]
             if not any(state + APART <= card < state + work + APART for card in CARDS):
                 break

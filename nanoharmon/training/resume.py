@@ -29,7 +29,7 @@ from ..words import training_words
 from ..world.source import training_texts
 from .batches import open_sources, parse_mix
 from .folder import check_source, import_source, read_source
-from .memory import step_memory
+from .memory import meta_model, step_memory
 from .optim import EMA, make_optimizers, select
 from .recipe import HARMON_STAGES, STAGES
 from .sharding import like, shard_blocks, whole
@@ -99,7 +99,7 @@ def trained(run, name, model):
 
 def made_by(run):
     """What decides the last bits of a result."""
-    return {"processes": run.world_size, **(versions() if run.is_main else {})}
+    return {"processes": run.world_size, "compiled": run.compile, **(versions() if run.is_main else {})}
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -151,8 +151,7 @@ def print_stages(run):
     """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
     out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
     if finished:                                                 # then they say what the model is
-        with torch.device("meta"):
-            model, report = Harmon(run.config.model), []
+        model, report = meta_model(run.config), []
     else:
         model, report = check_parts(run)
     config, rows = replace(run.config, model=model.config), []
@@ -172,7 +171,7 @@ def print_stages(run):
         memory = "-"
         given = name in run.given_stages
         if name not in finished and not given:
-            memory = "{:.2f} + {:.2f}".format(*step_memory(config, name, optim.shards or 1, optim.checkpointing))
+            memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards or 1, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
                      f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,

@@ -31,6 +31,7 @@ class Run:
     keep: int
     sample_every: int
     device: torch.device
+    compile: bool = False                                        # torch.compile the model's blocks
     rank: int = 0
     world_size: int = 1
     stop: Stop | None = None                                     # what a signal has asked for
