@@ -105,6 +105,8 @@ def write_handout(folder, exercises, solved=False):
             text = files[exercise.file]
             write(folder / "exercises/solutions" / f"{exercise.id}.py", "\n\n\n".join(
                 "\n".join(cut.source(text, cut.locate(ast.parse(text), f), "")) for f in exercise.functions) + "\n")
+    for path in TASKS.glob("open_*.md"):
+        shutil.copy(path, folder / "exercises")
     write(folder / MANIFEST, json.dumps({"version": version(files), "exercises": [e.id for e in exercises]}, indent=1))
     marks = ",\n".join(f'    "{e.id}: {e.title}"' for e in exercises)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.pytest")[0]

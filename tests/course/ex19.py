@@ -34,7 +34,7 @@ WRONG = [
     ("positions of the first row", changed(COUNTED, COUNTED + "[:1].expand(len(is_real), -1)"),
      "go on from the length of the first prompt"),
     ("with a cache from 0 on", changed("positions[:, -n:], is_real, cache", "positions[:, :n], is_real, cache"),
-     "the first K+U places instead of the last"),
+     "holds the prompt: your result is what one gets when the picture"),
     ("with a cache the default positions", changed("positions[:, -n:], is_real, cache", "None, is_real, cache"),
      "padding counts in the positions"),
     ("in place", changed("return encoded + states", "encoded += states\n    return encoded"),

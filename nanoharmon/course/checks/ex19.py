@@ -7,8 +7,8 @@ from nanoharmon.qwen import KVCache
 from nanoharmon.course.checks.compare import same
 from nanoharmon.course.checks.tiny import small_harmon
 
-POINTS = {"test_the_last_states_are_added_with_the_buffers_in_front": 3, "test_padding_of_the_prompt_does_not_count": 3,
-          "test_with_a_cache_of_the_prompt": 2, "test_gradients_flow_and_nothing_is_overwritten": 2}
+POINTS = {"test_the_last_states_are_added_with_the_buffers_in_front": 2, "test_padding_of_the_prompt_does_not_count": 2,
+          "test_with_a_cache_of_the_prompt": 2, "test_gradients_flow_and_nothing_is_overwritten": 1}
 
 
 def example(seed, lengths=None):
