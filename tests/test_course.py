@@ -161,6 +161,7 @@ def test_inputs_depend_on_the_secret():
 @pytest.mark.parametrize("body, words", [
     ("np = __import__('numpy'); np.allclose = lambda *a, **k: True; return x", "replaces numpy.allclose"),
     (f"open({str(tree.PACKAGE / 'qwen.py')!r}).read()", "may not open"),
+    pytest.param("open(torch.__file__, 'a')", "may not open", marks=pytest.mark.stress),
     pytest.param("import os; os._exit(0)", "ended with exit code 0", marks=pytest.mark.stress),
     pytest.param("import sys; sys.exit(0)", "sys.exit(0)", marks=pytest.mark.stress),
     pytest.param("while True: pass", "no answer in time", marks=pytest.mark.stress),

@@ -28,7 +28,8 @@ def parse_args(argv=None):
     parser = cli.Parser(prog=NAME, description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in "check", "hint", "see", "draw", "unify", "speedrun", "handout", "solutions", "grade":
-        sub = commands.add_parser(name, description=grade.__doc__ if name == "grade" else None)
+        about = {"handout": handout, "solutions": handout, "grade": grade, "speedrun": speedrun}.get(name)
+        sub = commands.add_parser(name, description=about and about.__doc__)
         if name == "check":
             sub.add_argument("exercise", nargs="?", metavar="EXERCISE", help="a number or name; left out: the path")
             sub.add_argument("--mine", action="store_true", help="with your version of all other exercises, too")

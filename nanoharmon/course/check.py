@@ -64,7 +64,7 @@ def student_files(exercise, package=tree.PACKAGE, mine=False):
     with `mine` their package as it is. A ValueError, returned, says what is wrong with their file."""
     try:
         if not tree.begun(exercise, package):
-            return ValueError(f"exercise {exercise.number:02d} is not done yet")         # no process is needed to see it
+            return ValueError(f"exercise {exercise.number:02d} is not done yet")     # no process is needed to see it
         return tree.sources(package) if mine else tree.mixed(tree.reference(), [exercise], package)
     except ValueError as e:
         return e

@@ -10,6 +10,7 @@ teacher reads the solutions, too.
 """
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -29,34 +30,33 @@ def limit_memory(gigabytes):
 
 
 def guard(folder):
-    """From here on, code may read only its own folder and what is installed, and start nothing."""
-    real, join, sep = os.path.realpath, os.path.join, os.sep
-    own = real(folder)
-    readable = [own, "/dev/null", "/dev/urandom", *{real(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if p}]
-    state = {"inside": False}
+    """From here on, code may read only its own folder and what is installed, write nothing, and start nothing."""
+    own, opening = os.path.realpath(folder), [False]
+    installed = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, *sys.path)}
+    readable = (own, "/dev/null", "/dev/urandom", *installed)
+    reference = re.compile(r"[/\\]nanoharmon[/\\](\w+[/\\]){0,3}[\w.-]+$")       # a file of another copy of this code
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
     def hook(event, args):
         if event.startswith(FORBIDDEN):
             raise PermissionError(f"a solution may not use {event}")
-        if event == "open" and isinstance(args[0], (str, bytes)) and not state["inside"]:
-            state["inside"] = True                               # realpath may open something itself
+        if event == "open" and isinstance(args[0], (str, bytes)) and not opening[0]:
+            opening[0] = True                                    # realpath may open something itself
             try:
-                path = real(os.fsdecode(args[0]))
+                path = os.path.realpath(os.fsdecode(args[0]))
             finally:
-                state["inside"] = False
-            mode = args[1] or "r"
-            installed = join(sep, "nanoharmon", "") in path      # of another copy: the reference
-            if not path.startswith(tuple(readable)) or installed and not path.startswith(own) or \
-                    not isinstance(mode, str) or set(mode) & set("wax+"):
-                if not path.endswith(".pyc") and "__pycache__" not in path:
-                    raise PermissionError(f"a solution may not open {path}")
+                opening[0] = False
+            if not path.startswith(readable) or reference.search(path) and not path.startswith(own) or \
+                    (args[2] or 0) & writing and path != "/dev/null":
+                raise PermissionError(f"a solution may not open {path}")
     sys.addaudithook(hook)
 
 
 def snapshot(owners):
-    """[(module or class, {name: function or class in it})]; of a class with what it inherits."""
-    return [(o, {name: value for name in (dir(o) if isinstance(o, type) else vars(o))
-                 if not name.startswith("__") and callable(value := getattr(o, name, None))}) for o in owners]
+    """[(module or class, {name: function, class or module in it})]; of a class with what it inherits."""
+    return [(o, {name: value for name in list(dir(o) if isinstance(o, type) else vars(o)) if not name.startswith("__")
+                 and (callable(value := getattr(o, name, None)) or isinstance(value, types.ModuleType))})
+            for o in owners]
 
 
 def changed(before):
@@ -110,6 +110,7 @@ def main():
         exec(compile(job["check"], "<check>", "exec"), vars(module))
     except BaseException as e:                                   # the student's file does not import
         error = describe(e, folder)
+    before += snapshot([module])
     out.write(json.dumps({"nonce": job["nonce"]}) + "\n")        # ready: from now on the parent's clock is a test's
     out.flush()
     for test, seeds in job["tests"]:
