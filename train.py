@@ -53,6 +53,7 @@ from nanoharmon.files import FolderLock, write_json
 from nanoharmon.flags import describe_flags, override
 from nanoharmon.pipeline import Pipeline, pick_device
 from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
+from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
@@ -61,7 +62,7 @@ from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_trai
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, progress, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
-from nanoharmon.training.watch import show, show_final
+from nanoharmon.training.watch import show, show_final, summary
 from nanoharmon.weights.states import latest_state
 
 LOG_EVERY = 50              # steps between two lines of log.jsonl
@@ -127,7 +128,7 @@ def train_stage(run, name, pipe, batches):
 def train(run):
     """The stages that are to do, one after the other. Returns (Pipeline of the trained model, batches)."""
     torch.manual_seed(run.config.data.seed)
-    sources = open_sources(run.config.data, run.out / "cache")
+    sources = open_sources(run.config.data, run.out / "cache", known_folders(run.out))
     pipe = begin(run, sources)
     model = pipe.model
     model.mar.checkpointing = model.llm.model.checkpointing = run.config.optim.checkpointing
@@ -176,26 +177,30 @@ def finish(run, pipe, batches):
         prompt = "a red circle left of a blue square"
     if own:
         figures_of_own, captions = show_final(run, pipe, own)
+        run.say(*(f"{name}: {value:.4g}" for name, value in figures_of_own.items()))
         figures |= figures_of_own
         prompt = captions[0] if captions and not has_shapes else prompt
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
-    run.say(*(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}"
-              for name, value in figures.items()))
+    run.say(*summary(figures), f"all figures: {results}")
     run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
             + shlex.quote(prompt))
 
 
-def worker(rank, world_size, store, stop, run):
-    """What each process does. store: the file where they meet; None: torchrun says where, or there is only one."""
+def worker(rank, world_size, store, stop, run, lock=None):
+    """What each process does. store: the file where they meet; None: torchrun says where, or there is only one.
+    lock: of OUT, where it is still to be prepared."""
     run = replace(run, rank=rank, world_size=world_size, stop=stop, device=join(rank, world_size, store, run.device))
-    run.wait()                                                   # until rank 0 has prepared OUT
     try:
+        if lock and run.is_main:
+            prepare(run, lock)                                   # it may take hours, when own pictures are imported
+        run.wait()
         pipe, batches = train(run)
         if run.is_main and not run.only:
             finish(run, pipe, batches)
     except SystemExit:
-        again = shlex.join([*(flag for flag in run.command if flag != "--resume"), "--resume"])
+        has_begun = (run.out / "train_config.json").exists()
+        again = shlex.join([*(flag for flag in run.command if flag != "--resume"), *["--resume"] * has_begun])
         run.end_line()
         how = "stopped and saved" if any(progress(run.out)) else "stopped before there was anything to save"
         print(f"{how}; go on with: python train.py {again}", file=sys.stderr)
@@ -297,11 +302,13 @@ def main(argv=None):
     if args.dry_run:
         return print_stages(run)
     with FolderLock(run.out) as lock:
-        if rank == 0:
-            prepare(run, lock)
-        if torchrun or world_size == 1:
+        if torchrun:                                             # the others are there, and wait
             with Stop(rank) as stop:
-                worker(rank, world_size, None, stop, run)
+                return worker(rank, world_size, None, stop, run, lock)
+        prepare(run, lock)
+        if world_size == 1:
+            with Stop() as stop:
+                worker(0, 1, None, stop, run)
         else:
             launch(worker, world_size, run)
 

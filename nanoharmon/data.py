@@ -11,8 +11,8 @@ from tqdm import tqdm
 from .cli import Parser, first_of, run_main
 from .files import check_output, write_bytes
 from .pictures import captioned, file_bytes, grid, pad_square, read_image
-from .training import entries as formats
-from .training.folder import MOST_BROKEN, try_all
+from .training import formats
+from .training.imports import MOST_BROKEN, try_all
 
 
 def report(entries, problems):
@@ -58,21 +58,20 @@ def sheet(entries):
 
 def main(argv=None):
     parser = Parser(prog="python -m nanoharmon.data", description=f"{__doc__}\n{formats.__doc__}")
-    parser.add_argument("source", metavar="DIR|FILE.json", help="a folder of pictures with texts, or a LLaVA file")
+    parser.add_argument("source", metavar="DIR|FILE", help="a folder of pictures with texts, or a file of them")
     parser.add_argument("--images", metavar="DIR", help="the folder of the pictures that FILE.json names")
     parser.add_argument("--out", default="data.png", metavar="FILE", help="five pictures as a PNG (default data.png)")
     args = parser.parse_args(argv)
-    if args.images and Path(args.source).suffix.lower() != ".json":
+    if args.images and Path(args.source).suffix.lower() not in formats.TALKS:
         raise ValueError(f"--images {args.images} is for the pictures of a LLaVA file, {args.source} is none; "
                          f"drop --images")
     out = check_output(args.out, "--out", (".png",))
     try:
-        entries, problems = formats.read_entries(args.source, args.images)
-        missing = formats.left_out(args.source, entries)
+        found = formats.read_entries(args.source, args.images)
     except ValueError as e:
         raise ValueError(f"{e}; name another DIR or FILE.json, or pass --images DIR") from None
-    lines, entries = report(entries, problems)
-    print(f"{args.source}: {lines[0]}", *[missing] * bool(missing), *lines[1:], sep="\n")
+    lines, entries = report(found.entries, found.problems)
+    print(f"{args.source}: {lines[0]}", *found.notes, *lines[1:], sep="\n")
     if picture := sheet(entries):
         write_bytes(out, file_bytes(picture))
         print(f"wrote {out}")

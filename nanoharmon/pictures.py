@@ -40,14 +40,15 @@ def open_image(path, flag="--image"):
 def read_image(path):
     """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
     frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
-    if not Path(path).is_file():
+    path = path if hasattr(path, "open") else Path(path)           # it may lie in a .tar: training/entries.py
+    if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if (size := Path(path).stat().st_size) > MAX_BYTES:
+    if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
-            image = Image.open(path, formats=FORMATS)  # lazy: reads the header only
+            image = Image.open(file, formats=FORMATS)  # lazy: reads the header only
             if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
                 return to_rgb(image)
         problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "

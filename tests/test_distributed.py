@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import train
-from nanoharmon.training import resume, run
+from nanoharmon.training import imports, resume, run
+from nanoharmon.training.imports import views_of
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.parallel import launch
 from nanoharmon.training.recipe import Config
@@ -45,7 +47,11 @@ def record(argv, copy=None):
         save_state(folder, *rest, **options)
         if copy:
             shutil.copytree(folder.parent, copy)
+    def joined(*args):                                           # or the others would give up waiting for a long import
+        assert torch.distributed.is_initialized()
+        return views_of(*args)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imports, "views_of", joined)
         patch.setattr(resume, "training_texts", functools.partial(training_texts, n=60))
         patch.setattr(train, "show", lambda *_: None)
         patch.setattr(train, "stage_losses", noted)
@@ -73,7 +79,11 @@ def free_ports(n):
 def runs(tmp_path_factory):
     """{name: folder} and the seeds of `one`: one and two processes, two from the middle of the one; sharded (FSDP2)."""
     tmp = tmp_path_factory.mktemp("runs")
-    out = {name: tmp / name for name in ("one", "two", "two_resumed", "whole", "sharded", "sharded_resumed")}
+    out = {name: tmp / name for name in ("one", "two", "two_resumed", "whole", "sharded", "sharded_resumed", "own")}
+    (tmp / "photos").mkdir()
+    for i in range(9):
+        Image.new("RGB", (16, 16), (i * 20, 0, 0)).save(tmp / "photos" / f"{i}.png")
+        (tmp / "photos" / f"{i}.txt").write_text("a text", encoding="utf-8")
     sharded = [*FSDP, "--optim.fsdp", "true"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -81,10 +91,15 @@ def runs(tmp_path_factory):
         for name in "whole", "sharded":                          # go on from one's first stages
             shutil.copytree(out["one"], out[name], ignore=shutil.ignore_patterns("stage_2", "train_config.json"))
         record(flags(out["whole"], "--procs", "1", *FSDP, stages=["2"]))
-        launch(as_torchrun, 2, free_ports(4), (flags(out["two"]), None), (flags(out["two_resumed"], "--resume"), None),
+        launch(as_torchrun, 2, free_ports(5), (flags(out["two"]), None), (flags(out["two_resumed"], "--resume"), None),
                (flags(out["sharded"], *sharded, stages=["2"]), out["sharded_resumed"]),
-               (flags(out["sharded_resumed"], *sharded, "--resume", stages=["2"]), None))
+               (flags(out["sharded_resumed"], *sharded, "--resume", stages=["2"]), None),
+               (flags(out["own"], "--data", str(tmp / "photos"), stages=["vae"]), None))
     return out, seeds
+
+
+def test_own_pictures_are_imported_when_all_processes_have_met(runs):
+    assert (runs[0]["own"] / "stage_vae" / "config.json").exists() and [*runs[0]["own"].glob("cache/*/about.json")]
 
 
 def distance(a, b):
@@ -125,7 +140,8 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "check_parts", lambda run: None)
 
     def start(*more):
-        train.main(["--preset", "pico", "--device", "cpu", "--resume", "--out", str(tmp_path), *more])
+        resumed = ["--resume"] * (tmp_path / "train_config.json").exists()
+        train.main(["--preset", "pico", "--device", "cpu", *resumed, "--out", str(tmp_path), *more])
         return started[-1]
     assert start("--procs", "1") == (1, 1)
     save_state(tmp_path / "stage_vae", 3, {})             # as if it had been interrupted

@@ -1,6 +1,9 @@
 """Pictures and texts of one's own, from files to a whole run.     python -m pytest -q tests/test_folder.py"""
 import json
 import random
+import shutil
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +17,9 @@ from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
 from nanoharmon.training.batches import make_batches
-from nanoharmon.training.entries import read_entries
-from nanoharmon.training import folder, watch
-from nanoharmon.training.folder import FolderData, folder_name, import_source
+from nanoharmon.training import folder, imports, watch
+from nanoharmon.training.folder import FolderData
+from nanoharmon.training.formats import read_entries
 from nanoharmon.training.recipe import Config, DataConfig
 from nanoharmon.world.source import ShapesData
 
@@ -51,9 +54,14 @@ def talk(*texts, **more):
     return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)], **more}
 
 
+def import_(name, cache, images="", **known):
+    """What an import says, and the folder in the cache."""
+    source = imports.find_source(str(name), str(images), cache, 16, 3, **known)
+    return imports.import_source(source, cache), source.folder
+
+
 def imported(name, cache, images=""):
-    import_source(str(name), str(images), cache, 16, 3)
-    return FolderData(cache / folder_name(str(name)))
+    return FolderData(cache / import_(name, cache, images)[1], str(name))
 
 
 @pytest.fixture
@@ -95,7 +103,8 @@ def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
            {"file_name": "a.png", "label": -1}, {"file_name": "a.png", "text": "\ud800"}, '{"a":' * 100000]
     good = {"file_name": "a.png", "text": " hi "}, {"file_name": "./a.png", "label": 3}, {"file_name": "a.png"}
     add_lines(root / "metadata.jsonl", [*bad, *good, ""])
-    entries, problems = read_entries(str(root))
+    found = read_entries(str(root))
+    entries, problems = found.entries, found.problems
     assert [(e.path.name, e.caption, e.label) for e in entries] == [
         ("a.png", "hi", None), ("a.png", None, 3), ("a.png", None, None)]
     assert len(problems) == len(bad) and all(f"line {i}: " in p for i, p in enumerate(problems, 1))
@@ -111,7 +120,8 @@ def test_pairs_also_in_subfolders(tmp_path):
     for name, content in ("a", "\ufeffa text\n".encode()), ("sub/b", b"ein Bild"), ("bytes", b"\xff\xfe\xff"):
         (root / f"{name}.txt").write_bytes(content)
     (root / "out.txt").symlink_to(tmp_path / "secret.txt")
-    entries, problems = read_entries(str(root))
+    found = read_entries(str(root))
+    entries, problems = found.entries, found.problems
     assert [(e.path.name, e.caption) for e in entries] == [
         ("a.png", "a text"), ("no.webp", None), ("b.JPG", "ein Bild")]
     assert len(problems) == 2 and "bytes.png" in problems[0] and "outside of the folder" in problems[1]
@@ -127,13 +137,94 @@ def test_llava_conversations(tmp_path):
             talk("What happens?", "It runs.", video="a.mp4"), talk("<video>\nWhat?", "It runs.", image="a.png"),
             talk("Which one?", "This one.", images=["a.png", "b.png"])]
     (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
-    entries, problems = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
+    found = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
+    entries, problems = found.entries, found.problems
     assert [(e.path and e.path.name, e.turns) for e in entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
         ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),
         (None, [("user", "Hello"), ("assistant", "Hi")])]
     assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 16))
-    assert all(f"about {word}," in p for word, p in zip(("video", "<video>", "images"), problems[-3:], strict=True))
+    assert all(f"about {word}," in p for word, p in zip(("video", "<video>", "2 images"), problems[-3:], strict=True))
+
+
+def test_llava_in_its_other_spellings(tmp_path):
+    said, plain = [("user", "What?"), ("assistant", "A cat.")], {"role": "assistant", "content": "A cat."}
+    rows = [{"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, plain]},
+            {"image": ["a.png"], "messages": [{"role": "user", "content": [
+                {"type": "image"}, {"type": "text", "text": "What?"}]}, plain]},
+            talk("<image>\nWhat?", "A cat.", "And?", image="a.png")]
+    rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": "x"}])), encoding="utf-8")
+    found = read_entries(str(tmp_path / "chat.jsonl"), str(tmp_path))
+    assert [(e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 and len(found.problems) == 1
+    assert found.notes == ["not read: 1 system turn, 1 question without an answer"]
+    with pytest.raises(ValueError, match="holds|list of a folder"):
+        (tmp_path / "metadata.jsonl").touch()
+        read_entries(str(tmp_path / "metadata.jsonl"), str(tmp_path))
+
+
+def pack(path, names):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.add(path.parent / name, name)
+
+
+# (files and what is in them; where the pictures lie; texts; labels; words of the notes), of a folder of pictures 0 to 3
+LAYOUTS = {
+    "a table": ({"metadata.csv": "\ufefffile_name;caption;label;url\n0.png;a; 0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
+                ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
+    "metadata of splits": ({"train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
+                            "test/metadata.csv": "file_name,text\n1.png,b\n"}, "train",
+                           ["b"], [None], ["only", "3 .png", '1 "prompt" beside "text"']),
+    "metadata of folders": ({"x/metadata.jsonl": '{"file_name": "..\\\\y\\\\0.png"}\n{"file_name": "sub\\\\0.png", '
+                             '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),
+    "texts in other files": ({"0.TXT": "a", "1.json": '{"caption": "b", "label": 3, "width": 9}', "2.caption": "c",
+                              "3.json": "[]", "2.json": "{"}, "", ["a", "b", "c", None], [None, 3, None, None],
+                             ['1 "width"', "left out: 1 .json"]),
+    "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": ""}, "cat", [None] * 5,
+                      ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_as_people_have_them(layout, tmp_path):
+    files, place, texts, labels, notes = LAYOUTS[layout]
+    root = tmp_path / "in"
+    for name, content in {**{str(Path(place, f"{i}.png")): i for i in range(4)}, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, int):
+            picture(content).save(root / name)
+        else:
+            (root / name).write_text(content, encoding="utf-8")
+    found = read_entries(str(root))
+    assert [e.caption for e in found.entries] == texts and [e.label for e in found.entries] == labels
+    assert len(found.problems) == ("folders" in layout and "x/metadata.jsonl" in files)
+    said = "\n".join(found.notes)
+    assert all(words in said for words in notes), said
+
+
+def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
+    root = tmp_path / "shards"
+    root.mkdir()
+    for i in range(12):
+        shutil.copy(photos / f"{i}.png", root / f"{i}.png")
+        name, text = (f"{i}.txt", f"text {i}") if i % 2 else (f"{i}.json", f'{{"text": "text {i}"}}')
+        (root / name).write_text(text, encoding="utf-8")
+    loose = imported(root, tmp_path / "cache")
+    (root / "0.seg.png").write_bytes(b"a mask")
+    for tar, numbers in ("a.tar", range(7)), ("b.tar", range(7, 12)):
+        pack(root / tar, sorted(p.name for p in root.iterdir() if p.name.split(".")[0] in map(str, numbers)))
+    for path in [*root.glob("*.png"), *root.glob("*.txt"), *root.glob("*.json")]:
+        path.unlink()
+    packed = imported(root, tmp_path / "cache")
+    assert packed.rows == loose.rows and len(packed.held) == 4
+    assert {i["caption"] for i in packed.items + packed.held} == {f"text {i}" for i in range(12)}
+    assert "left out: 1 .png" in read_entries(str(root)).notes[0]
+    whole = (root / "b.tar").read_bytes()
+    (root / "b.tar").write_bytes(whole[:len(whole) // 2])
+    found = read_entries(str(root / "b.tar"))
+    assert found.entries and len(found.problems) == 1 and "cut short" in found.problems[0]
+    assert {e.caption for e in found.entries} <= {f"text {i}" for i in range(12)} | {None}
 
 
 def test_the_first_view_is_padded_and_the_others_are_crops(own):
@@ -166,19 +257,19 @@ def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
     cut, rows = (photos / "0.png").read_bytes(), (photos / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     (photos / "cut.png").write_bytes(cut[:len(cut) // 2])
     add_lines(photos / "metadata.jsonl", [*rows * 4, {"file_name": "cut.png"}, "{", {"file_name": "caf\udce9.png"}])
-    found = import_source(str(photos), "", tmp_path / "cache", 16, 3)
+    found, name = import_(photos, tmp_path / "cache")
     assert "3 broken" in found and "cut.png: damaged or truncated" in found and "line 62: " in found
-    assert "caf\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / folder_name(str(photos))).rows
+    assert "caf\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / name, "").rows
     add_lines(photos / "metadata.jsonl", [{"file_name": "gone.png"}])
     with pytest.raises(ValueError, match="4 of 64 entries are broken.*5%"):
-        import_source(str(photos), "", tmp_path / "new", 16, 3)
+        import_(photos, tmp_path / "new")
 
 
 def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys):
     for i, name in enumerate(["a.heic", "b.HEIC", "c.mp4", "d.jfif", ".hidden.heic", "d.txt", "a.txt"]):
         picture(i + 20).save(photos / name, "JPEG")
     (photos / "away").symlink_to(tmp_path, target_is_directory=True)
-    assert import_source(str(photos), "", tmp_path / "cache", 16, 3).endswith("2 classes, 0 broken\n  left out: "
+    assert import_(photos, tmp_path / "cache")[0].endswith("2 classes, 0 broken\n  left out: "
         "2 .heic, 2 .txt, 1 .jfif, 1 .mp4, 1 link to a folder; no good line of metadata.jsonl names them")
     (photos / "metadata.jsonl").unlink()
     data.main([str(photos), "--out", str(tmp_path / "data.png")])
@@ -192,14 +283,50 @@ def test_a_single_picture_is_learned_by_heart(tmp_path):
     assert own.held == [] and len(own.items) == 1 and watch.shown(own) == own.items
 
 
-def test_a_changed_folder_is_read_again_unless_a_run_has_begun_with_it(photos, own, tmp_path, monkeypatch):
-    picture(77).save(photos / "1.png")
-    assert "goes on with what it read then" in import_source(str(photos), "", tmp_path / "cache", 16, 3, frozen=True)
-    assert FolderData(tmp_path / "cache" / folder_name(str(photos))).content == own.content
-    new = imported(photos, tmp_path / "cache")
-    assert new.content != own.content
-    monkeypatch.setattr(folder, "views_of", lambda *_: pytest.fail("decoded again"))
-    assert import_source(str(photos), "", tmp_path / "cache", 16, 3) == ""
+def test_a_run_goes_on_with_what_it_read_and_says_what_has_changed(photos, own, tmp_path, monkeypatch):
+    cache, known = tmp_path / "cache", {str(photos): own.cache_name}
+    shutil.copytree(photos, tmp_path / "moved")
+    with monkeypatch.context() as m:
+        m.setattr(imports, "views_of", lambda *_: pytest.fail("decoded again"))
+        assert import_(photos, cache) == import_(tmp_path / "moved", cache) == ("", own.cache_name)
+        picture(77).save(photos / "1.png")
+        said, name = import_(photos, cache, known=known, begun=True)
+        assert name == own.cache_name and "(12 entries then, 12 now); the run goes on" in said
+        shutil.rmtree(photos)
+        said, name = import_(photos, cache, known=known, begun=True)
+        assert name == own.cache_name and "cannot be read; the run goes on" in said
+        with pytest.raises(ValueError, match="expected a folder"):
+            import_(photos, cache, known=known)
+    add_lines(tmp_path / "moved" / "metadata.jsonl", [{"file_name": "1.png", "text": "another text"}])
+    said, name = import_(tmp_path / "moved", cache, known={str(tmp_path / "moved"): own.cache_name})
+    assert "it is read again" in said and name != own.cache_name
+    imports.drop_others(cache, [name])
+    assert [path.name for path in cache.iterdir()] == [name]
+
+
+def test_an_import_that_was_stopped_goes_on(photos, tmp_path, monkeypatch):
+    decoded, real, cache = [], imports.views_of, tmp_path / "cache"
+
+    def views_of(path, *rest):
+        decoded.append(path.name)
+        if len(decoded) == 7:
+            raise KeyboardInterrupt
+        return real(path, *rest)
+    monkeypatch.setattr(imports, "WORKERS", 1)
+    monkeypatch.setattr(imports, "views_of", views_of)
+    (photos / "3.png").write_bytes(b"broken")
+    monkeypatch.setattr(imports, "MOST_BROKEN", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        import_(photos, cache)
+    [part] = cache.glob("*.part")
+    kept, tried = len((part / "done.jsonl").read_text(encoding="utf-8").splitlines()), len(decoded)
+    with open(part / "pixels.u8", "ab") as f:
+        f.write(b"half a picture")
+    name = import_(photos, cache)[1]
+    assert 0 < kept < 12 and len(decoded) == tried + 12 - kept and not part.exists()
+    import_(photos, tmp_path / "whole")
+    for file in "pixels.u8", "items.jsonl", "about.json":
+        assert (cache / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
 
 
 def test_a_mixed_batch_is_a_function_of_its_seed_and_has_its_shares(own):
@@ -264,7 +391,7 @@ def test_no_class_is_the_null_class():
     assert none == null != other
 
 
-def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monkeypatch):
+def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(train.evaluate, "quick", lambda *_, **__: pytest.fail("there are no shapes"))
     out, threads = tmp_path / "out", torch.get_num_threads()
@@ -272,10 +399,18 @@ def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monke
              *(f"--stage_{s}.steps=1" for s in train.STAGES)]
     try:
         train.main([*flags, "--stage", "vae", "--stage", "llm", "--stage", "mar", "--stage", "1"])
-        (photos / "1.png").write_bytes(b"")
-        (photos / "2.png").unlink()
+        out = out.rename(tmp_path / "moved")
+        photos.rename(tmp_path / "elsewhere")
+        flags[flags.index("--out") + 1] = str(out)
         latents = {path.name: path.read_bytes() for path in (out / "cache").glob("latents_*")}
         train.main(flags)
+        assert "cannot be read; the run goes on with what it read before" in capsys.readouterr().out
+        before = json.loads((out / "train_config.json").read_bytes())
+        flags[flags.index("--data") + 1] = str(tmp_path / "elsewhere")           # the same pictures
+        train.main([*flags, "--stage_3.lr", "5"])
+        assert "nothing to do" in capsys.readouterr().out
+        after = json.loads((out / "train_config.json").read_bytes())             # it is that of what was trained
+        assert list(after.pop("sources").values()) == list(before.pop("sources").values()) and after == before
     finally:
         torch.set_num_threads(threads)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))

@@ -47,7 +47,8 @@ def test_names_and_shapes_are_those_of_the_official_checkpoint(path):
 
 
 class Watch(TorchDispatchMode):
-    """Counts the host-to-device copies, and refuses everything that would need data from the device."""
+    """Counts the host-to-device copies, and refuses everything that would need data from the device, and float64,
+    which MPS does not have."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim")
 
@@ -62,12 +63,15 @@ class Watch(TorchDispatchMode):
         assert not ("meta" in before and name in self.WAITS), f"{op} waits for the device"
         out = op(*args, **(kwargs or {}))
         assert not (before == {"meta"} and "cpu" in device(out)), f"{op} copies from the device to the host"
+        assert not any(t.dtype == torch.float64 and t.device.type == "meta" for t in tree_leaves(out)
+                       if isinstance(t, torch.Tensor)), f"{op} gives float64"
         if name in ("_to_copy", "copy_") and "cpu" in before and "meta" in device(out):
             self.copies += 1
         return out
 
 
-@pytest.mark.parametrize("code", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu(), torch.nonzero])
+@pytest.mark.parametrize("code", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu(), torch.nonzero,
+                                  lambda x: x.double()])
 def test_the_watch_notices_what_waits(code):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), Watch():
         code(torch.empty(3, device="meta"))

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import latest_state, load_state
 from nanoharmon.world.source import training_texts
 
+ROOT = Path(train.__file__).parent
 STEPS = [f"--stage_{s}.steps=4" for s in STAGES]
 BASE = ["--preset", "pico", "--procs", "1", "--save-every", "2", "--sample-every", "0"]
 
@@ -121,6 +123,10 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
     monkeypatch.setattr(train, "train_stage", lambda *_: pytest.fail("trains again"))
     train.main([*BASE, *STEPS, "--out", str(done), "--resume"])
     assert "nothing to resume" in capsys.readouterr().out
+    err = failing([*BASE, *STEPS, "--out", f"{done}2", "--resume"], capsys)           # a mistyped one
+    assert f"nothing to resume in {done}2" in err and "--out" in err and not Path(f"{done}2").exists()
+    err = failing([*BASE, *STEPS, "--out", done, "--init", "nowhere"], capsys)
+    assert "nowhere: No such file or folder; change --init" in err
     err = failing([*BASE, *STEPS, "--out", done, "--vae.ch=64"], capsys)
     assert "vae.ch 32 -> 64" in err and "--out" in err
 
@@ -219,6 +225,14 @@ def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
         stop.when -= 2
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_end_tells_the_main_figures():
+    figures = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))["results"]
+    drawn, answered, vae = watch.summary(train.evaluate.flatten(figures))
+    assert drawn.startswith("drawn right: single_object 100%") and drawn.endswith("overall 97%")
+    assert answered == "answered right: existence 100%, questions 93%, captions 94%" and vae.endswith("pictures 100%")
+    assert watch.summary({}) == []
 
 
 def test_quick_shortens_what_is_not_given():

@@ -110,7 +110,8 @@ def run_study(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", sce
     chosen, needed = arms(study, budget, preset), ["vae"] if study == "mar" else ["vae", "llm", "mar"]
     if missing := [s for s in needed if not (base / f"stage_{s}" / "config.json").exists()]:
         print(f"training the stages {', '.join(missing)} of {base} first", flush=True)
-        code = subprocess.run([sys.executable, str(TRAIN), "--preset", preset, "--out", str(base), "--resume",
+        code = subprocess.run([sys.executable, str(TRAIN), "--preset", preset, "--out", str(base),
+                               *["--resume"] * (base / "train_config.json").exists(),
                                *(f"--stage={s}" for s in needed)]).returncode
         if code:
             sys.exit(code)                                       # it has said why

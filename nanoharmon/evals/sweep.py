@@ -32,7 +32,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     kept by weights and all options: the sweeps meet in one point.
     """
     own = pipe.drawing_options(["a ring"])
-    weights, most = sum(p.double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
+    weights, most = sum(p.detach().cpu().double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
     lines = {"thinking first": True} if own["think"] else {}
     lines["the prompt itself"] = False
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values

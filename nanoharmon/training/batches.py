@@ -27,15 +27,14 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
               content (a text that differs when the pictures do)
 """
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from ..pictures import to_pixels
 from ..tokenizer import IGNORE, pad
 from ..world.source import ShapesData
-from .folder import FolderData, folder_name
+from .folder import FolderData
+from .formats import TALKS
 
 
 class Batches:
@@ -189,14 +188,14 @@ def check_mix(config):
     """Raises ValueError, with the flag to change, for a DataConfig that names no source or pictures of none."""
     if not (names := [name for name, _ in parse_mix(config.mix)]):
         raise ValueError("--mix names no source, expected some; pass --mix shapes:1,DIR:3")
-    if config.images and not any(name.lower().endswith(".json") for name in names):
+    if config.images and not any(name.lower().endswith(TALKS) for name in names):
         raise ValueError(f"--images {config.images} is for the pictures of a LLaVA file, got none; pass "
                          f"--llava FILE.json besides, or drop --images")
 
 
-def open_sources(config, cache):
-    """The sources of a DataConfig; those of files as import_source (folder.py) has put them into the cache."""
-    return [ShapesData(config) if name == "shapes" else FolderData(Path(cache) / folder_name(name))
+def open_sources(config, cache, folders):
+    """The sources of a DataConfig; those of files from the cache. folders: {name: folder there} (imports.py)."""
+    return [ShapesData(config) if name == "shapes" else FolderData(cache / folders[name], name)
             for name, _ in parse_mix(config.mix)]
 
 

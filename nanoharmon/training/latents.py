@@ -4,7 +4,7 @@
 
 After stage vae, training reads latents only: the VAE is frozen, so a picture's latents never change.
 
-Simplified: no augmentation after encoding; crops of the user's own pictures are made before (folder.py).
+Simplified: no augmentation after encoding; crops of the user's own pictures are made before (imports.py).
 """
 import hashlib
 import random

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ..cli import tolerate_characters
 from .sharding import is_sharded
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
+PATIENCE = timedelta(days=2)                 # that processes have with each other: one may decode pictures for hours
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
 
@@ -75,9 +77,9 @@ def join(rank, world_size, store, device):
     elif device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
-    if world_size > 1:
+    if world_size > 1:                                       # a dead process is noticed at once, a slow one waited for
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size,
-                                store=store and dist.FileStore(store, world_size))
+                                store=store and dist.FileStore(store, world_size), timeout=PATIENCE)
     return device
 
 

@@ -13,10 +13,11 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 import torch
 
-from ..cli import bar, first_of, markdown_table
+from ..cli import first_of, markdown_table
 from ..config import to_dict
 from ..files import write_json
 from ..harmon import Harmon
@@ -27,8 +28,8 @@ from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
 from ..words import training_words
 from ..world.source import training_texts
-from .batches import open_sources, parse_mix
-from .folder import check_source, import_source, read_source
+from .batches import parse_mix
+from .imports import check_source, find_sources, import_sources, known_folders, read_source
 from .memory import meta_model, step_memory
 from .optim import EMA, make_optimizers, select
 from .recipe import HARMON_STAGES, STAGES
@@ -149,15 +150,16 @@ def size_flags(run):
 
 def print_stages(run):
     """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
+    check_start(run)
     out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
     if finished:                                                 # then they say what the model is
         model, report = meta_model(run.config), []
     else:
         model, report = check_parts(run)
-    config, rows = replace(run.config, model=model.config), []
+    config, known, rows = replace(run.config, model=model.config), known_folders(out), []
     for name, _ in parse_mix(config.data.mix):
-        if name != "shapes":
-            check_source(name, *read_source(name, config.data.images))
+        if name != "shapes" and not ((finished or begun) and name in known and not Path(name).exists()):
+            check_source(name, read_source(name, config.data.images))
     if report:
         print(*report, sep="\n", end="\n\n")
     print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
@@ -209,8 +211,21 @@ def flat(values):
             for field, value in fields.items() if not isinstance(value, dict)}
 
 
-def check_settings(run, begun):
-    """Compare with the run that OUT holds. What would mix two recipes silently is an error, the rest is printed."""
+def check_start(run):
+    """Flags that name what is not there are mistakes, whatever else the run has."""
+    if run.resume and not any(progress(run.out)) and not (run.out / "train_config.json").exists():
+        raise ValueError(f"nothing to resume in {run.out}, expected the folder of a run; change --out, or drop "
+                         f"--resume to begin one")
+    for flag, path in run.given.items() if progress(run.out)[0] else ():         # of a new run, check_parts reads them
+        if path and not Path(path).exists():
+            raise ValueError(f"{path}: No such file or folder; change --{flag}")
+
+
+def check_settings(run, begun, sources):
+    """Compare with the run that OUT holds. What would mix two recipes silently is an error, the rest is printed.
+
+    sources: those of the user's files now, as import_source would put them into the cache.
+    """
     path = run.out / "train_config.json"
     if not path.exists():
         return
@@ -221,12 +236,13 @@ def check_settings(run, begun):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
     changed, wrong = {k: f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]}, []
+    moved = {"data.mix", "data.images"} if same_content(run, old["data.mix"], sources) else set()
     if stored.get("preset", run.preset) != run.preset:
         wrong = [f"preset {stored['preset']} -> {run.preset}"]
     for key in changed:
         part, _, field = key.partition(".")
         if part == "data":                                       # the cached latents are of those pictures
-            fixed = True
+            fixed = key not in moved
         elif part in ("model", "vae", "mar", "llm"):             # finished stages decide: a flag would be ignored
             fixed = begun or key in run.changed
         else:                                                    # an interrupted stage: only what is asked for by name
@@ -241,6 +257,14 @@ def check_settings(run, begun):
                          f"--out")
     if changed:
         run.say(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
+
+
+def same_content(run, mix, sources):
+    """Whether an earlier --mix meant the same as that of now, whatever the names and places of its files."""
+    before, now = known_folders(run.out), {source.name: source.folder for source in sources}
+    pairs = list(zip(parse_mix(mix), parse_mix(run.config.data.mix)))
+    return len(pairs) == len(parse_mix(mix)) == len(parse_mix(run.config.data.mix)) and all(
+        a == b and (old == new if old not in before else before[old] == now.get(new)) for (old, a), (new, b) in pairs)
 
 
 def check_parts(run):
@@ -276,6 +300,7 @@ def prepare(run, lock):
     lock: FolderLock of OUT, taken before anything is written: a mistake must leave nothing behind.
     """
     lock.take(make=False)
+    check_start(run)
     out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
     begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
     done = finished + [s for s in run.given_stages if s not in finished]
@@ -287,46 +312,24 @@ def prepare(run, lock):
                          f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
     if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
+    sources = find_sources(run.config, out, begun=bool(finished or begun))
     if done or begun:
-        check_settings(run, begun)
+        check_settings(run, begun, sources)
         if finished:
             with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
                 open_checkpoint(folder)
         run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     lock.take()
-    import_sources(run.config, out, todo, frozen=bool(finished or begun))
+    import_sources(run.config, out, todo, sources)
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
+    values = {"preset": run.preset, "command": command, **to_dict(run.config)}
+    with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
+        values = values if todo else json.loads(path.read_text(encoding="utf-8"))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        command = [flag for flag in run.command if flag != "--resume"]
-        write_json(out / "train_config.json", {"preset": run.preset, "command": command, **to_dict(run.config)})
+        write_json(path, {**values, "sources": {source.name: source.folder for source in sources}})
     except OSError as e:
         raise ValueError(f"cannot write in {out}: {e.strerror or e}; pass another --out") from None
-
-
-def import_sources(config, out, todo, frozen):
-    """Decode the user's own pictures into OUT/cache (folder.py), and check that the stages can use them."""
-    size, cache = max(stage.size for stage in config.stages.values()), out / "cache"
-    new = not cache.exists()
-    try:
-        for name, _ in parse_mix(config.data.mix):
-            if name != "shapes" and (found := import_source(name, config.data.images, cache, size, config.data.crops,
-                                                            frozen, bar)):
-                print(found)
-        sources = open_sources(config.data, cache)
-        classes, names = sum(source.classes for source in sources), ", ".join(source.name for source in sources)
-        if "mar" in todo and classes > config.model.mar.class_num:
-            raise ValueError(f"the labels of {names} need {classes} classes, the model has "
-                             f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
-        if not any(source.has("pictures") for source in sources):
-            raise ValueError(f"{names}: no pictures, expected some; pass --data DIR, or --mix shapes:1 besides")
-        needs = [s for s in todo if s not in ("vae", "mar")]
-        if needs and not any(source.has("texts") for source in sources):
-            raise ValueError(f"{names}: no texts, which stage {needs[0]} needs; add \"text\" to metadata.jsonl, or "
-                             f"pass --stage vae --stage mar")
-    except (ValueError, OSError):
-        if new:                                                  # nothing is left behind
-            shutil.rmtree(cache, ignore_errors=True)
-        raise

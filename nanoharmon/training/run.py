@@ -3,6 +3,7 @@ import json
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Run:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
     def autocast(self):
-        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
+        return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
 
     @property
     def is_main(self):

@@ -145,3 +145,19 @@ def final_snapshot(pipe, sources, size):
     texts = [caption for _, caption in pairs]
     both = [grid([picture, drawn], 2) for (picture, _), drawn in zip(pairs, pipe.draw(texts, size=size, seed=0))]
     return grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4), figures, texts
+
+
+# what of results.json is printed at the end of a training: a line's beginning, and {word: name of a figure}
+MAIN_FIGURES = {
+    "drawn right": {task: f"geneval/seen/{task}" for task in
+                    ("single_object", "two_object", "counting", "colors", "position", "color_attr", "overall")},
+    "answered right": {"existence": "pope/seen/random/accuracy", "questions": "vqa/seen/overall",
+                       "captions": "caption/seen"},
+    "given back right by the VAE": {"pictures": "vae/right"}}
+
+
+def summary(figures):
+    """The main figures as lines."""
+    found = {start: [f"{word} {figures[name]:.0%}" for word, name in names.items() if name in figures]
+             for start, names in MAIN_FIGURES.items()}
+    return [f"{start}: {', '.join(words)}" for start, words in found.items() if words]

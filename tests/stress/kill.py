@@ -154,7 +154,8 @@ def experiment(folder, n, procs, steps, stages, rng):
             runs, out = runs + 1, folder / f"run_{runs}"
         more = kills.total() < n or special
         chosen = special[0] if special and kills.total() % every == 0 else None
-        victim, how = Victim([*flags(out), "--resume"], log, chosen if isinstance(chosen, tuple) else None), ""
+        resumed = ["--resume"] * (out / "train_config.json").exists()
+        victim, how = Victim([*flags(out), *resumed], log, chosen if isinstance(chosen, tuple) else None), ""
         if isinstance(chosen, tuple):                        # dies by itself, if it comes to that place
             how = f", before os.{chosen[0]} of {chosen[1]}"
         elif more and victim.lives(rng.random() * seconds / 2):

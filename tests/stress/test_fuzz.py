@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import struct
+import tarfile
 import time
 import zlib
 from collections import Counter
@@ -32,7 +33,7 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import MAX_PIXELS, open_image
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
-from nanoharmon.training import entries
+from nanoharmon.training import formats
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
 from nanoharmon.weights.states import load_state, save_state
 
@@ -181,12 +182,22 @@ def prepare(folder):
     for name, row in (("metadata", {"file_name": "a.png", "text": "a cat", "label": "cat"}),
                       ("pope", {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "yes"})):
         (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 3, encoding="utf-8")
+    (folder / "table").mkdir()
+    (folder / "table" / "metadata.csv").write_text("file_name,text,label\na.png,a cat,0\n" * 3, encoding="utf-8")
+    (folder / "chat.jsonl").write_text(json.dumps({"image": "a.png", "conversations": [
+        {"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}]}) + "\n", encoding="utf-8")
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+        tar.add(folder / "metadata.jsonl", "a.json")
     return {"config.json": (folder / "ckpt" / "config.json", draw_and_answer),
             "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),
             "index.json": (index, lambda p: open_tensors(p.parent)),
             "safetensors": (folder / "weights.safetensors", read_all),
             "state.json": (state / "state.json", lambda p: load_state(p.parent)),
-            "metadata.jsonl": (folder / "metadata.jsonl", lambda p: entries.read_entries(p.parent)),
+            "metadata.jsonl": (folder / "metadata.jsonl", lambda p: formats.read_entries(p.parent)),
+            "metadata.csv": (folder / "table" / "metadata.csv", lambda p: formats.read_entries(p.parent)),
+            "shard.tar": (folder / "shard.tar", formats.read_entries),
+            "chat.jsonl": (folder / "chat.jsonl", lambda p: formats.read_entries(p, p.parent)),
             "pope.jsonl": (folder / "pope.jsonl", lambda p: external.read_pope(p, p.parent))}
 
 
