@@ -24,6 +24,8 @@ def look(lab, options):
     from . import check, handout, progress, tree
     from .table import EXERCISES
 
+    if not (handout.ROOT / "checkpoints/nano").is_dir():
+        raise ValueError(f"{handout.ROOT} has no checkpoints/nano, expected a handout or a clone; run this in one")
     mine = [e for e in progress.exercises() if progress.earned(e) == e.points] if tree.is_handout() else []
     files = tree.mixed(tree.reference(), mine, tree.PACKAGE)
     print(f"your code: {' '.join(f'{e.number:02d}' for e in mine) or 'none yet'}; the finished code: "
@@ -178,4 +180,5 @@ def main(lab, root, options):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from nanoharmon.cli import run_main
+    run_main(lambda: main(*sys.argv[1:]))
