@@ -58,6 +58,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.llm and (args.ckpt or args.image):
         parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
+    if args.top_p < 1 and not args.temperature:
+        parser.error("--top-p is for random words, and --temperature is 0; pass --temperature 0.7 besides, or drop it")
     return args
 
 

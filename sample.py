@@ -14,16 +14,15 @@ A checkpoint that has learned to --think first says what will be where, in words
 import sys
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
-from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nanoharmon.cli import Parser, model_flags, number, run_main, text
 from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
-from nanoharmon.pictures import file_bytes, open_image
+from nanoharmon.pictures import file_bytes, font_for, open_image
 from nanoharmon.words import note_unseen
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
@@ -55,7 +54,11 @@ def parse_args(argv=None):
     add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
         "must have learned to (default: the checkpoint's own, else no)")
     model_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.image and not args.region:
+        parser.error("--image without the part to draw anew, expected a part of the image; pass --region x0,y0,x1,y1 "
+                     "(chat.py --image asks about a picture)")
+    return args
 
 
 def size(words):
@@ -125,14 +128,6 @@ def make_grid(prompts, rows):
     return sheet
 
 
-def font_for(words):
-    """Pillow's own font, which is ASCII only; for other letters a common font of the system, where there is one."""
-    if not words.isascii():
-        with suppress(OSError):
-            return ImageFont.truetype("DejaVuSans.ttf", 14)
-    return ImageFont.load_default(14)
-
-
 def fit(words, pen, font, width):
     """Words on one line, cut with dots where they would be wider than the grid."""
     words = " ".join(words.split())[:1000]
@@ -162,6 +157,11 @@ def main(argv=None):
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think)
     plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
+    for flag, given, idle, why in (
+            ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
+            ("--cfg-schedule", args.cfg_schedule, plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):
+        if given is not None and idle:
+            raise ValueError(f"{flag} {given} {why}, or drop {flag}")
     if note := note_unseen(pipe.meta, prompts):
         print(note, file=sys.stderr)
 

@@ -53,15 +53,17 @@ from nanoharmon.files import FolderLock, write_json
 from nanoharmon.flags import describe_flags, override
 from nanoharmon.pipeline import Pipeline, pick_device
 from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
+from nanoharmon.training.given import recall
 from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import Stop, average_gradients, average_values, is_lost, join, launch, leave
 from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_training, quicken
-from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, print_stages, progress, to_do
+from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
+from nanoharmon.training.table import print_stages
 from nanoharmon.training.watch import show, show_final, summary
 from nanoharmon.weights.states import latest_state
 
@@ -276,12 +278,19 @@ def parse_args(argv=None):
     changed = override(config, rest)
     if args.compile and config.optim.fsdp:
         raise ValueError("--compile and --optim.fsdp true were never tried together; pass one of them")
+    for field, flags in ("data.mix", ("data", "llava", "mix")), ("data.images", ("images",)):
+        if field in changed and (twice := [flag for flag in flags if getattr(args, flag)]):
+            raise ValueError(f"--{field} says the same as --{twice[0]}, expected one of them; drop --{field}")
+    if args.train_parts and args.stage and not set(args.stage) & set(HARMON_STAGES):
+        raise ValueError(f"--train-parts is for stages 1 to 3, and --stage {args.stage[0]} is none of them; pass "
+                         f"--stage_{args.stage[0]}.train_parts, or drop it")
     if (args.mix or "data.mix" in changed) and "shapes" in dict(parse_mix(config.data.mix)) and Path("shapes").is_dir():
         raise ValueError("--mix shapes is the shapes world, and here is a folder of that name; pass ./shapes for the "
                          "folder, or rename it for the world")
     if args.train_parts:
         for name in HARMON_STAGES:
-            config.stages[name].train_parts = args.train_parts
+            if f"stage_{name}.train_parts" not in changed:
+                config.stages[name].train_parts = args.train_parts
     run = Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
               command=argv, changed=changed, only=tuple(args.stage or ()),
               given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, resume=args.resume,
@@ -293,14 +302,20 @@ def parse_args(argv=None):
 def main(argv=None):
     run, args = parse_args(argv)
     torchrun, rank = int(os.environ.get("WORLD_SIZE", 0)), int(os.environ.get("RANK", 0))
+    if args.procs and (torchrun or run.device.type != "cpu" and args.procs > 1):
+        raise ValueError("--procs is for processes on CPU that train.py starts itself; drop it, and use torchrun "
+                         "--nproc_per_node for several GPUs")
     asked = torchrun or (args.procs if run.device.type == "cpu" else 1)
     usual = asked or min(2, os.cpu_count() or 1)
+    notes = recall(run)
     run.config.optim.shards = count_shards(run.config, run.out, usual)
     world_size = asked or math.gcd(usual, run.config.optim.shards)       # a run of one process goes on with one
     check_training(run.config, world_size, run.only)
     check_mix(run.config.data)
+    if rank == 0 and notes:
+        print(*notes, sep="\n")
     if args.dry_run:
-        return print_stages(run)
+        return print_stages(replace(run, world_size=world_size))
     with FolderLock(run.out) as lock:
         if torchrun:                                             # the others are there, and wait
             with Stop(rank) as stop:

@@ -183,11 +183,19 @@ def grid(tiles, columns, gap=2, background="white"):
     return sheet
 
 
+def font_for(words, size=14):
+    """Pillow's own font, which is ASCII only; for other letters a common font of the system, where there is one."""
+    for name in () if words.isascii() else ("DejaVuSans.ttf", "arial.ttf", "Arial.ttf"):
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
 def captioned(picture, text, width, lines=3):
     """A picture, `width` wide, above the first lines of its text."""
     height = round(width * picture.height / picture.width)
     tile = Image.new("RGB", (width, height + 4 + 15 * lines), "white")
     tile.paste(picture.resize((width, height), Image.Resampling.BICUBIC))
     words = textwrap.wrap(text, width // 6, max_lines=lines, placeholder=" ...")
-    ImageDraw.Draw(tile).multiline_text((2, height + 2), "\n".join(words), "black", ImageFont.load_default(11))
+    ImageDraw.Draw(tile).multiline_text((2, height + 2), "\n".join(words), "black", font_for(text, 11))
     return tile

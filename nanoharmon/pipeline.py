@@ -27,7 +27,7 @@ from .weights.safetensors import save_safetensors
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
-SMALL = 2 * 10**7                                                # parameters: fewer run on one thread (docs/HARDWARE.md)
+SMALL = 2 * 10**7                    # parameters: the scripts run a smaller model on one thread (docs/HARDWARE.md)
 
 
 class Pipeline:

@@ -38,6 +38,16 @@ def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):
     assert {"llm.model.embed_tokens.weight", "mar.fake_latent", "llm.model.norm.weight"} <= plain
 
 
+def test_given_weights_get_gentle_rates(model):
+    params, config = select(model, "mar.,llm."), OptimConfig(given=0.1)
+    rates = {id(p): g["base_lr"] for o in make_optimizers(params, config, ("llm.", "vae.")) for g in o.param_groups
+             for p in g["params"]}
+    assert len(rates) == len(params)
+    for name, p in params.items():
+        assert rates[id(p)] == (0.01 if is_matrix(name, p) else 2e-3) * (0.1 if name.startswith("llm.") else 1), name
+    assert len(make_optimizers(params, OptimConfig(given=1), ("llm.",))) == 2              # as if nothing were given
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
 def test_orthogonalize_makes_singular_values_about_one_and_keeps_directions(shape):
     torch.manual_seed(0)

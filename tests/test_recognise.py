@@ -31,12 +31,12 @@ FOLDERS = {
     "no--words": ({}, {}, lambda p: (p / "tokenizer.json").unlink()),
     f"{HUB}/abc": ({}, {}, None)}
 AS_LLM = {
-    "gptq": "weights are quantized .gptq.", "mlx": "weights are quantized .4 bits", "awq": "quantized weights .GPTQ or A",
+    "gptq": "weights are quantized .gptq.", "mlx": "weights are quantized .4 bits", "awq": "quantized weights .GPTQ",
     "bnb": "quantized weights .bitsandb", "merged": "a LoRA adapter", "lora": "a LoRA adapter for its model",
     "float8": "is F8_E4M3, expected float32", "u32": "is U32, expected float32", "bin": "PyTorch's .bin only",
-    "parts": "no model.safetensors.index.json", "half": "model-2.safetensors: No such file", "gguf": "GGUF, for llama.cpp",
+    "parts": "no model.safetensors.index.json", "half": "model-2.safetensors: No such file", "gguf": "GGUF, for",
     "no--words": "no such file, expected the tokenizer.json", "hub": f"cache of Hugging Face; .*{HUB}/abc",
-    "hub/models--Qwen--Qwen2.5-9B": f"keeps the model in {HUB}/abc", "Qwen/Qwen2.5-0.5B": "hf download Qwen/Qwen2.5-0.5B ",
+    "hub/models--Qwen--Qwen2.5-9B": f"keeps the model in {HUB}/abc", "Qwen/Qwen2.5-0.5B": "hf download Qwen/Qwen2",
     "Qwen/Qwen2.5-9B": f"there is a download of it in {HUB}/abc", "nowhere": "No such file", "empty": "no config.json"}
 AS_CKPT = {"qwen": "a language model alone.*--llm", "run": "training, which keeps the model in run/final",
            "qwen/config.json": "a file, expected the directory.*is it qwen", "hf": "convert --harmon hf --out DIR"}

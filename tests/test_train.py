@@ -131,6 +131,24 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
     assert "vae.ch 32 -> 64" in err and "--out" in err
 
 
+def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
+    base, final = [*BASE, "--data.scenes", "60", "--stage_1.steps=2", "--stage_2.steps=2"], str(done / "final")
+    flags = [*base, "--out", str(tmp_path)]
+    train.main([*flags, "--vae", final, "--llm", final, "--mar", final, "--stage", "1"])
+    for other, words in ("llm", f"was given --llm {final}, not "), ("init", "was given no --init, not "):
+        assert words in failing([*flags, f"--{other}", done / "stage_2", "--stage", "2"], capsys)
+    train.main([*flags, "--dry-run"])                           # given weights are trained at gentle rates
+    table = capsys.readouterr().out
+    assert "| 0.002 / 0.01; llm, mar 0.0001 / 0.0005 |" in table and table.count("| given") == 3
+    train.main([*flags, "--stage", "2"])
+    assert f"was given --llm {final} at its start, and still is" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.glob("stage_*")) == ["stage_1", "stage_2"]
+    llm = [{k: v for k, v in weights(done / "final").items() if k.startswith("llm.")}] + [
+        {k: v for k, v in weights(tmp_path / f"stage_{s}").items() if k.startswith("llm.")} for s in "12"]
+    moved = [max((a[k].float() - b[k].float()).abs().max() for k in a) for a, b in zip(llm, llm[1:])]
+    assert moved[0] == 0 and 0 < moved[1] < 2e-3                 # two steps of at most 0.0005, and of 0.01 without
+
+
 def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path, unseen):
     train.main([*BASE, "--init", str(done / "stage_2"), "--stage", "2", "--stage_2.steps=2", "--optim.checkpointing",
                 "true", "--train-parts", "mar.decoder,proj_out", "--out", str(tmp_path)])

@@ -10,6 +10,7 @@ processes each does its share, which on CPU is what makes it affordable.
 """
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -46,8 +47,16 @@ def is_matrix(name, p):
     return p.ndim == 2 and any(part in name for part in ("blocks.", "layers.", "proj_in.", "proj_out."))
 
 
-def make_optimizers(params, config):
-    """[AdamW, Muon] (or [AdamW]) for {name: parameter}; `config`: OptimConfig. Each group has its `base_lr`."""
+def make_optimizers(params, config, given=()):
+    """[AdamW, Muon] (or [AdamW]) for {name: parameter}; `config`: OptimConfig. Each group has its `base_lr`.
+
+    given: how names begin whose weights come from outside: their rates are lower, times config.given.
+    """
+    theirs = {n: p for n, p in params.items() if given and config.given != 1 and n.startswith(given)}
+    if theirs:
+        own = {n: p for n, p in params.items() if n not in theirs}
+        slow = replace(config, lr=config.lr * config.given, muon_lr=config.muon_lr * config.given)
+        return make_optimizers(own, config) + make_optimizers(theirs, slow)
     matrices = {n: p for n, p in params.items() if config.muon and is_matrix(n, p)}
     decay, plain = [], []
     for name, p in params.items():

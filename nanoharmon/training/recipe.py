@@ -14,6 +14,8 @@ class OptimConfig:
     lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
     muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
     muon_lr: float = arg(0.01, "peak learning rate of Muon")
+    given: float = arg(0.05, "factor on both rates for weights from outside (--init, --vae, --llm, --mar), which are "
+                             "to keep what they know; 1 for the official sizes, whose rate is gentle", later=True)
     muon_momentum: float = arg(0.95, "momentum of Muon", **BELOW_1)
     beta1: float = arg(0.9, "AdamW beta1", **BELOW_1)
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)", **BELOW_1)
@@ -154,7 +156,8 @@ class Config:
             stages, data = micro_stages(), DataConfig(layout="free")
         elif name.startswith("harmon"):
             stages, data = harmon_stages(), DataConfig(layout="free")
-            optim = OptimConfig(lr=1e-5, muon=False, ema=0.999, schedule="cosine", floor=0.0, checkpointing=True)
+            optim = OptimConfig(lr=1e-5, given=1.0, muon=False, ema=0.999, schedule="cosine", floor=0.0,
+                                checkpointing=True)
         return cls(PRESETS[name](), optim, data, stages)
 
 
@@ -191,8 +194,7 @@ def check_training(config, world_size, only=()):
         check_model(config.model)
     except ValueError as e:
         raise ValueError(f"--{e}; change that flag") from None
-    optim, stages, shards = config.optim, config.stages, config.optim.shards
-    model, stride, limit = config.model, config.model.vae.stride, config.model.llm.max_position_embeddings
+    optim, stages, shards, model = config.optim, config.stages, config.optim.shards, config.model
     if model.llm.vocab_size < BYTES:
         raise ValueError(f"--llm.vocab_size is {model.llm.vocab_size}, expected at least {BYTES}, a token per byte; "
                          f"change that flag")
@@ -214,6 +216,14 @@ def check_training(config, world_size, only=()):
                                  f"of {shards}; change it, or pass --procs 1 --optim.shards 1")
         if stage.batch + (stage.understanding_batch if name in HARMON_STAGES else 0) < 1:
             raise ValueError(f"stage {name} has an empty batch, expected at least 1; pass --stage_{name}.batch 16")
+    check_sizes(config)
+
+
+def check_sizes(config):
+    """Complain about pictures that are no whole number of tokens, or too many. Given parts have sizes of their own."""
+    stages, model = config.stages, config.model
+    stride, limit = model.vae.stride, model.llm.max_position_embeddings
+    for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
         tokens = (stage.size // stride) ** 2 + model.mar.buffer_size

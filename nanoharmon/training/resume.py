@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import first_of, markdown_table
+from ..cli import first_of
 from ..config import to_dict
 from ..files import write_json
 from ..harmon import Harmon
@@ -29,16 +29,10 @@ from ..weights.states import latest_state, load_state, versions
 from ..words import training_words
 from ..world.source import training_texts
 from .batches import parse_mix
-from .imports import check_source, find_sources, import_sources, known_folders, read_source
-from .memory import meta_model, step_memory
+from .imports import find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import HARMON_STAGES, STAGES
+from .recipe import STAGES, check_sizes
 from .sharding import like, shard_blocks, whole
-
-# what each stage learns from (batches.py)
-LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
-               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions")}
-
 
 # --- the state of a stage ---------------------------------------------------------------------------------------------
 
@@ -57,7 +51,8 @@ class TrainingState:
         if run.config.optim.fsdp:
             params = shard_blocks(model, run.world_size, run.device.type)
         scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
-        return cls(params, make_optimizers(params, run.config.optim), EMA(params, run.config.optim.ema), scaler)
+        optimizers = make_optimizers(params, run.config.optim, run.given_parts)
+        return cls(params, optimizers, EMA(params, run.config.optim.ema), scaler)
 
     def contents(self, run, step):
         """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
@@ -146,42 +141,6 @@ def begin(run, sources):
 def size_flags(run):
     """Those of the changed fields that change sizes, as flags."""
     return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("vae.", "mar.", "llm."))]
-
-
-def print_stages(run):
-    """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
-    check_start(run)
-    out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
-    if finished:                                                 # then they say what the model is
-        model, report = meta_model(run.config), []
-    else:
-        model, report = check_parts(run)
-    config, known, rows = replace(run.config, model=model.config), known_folders(out), []
-    for name, _ in parse_mix(config.data.mix):
-        if name != "shapes" and not ((finished or begun) and name in known and not Path(name).exists()):
-            check_source(name, read_source(name, config.data.images))
-    if report:
-        print(*report, sep="\n", end="\n\n")
-    print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
-                    for part, child in model.named_children()) + " parameters\n")
-    mix = parse_mix(config.data.mix)
-    if mix != [("shapes", 1.0)]:
-        print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
-    for name, s in config.stages.items():
-        size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
-        rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
-        memory = "-"
-        given = name in run.given_stages
-        if name not in finished and not given:
-            memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards or 1, optim.checkpointing))
-        rows.append((name, LEARNS_FROM[name], s.size or "-",
-                     f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
-                     f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
-                     " / ".join(f"{rate:g}" for rate in rates), s.steps, memory,
-                     "finished" if name in finished else f"at step {begun[name]}" if name in begun else
-                     "given" if given else "to do"))
-    print(markdown_table(("stage", "data", "px", "trained", "batch generation : understanding", "lr AdamW / Muon",
-                          "steps", "GB state + work", out), rows))
 
 
 def count_shards(config, out, world_size):
@@ -277,6 +236,7 @@ def check_parts(run):
         plan = Assembly(run.config.model, **run.given, flags=size_flags(run))
         plan.load_tokenizer()
         model, report = plan.model, plan.report
+        check_sizes(replace(run.config, model=plan.config))
     else:
         with torch.device("meta"):
             model = Harmon(run.config.model)
@@ -325,7 +285,7 @@ def prepare(run, lock):
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
     path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
-    values = {"preset": run.preset, "command": command, **to_dict(run.config)}
+    values = {"preset": run.preset, "command": command, "given": run.given_files, **to_dict(run.config)}
     with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
         values = values if todo else json.loads(path.read_text(encoding="utf-8"))
     try:

@@ -69,6 +69,17 @@ class Run:
         """The stages whose result is given by a file: --vae, --llm, --mar, or all three by --init."""
         return [name for name in ("vae", "llm", "mar") if self.given[name] or self.given["init"]]
 
+    @property
+    def given_files(self):
+        """`given`, as it may be named from any folder."""
+        return {name: path and str(Path(path).absolute()) for name, path in self.given.items()}
+
+    @property
+    def given_parts(self):
+        """What the names of given weights begin with."""
+        parts = "vae", "llm", "mar", "proj_in", "proj_out"
+        return tuple(f"{part}." for part in parts if self.given["init"] or self.given.get(part))
+
     def shows(self, step):
         """Whether sample pictures are due, and this process helps to draw them."""
         return bool(self.takes_part and self.sample_every and step % self.sample_every == 0)

@@ -110,8 +110,8 @@ def open_checkpoint(path):
         raise ValueError(f"{path}: {in_place_of_a_folder(path)}")
     stored = read_json(path / "config.json")
     if "llm" in stored:
-        raise ValueError(f"{path}: Harmon as published, expected a directory of ours; run  python -m nanoharmon.convert "
-                         f"--harmon {path} --out DIR  first")
+        raise ValueError(f"{path}: Harmon as published, expected a directory of ours; first run  "
+                         f"python -m nanoharmon.convert --harmon {path} --out DIR ")
     if stored.get("model_type"):
         raise ValueError(f"{path}: a language model alone, expected a Harmon; chat.py and train.py take it as --llm")
     if "model" not in stored:

@@ -258,8 +258,8 @@ def main(argv=None):
     add("--mar", metavar="FILE", help="MAR's checkpoint-last.pth")
     add("--llm", metavar="DIR", help="a Qwen2.5 directory (with --harmon: for its config.json and tokenizer.json)")
     add("--out", metavar="DIR", help="the directory to write")
-    add("--dtype", choices=DTYPES, default="bfloat16", help="of the written weights (default bfloat16)")
-    add("--preset", choices=PRESETS, default="harmon-0.5b", help="sizes of parts that no file holds")
+    add("--dtype", choices=DTYPES, help="of the written weights (default bfloat16)")
+    add("--preset", choices=PRESETS, help="of pieces: sizes of parts that no file holds (default harmon-0.5b)")
     add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
     add("--parity", action="store_true", help=SUPPRESS)              # its old name: python tests/parity.py now
     args, flags = parser.parse_known_args(argv)
@@ -267,10 +267,13 @@ def main(argv=None):
         raise ValueError("--parity is a script of its own now; run python tests/parity.py in a clone of the repository")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
+    for flag, needless in ("preset", args.harmon and "--harmon"), ("dtype", not args.out and "--report without --out"):
+        if getattr(args, flag) and needless:
+            raise ValueError(f"--{flag} means nothing with {needless}; drop it")
     files = args.harmon, args.vae, args.llm, args.mar
     if not any(files):
         raise ValueError("nothing to read; pass --harmon, or pieces: --vae, --mar, --llm")
-    plan = Assembly(PRESETS[args.preset](), *files, flags, init_flag="--harmon")
+    plan = Assembly(PRESETS[preset := args.preset or "harmon-0.5b"](), *files, flags, init_flag="--harmon")
     if args.out:
         check_out(args.out, *files)
         if plan.load_tokenizer() is None:
@@ -281,11 +284,10 @@ def main(argv=None):
                              f"(train.py makes what is missing, chat.py takes an LLM alone: --llm {args.llm})")
     print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
     if args.out:
-        write(plan, args.out, getattr(torch, args.dtype))
+        write(plan, args.out, getattr(torch, args.dtype or "bfloat16"))
         new = [part for part in PARTS if part not in plan.sources]
-        print(f"wrote {args.out}. " + (f"{' and '.join(new)} are random numbers: train it with python train.py --preset "
-                                       f"{args.preset} --init {args.out}" if new else
-                                       f"Try: python sample.py --ckpt {args.out} --prompt \"a cat\""))
+        print(f"wrote {args.out}.", f"{' and '.join(new)} are random numbers: train it with python train.py --preset "
+              f"{preset} --init {args.out}" if new else f"Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def in_place_of_a_folder(path):
         return f"the whole cache of Hugging Face; a model in it is {found[0]}"
     if (path / "adapter_config.json").is_file():
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path", "its model")
-        return f"a LoRA adapter for {base!s:.80}, expected a whole model; merge the two first (merge_and_unload of peft)"
+        return f"a LoRA adapter for {base!s:.80}, expected a whole model; first merge them (merge_and_unload of peft)"
     if any(path.glob("*.gguf")):
         return "GGUF, for llama.cpp, expected safetensors; get the directory that it was made from"
     runs = [*path.glob("final/config.json"), *sorted(path.glob("stage_*/config.json"), key=os.path.getmtime)[::-1]]

@@ -1,0 +1,33 @@
+"""What a run was given: weights from outside, by --init, --vae, --llm and --mar. A run remembers them.
+
+OUT/train_config.json names their files. A later start need not repeat the flags; one that gives other files is an
+error, for the finished stages are made of the first ones. Given weights are trained at gentle rates (--optim.given).
+"""
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from .resume import progress
+
+
+def recall(run):
+    """Complete run.given by what the run in OUT was given. -> notes, or ValueError where this start differs."""
+    finished, begun = progress(run.out)
+    stored = None
+    with suppress(OSError, ValueError, RecursionError, AttributeError):          # check_settings says what is wrong
+        stored = json.loads((run.out / "train_config.json").read_text(encoding="utf-8")).get("given")
+    if not (finished or begun):
+        return []
+    if not isinstance(stored, dict):                             # begun before runs remembered: as it was then
+        run.config.optim.given = 1.0 if "optim.given" not in run.changed else run.config.optim.given
+        return []
+    notes = []
+    for name, now in run.given_files.items():
+        then = stored.get(name)
+        if now and now != then and Path(now).exists():           # else check_start says so
+            raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
+                             f"not {now}; drop --{name} to go on with it, or pass another --out")
+        if then and not now:
+            run.given[name] = then
+            notes.append(f"note: {run.out} was given --{name} {then} at its start, and still is")
+    return notes

@@ -1,0 +1,68 @@
+"""What train.py --dry-run prints: the stages as a Markdown table, and all that flags say beside it."""
+from dataclasses import replace
+from pathlib import Path
+
+from ..cli import markdown_table
+from ..weights.checkpoint import open_checkpoint
+from .batches import parse_mix
+from .imports import check_source, known_folders, read_source
+from .memory import step_memory
+from .optim import select
+from .recipe import HARMON_STAGES, STAGES
+from .resume import as_stage, check_parts, check_start, progress
+
+# what each stage learns from (batches.py)
+LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
+               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions")}
+
+
+def print_stages(run):
+    """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
+    check_start(run)
+    out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
+    if finished:                                                 # then they say what the model is
+        with as_stage(out / f"stage_{finished[-1]}") as folder:
+            model, report = open_checkpoint(folder)[0], []
+    else:
+        model, report = check_parts(run)
+    config, known, rows = replace(run.config, model=model.config), known_folders(out), []
+    for name, _ in parse_mix(config.data.mix):
+        if name != "shapes" and not ((finished or begun) and name in known and not Path(name).exists()):
+            check_source(name, read_source(name, config.data.images))
+    if report:
+        print(*report, sep="\n", end="\n\n")
+    print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
+                    for part, child in model.named_children()) + " parameters\n")
+    mix = parse_mix(config.data.mix)
+    if mix != [("shapes", 1.0)]:
+        print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
+    for name, s in config.stages.items():
+        size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
+        rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
+        memory = "-"
+        given = name in run.given_stages
+        if name not in finished and not given:
+            memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards or 1, optim.checkpointing))
+        rows.append((name, LEARNS_FROM[name], s.size or "-",
+                     f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
+                     f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
+                     " / ".join(f"{rate:g}" for rate in rates) + slower(run, "" if given else s.train_parts, rates),
+                     s.steps, memory,
+                     "finished" if name in finished else f"at step {begun[name]}" if name in begun else
+                     "given" if given else "to do" if name in (run.only or STAGES) else "not now"))
+    each = "a state every {} steps, the last {} are kept; pictures every {} steps".format(
+        run.save_every or "0", run.keep, run.sample_every)
+    print(f"{run.world_size} process{'es' * (run.world_size > 1)} on {run.device}{', compiled' * run.compile}; {each}")
+    if run.changed:
+        print("changed: " + ", ".join(f"{name} {value}" for name, value in run.changed.items()))
+    print()
+    print(markdown_table(("stage", "data", "px", "trained", "batch generation : understanding", "lr AdamW / Muon",
+                          "steps", "GB state + work", out), rows))
+
+
+def slower(run, train_parts, rates):
+    """The rates of those parts of a stage that were given, for its line of the table."""
+    parts, factor = [part[:-1] for part in run.given_parts if part in train_parts], run.config.optim.given
+    if not parts or factor == 1:
+        return ""
+    return f"; {', '.join(parts)} {' / '.join(f'{rate * factor:g}' for rate in rates)}"
