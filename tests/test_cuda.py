@@ -17,14 +17,14 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.training import memory, resume
-from nanoharmon.training.batches import make_batches, open_sources
+from nanoharmon.training.batches import make_batches
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.parallel import average_gradients
 from nanoharmon.training.recipe import STAGES, Config
 from nanoharmon.training.sharding import clip_gradients, shard_blocks, whole
 from nanoharmon.weights.safetensors import open_tensors
-from nanoharmon.world.source import training_texts
+from nanoharmon.world.source import ShapesData, training_texts
 
 NANO = Path(__file__).parents[1] / "checkpoints" / "nano"
 gpu = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -51,7 +51,7 @@ def nano(device, name, rows=4):
             torch.nn.init.normal_(p, std=0.02)
     config.data.scenes, config.optim.shards, stage = 40, 1, config.stages[name]
     stage.batch, stage.understanding_batch = rows, rows * bool(stage.understanding_batch)
-    batches = make_batches(config, open_sources(config.data, ""), tokenizer, device)
+    batches = make_batches(config, [ShapesData(config.data)], tokenizer, device)
     for size in 48, 96:
         shape = config.data.scenes, (size // 16) ** 2, 16
         batches.sources[0].latents[size] = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
