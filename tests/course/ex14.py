@@ -29,7 +29,7 @@ WRONG = [
     ("rounded down", RATIO + SPLIT.replace("ceil", "floor"), "rounded down"),
     ("nothing may be hidden", RATIO + SPLIT.replace("max(1, math.ceil(S * ratio))", "math.ceil(S * ratio)"),
      "at least one must be"),
-    ("swapped", RATIO + SPLIT.replace("n_hidden:]", "N").replace(":n_hidden]", "n_hidden:]").replace("N", ":n_hidden]"),
+    ("swapped", RATIO + SPLIT.replace("n_hidden:]", "@").replace(":n_hidden]", "n_hidden:]").replace("@", ":n_hidden]"),
      "visible and hidden are swapped"),
     ("not sorted", RATIO + SPLIT.replace(".sort(dim=1).values", ""), "not in raster order"),
     ("one order for all", RATIO + SPLIT.replace('(B, S, "cpu", generator)', '(1, S, "cpu", generator).expand(B, S)'),
