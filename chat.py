@@ -26,7 +26,8 @@ from nanoharmon.cli import Parser, explain, model_flags, number, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
-from nanoharmon.pipeline import load_pipeline, pick_device
+from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
+from nanoharmon.plans import settled
 from nanoharmon.replies import check_length, check_sampling, stream, usual_length
 from nanoharmon.weights.convert import load_llm
 from nanoharmon.words import note_unseen
@@ -53,6 +54,7 @@ def parse_args(argv=None):
         "model's context, 64 to 512)")
     add("--system", metavar="TEXT", help="a system turn, before the first question (default: none; Qwen2.5's own with "
         "--llm, where the directory's chat template has it)")
+    add("--fast", action="store_true", help="/draw with few iterations and steps: a measured choice (docs/RESULTS.md)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
     model_flags(parser)
     args = parser.parse_args(argv)
@@ -92,7 +94,8 @@ class TextPipeline:
 def load_text_pipeline(path, device, dtype):
     """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
     try:
-        llm, tokenizer, note = load_llm(path, pick_device(device), getattr(torch, dtype))
+        device = pick_device(device)
+        llm, tokenizer, note = load_llm(path, device, pick_dtype(dtype, device))
     except ValueError as e:
         raise ValueError(f"{e}; pass another --llm") from None
     if note:
@@ -167,11 +170,12 @@ class Chat:
         while (path := Path(f"drawing-{number:03d}.png")).exists():
             number += 1
         check_output(path, "the folder you start chat.py in")
-        plan, seed, thought = self.pipe.drawing_options([words]), self.args.seed + self.drawn, ""
+        plan = self.pipe.drawing_options([words], fast=self.args.fast)
+        seed, thought = self.args.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)
         with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
-            [picture] = self.pipe.draw([thought or words], seed=seed, think=False, progress=bar.update)
+            [picture] = self.pipe.draw([thought or words], seed=seed, progress=bar.update, **settled(plan))
         write_bytes(path, file_bytes(picture))
         self.drawn += 1
         self.show(picture, path)

@@ -5,7 +5,7 @@
     python sample.py --prompt "a yellow circle" --gif unmask.gif              watch the tokens being uncovered
     python sample.py --prompt "a circle and a ring" --no-think                without saying first what will be where
     python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        a part anew: seldom right so far
-    python sample.py --prompts-file prompts.txt --steps 25 --sampler dpm++ --save-each out/       faster, one file each
+    python sample.py --prompts-file prompts.txt --fast --save-each out/       a measured faster way, and one file each
 
 Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the
 end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
@@ -38,6 +38,8 @@ def parse_args(argv=None):
     add("--prompt", action="append", default=[], metavar="TEXT", help="what to draw; several times for several rows")
     add("--prompts-file", metavar="FILE", help="one prompt per line, UTF-8")
     add("--n", type=number(int, 1, 256), default=4, help="pictures per prompt, drawn as one batch (default 4)")
+    add("--batch", type=number(int, 1, 256), help="prompts drawn at once; how many hardly changes the pictures (default: "
+        "16 pictures' worth)")
     add("--out", default="grid.png", help="all pictures in a grid, prompts above the rows (default grid.png)")
     add("--save-each", metavar="DIR", help="also write every picture by itself, at its own size")
     add("--gif", metavar="FILE", help="also write how the pictures come about; hidden places are grey")
@@ -53,6 +55,7 @@ def parse_args(argv=None):
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
     add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
         "must have learned to (default: the checkpoint's own, else no)")
+    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice (docs/RESULTS.md)")
     model_flags(parser)
     args = parser.parse_args(argv)
     if args.image and not args.region:
@@ -151,11 +154,12 @@ def main(argv=None):
     prompts = read_prompts(args)
     check_outputs(args)
     image = open_image(args.image) if args.image else None
+    from nanoharmon.plans import settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
-                   think=args.think)
+                   think=args.think, fast=args.fast)
     plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
     for flag, given, idle, why in (
             ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
@@ -166,16 +170,23 @@ def main(argv=None):
         print(note, file=sys.stderr)
 
     start, rows, films = time.time(), [], []
-    options["think"] = False                 # it is done here, to be shown
+    options |= settled(plan)                 # thinking is done here, to be shown
+    n, batch = args.n, args.batch or max(1, 16 // args.n)
     with tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
-        for prompt in prompts:               # the same seed for every row: rows do not depend on each other
-            film, texts = [], [prompt] * args.n
+        for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
+            film, texts = [], [prompt for prompt in part for _ in range(n)]
             if plan["think"]:
-                texts = pipe.think(texts, args.seed)             # a thought for each picture
-                bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in texts)]))
-            rows.append(pipe.draw(texts, seed=args.seed, on_step=film.append if args.gif else None,
-                                  progress=bar.update, **options))
-            films.append(film)
+                texts = []
+                for prompt in part:
+                    thoughts = pipe.think([prompt] * n, args.seed)           # a thought for each picture
+                    bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts)]))
+                    texts += thoughts
+            # the same seed for every prompt: rows do not depend on each other
+            drawn = pipe.draw(texts, seed=args.seed, group=n, on_step=film.append if args.gif else None,
+                              progress=lambda: bar.update(len(part)), **options)
+            for i in range(0, len(drawn), n):
+                rows.append(drawn[i:i + n])
+                films.append([pictures[i:i + n] for pictures in film])
     seconds = time.time() - start
 
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))

@@ -1,15 +1,14 @@
 """python -m nanoharmon: the parts of every preset and their parameters, counted without making them."""
-import torch
-
 from .cli import Parser, run_main
 from .config import PRESETS
 from .harmon import Harmon
+from .weights.checkpoint import blank
 
 
 def main(argv=None):
     Parser(prog="python -m nanoharmon", description=__doc__).parse_args(argv)
     for name, make in PRESETS.items():
-        with torch.device("meta"):                               # tensors with shapes, without memory
+        with blank():
             model = Harmon(make())
         millions = {part: sum(p.numel() for p in child.parameters()) / 1e6 for part, child in model.named_children()}
         print(f"{name:12s} {sum(millions.values()):8.2f}M = "

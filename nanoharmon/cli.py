@@ -105,7 +105,8 @@ def model_flags(parser):
     parser.add_argument("--ckpt", metavar="DIR", help="a trained model (default: checkpoints/nano beside the script)")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="same seed, same result (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the weights; auto: the faster of "
+                        "float32 and bfloat16 on this machine (default float32)")
 
 
 def text(words, flag):

@@ -153,10 +153,12 @@ class DiffLoss(nn.Module):
             def randn(shape):
                 return torch.randn(shape, device=z.device, generator=generator)
 
-        z = self.net.cond_embed(z)                                   # the same in every step: embedded once
+        # embedded once: z, the same in every step, and the timesteps, the same for every row
+        z, times = self.net.cond_embed(z), self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))
+        times = dict(zip(diffusion.timestep_map, times))                         # of (width,)
 
         def network(x, t):
-            y = self.net.time_embed(t[:1]) + z                       # all rows have the same timestep
+            y = times[t] + z
             return self.guided(x, y, cfg) if guided else self.net.denoise(x, y)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)

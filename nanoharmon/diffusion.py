@@ -77,7 +77,9 @@ class Diffusion:
         return len(self.timestep_map)
 
     def at(self, name, t):
-        """Table `name` at timesteps t (N,) -> float32 (N, 1)."""
+        """Table `name` at timesteps t (N,) -> float32 (N, 1); at a timestep t for all rows, a number."""
+        if isinstance(t, int):
+            return float(self.tables[name][t])
         key = (name, t.device)
         if key not in self._on_device:
             self._on_device[key] = torch.tensor(self.tables[name], dtype=torch.float32, device=t.device)
@@ -137,7 +139,7 @@ class Diffusion:
     # --- sampling --------------------------------------------------------------------------------------------------
 
     def sample(self, network, x, noise_like, temperature=1.0, sampler="ddpm", clip=0.0):
-        """Run the reverse chain. network(x, t) -> (N, 2C) with t in original timesteps; x (N, C) is the initial noise.
+        """Run the reverse chain. network(x, t) -> (N, 2C), t an original timestep; x (N, C) is the initial noise.
 
         noise_like(x) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
         "dpm++" second order multistep (good from about 15 steps). temperature scales ddpm's noise, nothing else.
@@ -146,16 +148,15 @@ class Diffusion:
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}, expected one of {', '.join(SAMPLERS)}")
         last_x0 = last_lambda = None
-        for i in reversed(range(len(self))):
-            t = torch.full((x.shape[0],), i, device=x.device)
-            output = network(x, torch.full_like(t, self.timestep_map[i]))
+        for i in reversed(range(len(self))):         # a place in this chain, the same for all rows
+            output = network(x, self.timestep_map[i])
             if sampler == "ddpm":
-                mean, logvar, _ = self.p_mean_variance(output, x, t, clip)
+                mean, logvar, _ = self.p_mean_variance(output, x, i, clip)
                 noise = noise_like(x)                # drawn at the last step too, though not used: as official
                 x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
                 continue
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
-            x0 = self.predict_x0(x, t, output.chunk(2, dim=-1)[0], clip)
+            x0 = self.predict_x0(x, i, output.chunk(2, dim=-1)[0], clip)
             eps = (x - math.sqrt(ac) * x0) / math.sqrt(1 - ac)
             if i == 0:
                 return x0

@@ -5,6 +5,7 @@
     pipe.draw(["a red circle left of a blue square"], seed=1)[0].save("out.png")
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 
 from . import arguments
-from .config import SAMPLERS, SCHEDULES, to_dict
+from .config import to_dict
 from .files import write_json
 from .mar import random_orders
-from .pictures import as_picture, as_pictures, pad_square, split_region, to_pictures, to_pixels
+from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
+from .plans import plan_drawing
 from .qwen import KVCache
 from .replies import check_length, check_sampling, readable, stream
 from .tokenizer import IMAGE, pad
@@ -23,10 +25,6 @@ from .weights.checkpoint import load_weights, open_checkpoint
 from .weights.recognise import in_place_of_a_folder
 from .weights.safetensors import save_safetensors
 
-# how the official scripts draw
-OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
-            "think": False}
-STEPS = 1000                                                     # of the diffusion that the model was trained on
 SMALL = 2 * 10**7                    # parameters: the scripts run a smaller model on one thread (docs/HARDWARE.md)
 
 
@@ -78,58 +76,19 @@ class Pipeline:
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     def drawing_options(self, prompts, size=None, image=None, region=None, **given):
-        """All options of a drawing: what is given, else "draw" in config.json's meta, else the official ones.
-
-        Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
-        Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
-        """
-        own = self.meta.get("draw", {})
-        options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
-        if region is not None:                                   # a thought would place what the region places
-            options["think"] = False
-        options |= {name: value for name, value in given.items() if value is not None}
-        options["think"] = arguments.truth("think", options["think"])
-        if options["think"] and "think" not in own:
-            raise ValueError("think is on, expected off: this checkpoint has not learned to say what it will draw")
-        width, height = arguments.sides("size", own.get("size", self.size) if size is None else size)
-        grid, limit = self.model.vae.grid_of(height, width), self.model.config.llm.max_position_embeddings
-        S, U = grid[0] * grid[1], self.model.config.mar.buffer_size
-        if S + U + len(self.tokenizer.drawing("")) > limit:
-            raise ValueError(f"size is {width}x{height}, which is {S + U} tokens: with a prompt more than {limit}")
-        if (image is None) != (region is None):
-            raise ValueError("region is None, expected a part of the image" if region is None else
-                             "image is None, expected the picture that the region is a part of")
-        inside, outside = torch.arange(S), torch.arange(0)
-        if region is not None:
-            region = arguments.box("region", region)
-            inside, outside = map(torch.from_numpy, split_region(region, as_picture(image).size, grid))
-        if given.get("iters") is None:
-            options["iters"] = min(options["iters"], len(inside))
-        for name, most in ("iters", len(inside)), ("steps", STEPS):
-            options[name] = arguments.whole(name, options[name], 1, most)
-        for name in "cfg", "temperature":
-            options[name] = arguments.number(name, options[name], 0, 100)
-        for name, known in ("sampler", SAMPLERS), ("cfg_schedule", SCHEDULES):
-            if options[name] not in known:
-                raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(known)}")
-        prompts = arguments.texts("prompts", prompts)
-        if not prompts or not all(p.strip() for p in prompts):
-            raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
-        for prompt in prompts:
-            T = len(self.tokenizer.drawing(prompt))
-            if T + S + U > limit:
-                raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
-                                 f"picture): {prompt[:40]!r}...")
-        return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside}
+        """All options of a drawing, see plans.plan_drawing. Raises ValueError for everything that could not be drawn."""
+        return plan_drawing(self, prompts, size, image, region, **given)
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, think=None, seed=0, image=None, region=None, on_step=None, progress=None):
+             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_step=None,
+             progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
         number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
-        None = the checkpoint's own default, see `drawing_options`.
+        fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
+        group: draw every so many prompts as they would be drawn alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
         costs nothing. The same arguments draw the same bytes.
@@ -137,7 +96,7 @@ class Pipeline:
         prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
         image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
-                     temperature=temperature, cfg_schedule=cfg_schedule, think=think)
+                     temperature=temperature, cfg_schedule=cfg_schedule, think=think, fast=fast)
         plan = self.drawing_options(prompts, **given)
         if plan["think"]:
             prompts = self.think(prompts, seed)
@@ -145,7 +104,14 @@ class Pipeline:
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
         order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
-        order = random_orders(B, len(plan["inside"]), "cpu", order_generator)    # (B, n)
+        group = B if group is None else arguments.whole("group", group, 1, B)
+        if B % group:
+            raise ValueError(f"group is {group}, expected a divisor of {B}, the number of prompts")
+        order = random_orders(group, len(plan["inside"]), "cpu", order_generator).repeat(B // group, 1)        # (B, n)
+
+        def randn(shape):                                                        # the same in each group
+            return torch.randn(shape[0] * group // B, *shape[1:], device=device, generator=generator).repeat(
+                B // group, 1)
         options = {"orders": plan["inside"][order].to(device)}
         if image is not None:
             latents = self.model.vae.encode(self.pixels([image.resize(plan["size"])]))
@@ -158,7 +124,7 @@ class Pipeline:
                 progress()
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0)
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
-        latents = self.model.draw(ids, is_real, grid=grid, generator=generator, on_step=step, **options)
+        latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_step=step, **options)
         return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
 
     @torch.no_grad()
@@ -334,6 +300,19 @@ def pick_device(name):
     return torch.device(kind + (index and f":{index}"))
 
 
+def pick_dtype(name, device):
+    """"float32", "bfloat16" or "float16" -> torch.dtype; "auto": the faster of the first two for matrix products on this
+    device, measured in a moment. Without instructions for bfloat16, some CPUs take twice as long for it."""
+    def seconds(dtype):
+        x, times = torch.ones(512, 512, dtype=dtype, device=device), []
+        for _ in range(6):
+            start = time.perf_counter()
+            (x @ x)[0, 0].item()                                     # waits for a GPU
+            times.append(time.perf_counter() - start)
+        return min(times)
+    return min((torch.float32, torch.bfloat16), key=seconds) if name == "auto" else getattr(torch, name)
+
+
 def load_pipeline(path, device="auto", dtype="float32"):
     """Pipeline.load; path None is the checkpoint that comes with the code."""
     path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
@@ -341,7 +320,7 @@ def load_pipeline(path, device="auto", dtype="float32"):
         raise ValueError(f"no checkpoint folder {path}: {in_place_of_a_folder(path)}; pass --ckpt DIR")
     device = pick_device(device)
     try:
-        pipe = Pipeline.load(path, device, getattr(torch, dtype))
+        pipe = Pipeline.load(path, device, pick_dtype(dtype, device))
     except ValueError as e:
         wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
         raise ValueError(f"{e}; pass another --ckpt{wider}") from None

@@ -1,5 +1,6 @@
 """The Python API: load, save, draw, in-paint, answer, features.     python -m pytest -q tests/test_pipeline.py"""
 import random
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from nanoharmon.cli import explain
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square, split_region
-from nanoharmon.pipeline import Pipeline
+from nanoharmon.pipeline import Pipeline, pick_dtype
+from nanoharmon.plans import settled
 from nanoharmon.tokenizer import IMAGE, Tokenizer
 from nanoharmon.world.language import caption, questions
 from nanoharmon.world.shapes import random_scene, render
@@ -130,6 +132,33 @@ def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message)
     with pytest.raises(ValueError, match=message) as e:
         pipe.draw(**{"prompts": ["a red circle"], **options}, on_step=lambda _: pytest.fail("drew"))
     assert "--" not in str(e.value) and "--" in explain(e.value)                 # a fact here, a flag in a script
+
+
+def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
+    prompts = ["a red circle", "two blue rings and a white cross", "a ring"]
+    together = pipe.draw([p for p in prompts for _ in range(2)], seed=3, group=2, **FAST)
+    for i, prompt in enumerate(prompts):
+        for a, b in zip(together[2 * i:2 * i + 2], pipe.draw([prompt] * 2, seed=3, **FAST), strict=True):
+            assert np.abs(np.int16(a) - np.int16(b)).max() <= 1                  # rounding
+    assert together[0] != together[1] != together[3]
+    with pytest.raises(ValueError, match="group is 4, expected a divisor of 6"):
+        pipe.draw(prompts * 2, group=4)
+
+
+def test_fast_is_one_choice_for_thoughts_and_another_for_prompts_and_what_is_given_wins(pipe, thinker):
+    plans = [p.drawing_options(["x"], fast=True, **given)
+             for p, given in ((thinker, {}), (thinker, dict(think=False)), (pipe, dict(steps=7)), (pipe, dict(iters=2)))]
+    assert [(plan["iters"], plan["steps"]) for plan in plans] == [(6, 16), (16, 12), (16, 7), (2, 12)]
+    plan = thinker.drawing_options(["x"], **settled(plans[0]))                   # once it has thought
+    assert (plan["iters"], plan["steps"], plan["think"]) == (6, 16, False)
+
+
+@pytest.mark.parametrize("slow, fast", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_dtype_auto_is_the_faster_one(slow, fast, monkeypatch):
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: time.sleep(0.01 * (str(a.dtype)[6:] == slow)) or
+                        product(a[:1], b))
+    assert pick_dtype("auto", "cpu") == getattr(torch, fast) and pick_dtype(slow, "cpu") == getattr(torch, slow)
 
 
 def test_a_prompt_that_just_fits_the_context_is_drawn(pipe, monkeypatch):

@@ -11,7 +11,7 @@ import torch.multiprocessing
 
 from ..cli import number
 from ..config import SAMPLERS
-from ..pipeline import OFFICIAL
+from ..plans import OFFICIAL
 from ..training.parallel import end_with_parent
 from ..world import shapes
 
@@ -58,6 +58,7 @@ def drawing_flags(parser):
     add("--sampler", choices=SAMPLERS, help=own)
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
     add("--think", action=BooleanOptionalAction, help="the LLM first says what will be where " + own)
+    add("--fast", action="store_true", default=None, help="few --iters and --steps, a measured choice (plans.py)")
 
 
 def drawing_options(args):

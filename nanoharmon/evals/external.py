@@ -33,7 +33,8 @@ from tqdm import tqdm
 from ..cli import bar, first_of
 from ..files import write_bytes, write_json
 from ..pictures import file_bytes, open_image
-from ..pipeline import OFFICIAL, load_pipeline
+from ..pipeline import load_pipeline
+from ..plans import OFFICIAL
 from . import report
 from .common import BATCH, batches, out_folder, over_processes, rate, workers
 from .reading import likeliest, yes_no_scores

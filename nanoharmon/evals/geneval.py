@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 
+from ..plans import settled
 from ..world import language, shapes
 from ..world.judge import judge
 from .common import batches, over_processes, rate
@@ -24,10 +25,11 @@ def draw_and_judge(pipe, metas, seed, options):
     When the model thinks first, meta["said"] is what it said, and meta["said right"] whether that fits the prompt.
     """
     prompts = [meta["prompt"] for meta in metas]
-    if pipe.drawing_options(prompts, **options)["think"]:
+    plan = pipe.drawing_options(prompts, **options)
+    if plan["think"]:
         prompts = pipe.think(prompts, seed)
         metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, prompts)]
-    pictures = [np.asarray(p) for p in pipe.draw(prompts, seed=seed, **options | {"think": False})]
+    pictures = [np.asarray(p) for p in pipe.draw(prompts, seed=seed, **options | settled(plan))]
     verdicts = [judge(p, meta) for p, meta in zip(pictures, metas)]
     kept = set(range(KEEP)) | set([i for i, v in enumerate(verdicts) if not v["correct"]][:KEEP])
     return [(v, m, p if i in kept else None) for i, (v, m, p) in enumerate(zip(verdicts, metas, pictures))]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..cli import markdown_table
 from ..files import write_json
-from ..pipeline import OFFICIAL
+from ..plans import OFFICIAL
 from ..training.plot import draw_sweeps
 from .common import workers
 from .geneval import draw_scores

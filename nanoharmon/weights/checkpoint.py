@@ -5,12 +5,14 @@ tokenizer.json. Loading is strict: all tensors of the module, no others, of the 
 meta device first, so nothing is read or filled before everything is known to fit.
 """
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..cli import first_of
 from ..config import HarmonConfig, from_dict
@@ -20,6 +22,23 @@ from ..harmon import Harmon
 from ..tokenizer import Tokenizer
 from .recognise import in_names, in_place_of_a_folder
 from .safetensors import open_tensors, require
+
+# --- modules without weights ------------------------------------------------------------------------------------------
+
+class Unfilled(TorchFunctionMode):
+    """nn.init.normal_ does nothing: on the meta device, torch loads its compiler for it, which takes longer than all
+    else that a script does before it draws."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **kwargs or {})
+
+
+@contextmanager
+def blank():
+    """Modules made inside have shapes, but no memory."""
+    with torch.device("meta"), Unfilled():
+        yield
+
 
 # --- weights of a module ----------------------------------------------------------------------------------------------
 
@@ -122,7 +141,7 @@ def open_checkpoint(path):
         config = from_dict(HarmonConfig, stored["model"], "\"model\"")
         check_model(config)
         check_meta(stored.get("meta") or {})
-        with torch.device("meta"):           # no memory for weights that are about to be replaced
+        with blank():                        # no memory for weights that are about to be replaced
             model = Harmon(config)
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise ValueError(f"{path / 'config.json'}: describes no model ({e})") from None

@@ -34,7 +34,7 @@ from ..mar import MAR
 from ..qwen import Qwen
 from ..tokenizer import Tokenizer
 from ..vae import VAE
-from .checkpoint import load_weights
+from .checkpoint import blank, load_weights
 from .recognise import in_place_of_a_folder
 from .safetensors import save_safetensors
 from .sizes import llm_config, mar_config, vae_config
@@ -138,7 +138,7 @@ class Assembly:
                              f"pass a --vae and a --mar that belong together")
         try:
             check_model(config)
-            with torch.device("meta"):
+            with blank():
                 self.model = Harmon(config)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
@@ -241,7 +241,7 @@ def load_llm(path, device="cpu", dtype=torch.float32):
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"{path}: {len(tokenizer)} tokens in tokenizer.json, expected at most the {config.vocab_size} "
                          f"of config.json")
-    with torch.device("meta"):
+    with blank():
         llm = Qwen(config)
     source = Source.of("llm", path)
     report, note = match_part("llm", llm, source, config)

@@ -1,0 +1,69 @@
+"""How a picture is to be drawn: all options, filled in and checked before any work."""
+import torch
+
+from . import arguments
+from .config import SAMPLERS, SCHEDULES
+from .pictures import as_picture, split_region
+
+# how the official scripts draw
+OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
+            "think": False, "fast": False}
+# --fast, by whether a thought says all that the prompt leaves open: measured with checkpoints/nano (docs/RESULTS.md)
+FAST = {True: {"iters": 6, "steps": 16}, False: {"iters": 18, "steps": 12}}
+STEPS = 1000                                                     # of the diffusion that the model was trained on
+
+
+def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
+    """All options of a drawing by a Pipeline: what is given, else FAST if asked for, else "draw" in config.json's meta,
+    else the official ones.
+
+    Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
+    Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
+    """
+    own = pipe.meta.get("draw", {})
+    options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
+    if region is not None:                                   # a thought would place what the region places
+        options["think"] = False
+    given = {name: value for name, value in given.items() if value is not None}
+    options |= given
+    for name in "think", "fast":
+        options[name] = arguments.truth(name, options[name])
+    if options["fast"]:
+        options |= FAST[options["think"]] | given
+    if options["think"] and "think" not in own:
+        raise ValueError("think is on, expected off: this checkpoint has not learned to say what it will draw")
+    width, height = arguments.sides("size", own.get("size", pipe.size) if size is None else size)
+    grid, limit = pipe.model.vae.grid_of(height, width), pipe.model.config.llm.max_position_embeddings
+    S, U = grid[0] * grid[1], pipe.model.config.mar.buffer_size
+    if S + U + len(pipe.tokenizer.drawing("")) > limit:
+        raise ValueError(f"size is {width}x{height}, which is {S + U} tokens: with a prompt more than {limit}")
+    if (image is None) != (region is None):
+        raise ValueError("region is None, expected a part of the image" if region is None else
+                         "image is None, expected the picture that the region is a part of")
+    inside, outside = torch.arange(S), torch.arange(0)
+    if region is not None:
+        region = arguments.box("region", region)
+        inside, outside = map(torch.from_numpy, split_region(region, as_picture(image).size, grid))
+    if "iters" not in given:
+        options["iters"] = min(options["iters"], len(inside))
+    for name, most in ("iters", len(inside)), ("steps", STEPS):
+        options[name] = arguments.whole(name, options[name], 1, most)
+    for name in "cfg", "temperature":
+        options[name] = arguments.number(name, options[name], 0, 100)
+    for name, known in ("sampler", SAMPLERS), ("cfg_schedule", SCHEDULES):
+        if options[name] not in known:
+            raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(known)}")
+    prompts = arguments.texts("prompts", prompts)
+    if not prompts or not all(p.strip() for p in prompts):
+        raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
+    for prompt in prompts:
+        T = len(pipe.tokenizer.drawing(prompt))
+        if T + S + U > limit:
+            raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
+                             f"picture): {prompt[:40]!r}...")
+    return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside}
+
+
+def settled(plan):
+    """The options of a plan, for drawing what its prompts have become: a thought is not thought about again."""
+    return {name: plan[name] for name in OFFICIAL if name in plan} | {"think": False, "fast": False}

@@ -1,0 +1,50 @@
+"""The benchmark's instruments and tables.     python -m pytest -q tests/test_bench.py"""
+import json
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanoharmon import bench
+from nanoharmon.evals.measure import Parts, measure
+
+CPU = torch.device("cpu")
+
+
+def test_flops_parts_and_memory_are_those_of_the_work(monkeypatch):
+    monkeypatch.setattr("nanoharmon.evals.measure.matmul_peak", lambda *_: 1e9)
+    parts, (B, h, L, d) = Parts(CPU), (2, 3, 20, 16)
+    weight, q = torch.randn(32, 128, requires_grad=True), torch.randn(B, h, L, d, requires_grad=True)
+
+    def work():
+        with parts("sleep"):
+            time.sleep(0.02)
+        held = torch.ones(2**24)                                                 # 64 MiB
+        x = torch.randn(64, 128) @ weight.T                                      # backward: the weight's gradient alone
+        (x.sum() + F.scaled_dot_product_attention(q, q, q).sum() + held[0]).backward()
+    found = measure(work, parts, torch.float32, 2)
+    assert found["flops"] == 2 * (2 * 64 * 128 * 32) + (4 + 10) * B * h * L * L * d
+    assert 0.02 < found["parts"]["sleep"] < min(found["seconds"])
+    if found["memory"] is not None:
+        assert 60 < found["memory"] / 2**20 < 200
+
+
+def test_a_run_is_kept_and_compared(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    bench.main(["--preset", "pico", "--repeat", "1", "--only", "draw", "--only", "generation", "--only", "step 2",
+                "--steps", "3", "--iters", "2", "--batch", "2", "--json", str(path), "--mar.grid", "2"])
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["model"]["mar"]["grid"] == 2 and list(found["workloads"]) == ["draw", "generation", "step 2"]
+    assert {"MAR encoder", "LLM, prompt", "LLM, on its cache", "MAR decoder", "diffusion MLP"} == set(
+        found["workloads"]["draw"]["parts"])
+    assert {"data", "backward", "optimizer", "averaging"} < set(found["workloads"]["step 2"]["parts"])
+    capsys.readouterr()
+    for f in found["workloads"].values():
+        f["seconds"] = [2 * s for s in f["seconds"]]
+    (tmp_path / "b.json").write_text(json.dumps(found), encoding="utf-8")
+    bench.main(["--compare", str(path), str(tmp_path / "b.json")])
+    assert [line.split("|")[4].strip() for line in capsys.readouterr().out.splitlines()[2:]] == ["2.00"] * 3
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="a.json has no workloads"):
+        bench.main(["--compare", str(path), str(path)])
