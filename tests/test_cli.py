@@ -115,9 +115,9 @@ def test_prompts_come_from_flags_and_files(here):
 
 def test_options_are_taken(ckpt, here, capsys):
     sample.main([*P, "--n", "1", "--ckpt", ckpt, "--dtype", "bfloat16", "--sampler", "dpm++", "--cfg", "1.5",
-                 "--cfg-schedule", "linear", "--temperature", "0", "--size", "16x24", "--iters", "4"])
+                 "--cfg-schedule", "linear", "--size", "16x24", "--iters", "4"])
     out = capsys.readouterr().out
-    assert "cfg 1.5, linear, iters 4, steps 2, sampler dpm++, temperature 0, think False, seed 0" in out
+    assert "cfg 1.5, linear, iters 4, steps 2, sampler dpm++, temperature 1, think False, seed 0" in out
     assert "pictures of 16x24" in out
     Image.new("RGBA", (320, 160), (0, 255, 0, 128)).save("wide.png")             # any size and mode
     sample.main([*P, "--n", "1", "--ckpt", ckpt, "--image", "wide.png", "--region", "0,0,160,40"])
