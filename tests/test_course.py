@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nanoharmon.course import __main__ as course
-from nanoharmon.course import check, cut, grade, handout, speedrun, tree
+from nanoharmon.course import check, cut, grade, handout, progress, speedrun, tree
 from nanoharmon.course.table import EXERCISES, LABS, chosen, find
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +215,15 @@ def test_bad_input_is_one_line(handed_out, tmp_path):
         with pytest.raises(ValueError, match=words) as e:
             course.main(argv)
         assert "\n" not in str(e.value)
+
+
+def test_damaged_progress_counts_as_nothing(student, monkeypatch):
+    monkeypatch.setattr(handout, "ROOT", student)
+    for text in "", "{", "[]", '{"hints": 3, "done": [1]}', '{"hints": {"ex04": "x"}, "done": {"ex04": ["a", 99]}}':
+        (student / "exercises/progress.json").write_text(text, encoding="utf-8")
+        assert progress.load() == {"hints": {}, "done": {}}
+        assert progress.hint(RMSNORM).startswith("hint 1 of 3")
+    assert progress.hint(RMSNORM).startswith("hint 2 of 3") and progress.load()["hints"] == {"ex04": 2}
 
 
 # --- the leaderboard --------------------------------------------------------------------------------------------------

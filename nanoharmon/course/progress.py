@@ -7,15 +7,20 @@ import json
 from contextlib import suppress
 
 from ..files import write_json
-from . import check, cut, handout, tree
+from . import check, handout, tree
+from .table import EXERCISES
 
 
 def load():
-    with suppress(OSError, ValueError):
+    """{"hints": {id: how many were opened}, "done": {id: [digest, points]}}; what is damaged counts as nothing."""
+    found = {}
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads((handout.ROOT / "exercises/progress.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return {"hints": {}, "done": {}} | found
-    return {"hints": {}, "done": {}}
+    hints, done = ((found.get(name) if isinstance(found, dict) else None) for name in ("hints", "done"))
+    return {"hints": {e.id: hints[e.id] for e in EXERCISES if hints.get(e.id) in (1, 2, 3)}
+            if isinstance(hints, dict) else {},
+            "done": {e.id: done[e.id] for e in EXERCISES if isinstance(done.get(e.id), list) and len(done[e.id]) == 2
+                     and done[e.id][1] in range(e.points + 1)} if isinstance(done, dict) else {}}
 
 
 def save(state):
@@ -33,7 +38,7 @@ def exercises():
     """Those of this handout; in the repository itself, all."""
     if tree.is_handout():
         return handout.manifest(handout.ROOT)["exercises"]
-    return list(handout.EXERCISES)
+    return list(EXERCISES)
 
 
 def check_one(exercise, mine=False):
@@ -56,21 +61,20 @@ def earned(exercise):
     return sum(r.earned for r in check_one(exercise))
 
 
-def path_table(show=print):
-    """Print the path as a table."""
-    ours, sum_earned, total, following = exercises(), 0, 0, None
-    show(f"{'':4}{'exercise':11}{'lab':7}{'points':>8}   {'minutes':>7}   what you write")
-    for exercise in ours:
-        points = earned(exercise)
-        done = points == exercise.points
+def path_table():
+    """Print the path as a table: what is done, what is next, points."""
+    ours, points, following = exercises(), {}, None
+    print(f"{'':4}{'exercise':11}{'lab':7}{'points':>8}   {'minutes':>7}   what you write")
+    for e in ours:
+        points[e] = earned(e)
+        done = points[e] == e.points
         if not done and following is None:
-            following = exercise
-        mark = "done" if done else "next" if exercise is following else "part" if points else "    "
-        show(f"{exercise.number:02d}  {exercise.name:11}{exercise.lab:7}{points:>4} /{exercise.points:>2}   "
-             f"{exercise.minutes:>7}   {mark}   {exercise.title}")
-        sum_earned, total = sum_earned + points, total + exercise.points
-    show(f"{sum_earned} of {total} points" + (f"; next: exercises/{following.number:02d}.md, {following.file}, "
-                                           f"{' and '.join(following.functions)}" if following else "; all done"))
+            following = e
+        mark = "done" if done else "next" if e is following else "part" if points[e] else ""
+        print(f"{e.number:02d}  {e.name:11}{e.lab:7}{points[e]:>4} /{e.points:>2}   {e.minutes:>7}   {mark:4}   "
+              f"{e.title}", flush=True)
+    print(f"{sum(points.values())} of {sum(e.points for e in ours)} points; " + ("all done" if following is None else
+          f"next: exercises/{following.number:02d}.md, {following.file}, {' and '.join(following.functions)}"))
 
 
 def hint(exercise, number=None):

@@ -14,7 +14,7 @@ from . import cut
 
 PACKAGE = Path(__file__).parents[1]                              # nanoharmon/
 PACKED = "exercises/reference.zip"
-TEACHERS = re.compile(r"course/(?!__init__|checks/)|course/checks/ex\d+\.py")   # all of the course but what checks import
+TEACHERS = re.compile(r"course/(?!__init__|checks/)|course/checks/ex\d+\.py")   # the course, but what checks import
 
 
 def sources(package):
