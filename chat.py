@@ -262,9 +262,9 @@ def talk(chat):
 
 def main(argv=None):
     args = parse_args(argv)
-    for words, flag in (args.prompt, "--prompt"), (args.system, "--system"):
-        if words is not None:
-            text(words, flag)
+    for name in "prompt", "system":
+        if getattr(args, name) is not None:
+            setattr(args, name, text(getattr(args, name), f"--{name}"))
     pictures = [open_image(name) for name in args.image]
     if args.llm:
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)

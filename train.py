@@ -47,10 +47,10 @@ from tqdm import tqdm
 
 from nanoharmon.cli import Parser, number, run_main
 from nanoharmon.compiling import compile_blocks
-from nanoharmon.config import PRESETS, nearest
+from nanoharmon.config import PRESETS
 from nanoharmon.evals import evaluate
 from nanoharmon.files import FolderLock, write_json
-from nanoharmon.flags import describe_flags, override
+from nanoharmon.flags import describe_flags, nearest_field, override
 from nanoharmon.pipeline import Pipeline, pick_device
 from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
 from nanoharmon.training.given import recall
@@ -58,7 +58,8 @@ from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
-from nanoharmon.training.parallel import Stop, average_gradients, average_values, is_lost, join, launch, leave
+from nanoharmon.training.parallel import (Stop, average_gradients, average_values, is_lost, join, launch, leave,
+                                          torchrun_says)
 from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_training, quicken
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, to_do
 from nanoharmon.training.run import Run
@@ -274,7 +275,8 @@ def parse_args(argv=None):
     config.data.images = args.images or ""
     for flag in rest:
         if flag.startswith("--") and "." not in flag:
-            raise ValueError(f"unknown flag {flag}{nearest(flag, parser._option_string_actions)}; see --help")
+            meant = nearest_field(flag, config, parser._option_string_actions)
+            raise ValueError(f"unknown flag {flag}{meant}; see --help")
     changed = override(config, rest)
     if args.compile and config.optim.fsdp:
         raise ValueError("--compile and --optim.fsdp true were never tried together; pass one of them")
@@ -301,7 +303,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     run, args = parse_args(argv)
-    torchrun, rank = int(os.environ.get("WORLD_SIZE", 0)), int(os.environ.get("RANK", 0))
+    torchrun, rank = torchrun_says()
     if args.procs and (torchrun or run.device.type != "cpu" and args.procs > 1):
         raise ValueError("--procs is for processes on CPU that train.py starts itself; drop it, and use torchrun "
                          "--nproc_per_node for several GPUs")

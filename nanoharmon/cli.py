@@ -44,8 +44,11 @@ class Parser(argparse.ArgumentParser):
         flag = unknown.strip().partition(" ")[0].partition("=")[0]
         if unknown != message and flag.startswith("-"):
             message = f"unknown flag {flag}{nearest(flag, self._option_string_actions)}; --help lists them all"
+        elif unknown != message and flag.startswith(("\u2013", "\u2014")):
+            message = f"got {flag!r} with a long dash, as editors put it, expected two hyphens; type them anew"
         elif unknown != message:
-            message = f"got {unknown!r}, which belongs to no flag; put texts with spaces in quotes, see --help"
+            prompt = "--prompt before it, and " if "--prompt" in self._option_string_actions else ""
+            message = f"got {unknown!r}, which belongs to no flag; put {prompt}texts with spaces in quotes, see --help"
         elif message.endswith("expected one argument"):
             message += " (one that starts with a dash is written --flag=VALUE)"
         self.exit(2, f"error: {one_line(message.removeprefix('argument '))}\n")
@@ -75,7 +78,11 @@ def number(kind, low, high=math.inf):
 
 
 def tolerate_characters():
-    """Characters that the terminal cannot show, or that are none (file names), are no reason to stop."""
+    """Characters that the terminal cannot show, or that are none (file names), are no reason to stop. Nor is a stream
+    that is closed (2>&-), for which Python has None."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")
@@ -111,6 +118,8 @@ def model_flags(parser):
 
 def text(words, flag):
     """Words from the command line: not empty, and really text."""
+    with suppress(UnicodeError):                       # UTF-8 that Python took for ASCII, in the locale C
+        words = words.encode("utf-8", "surrogateescape").decode("utf-8")
     if not words.strip():
         raise ValueError(f"{flag} is empty, expected some text; pass {flag} TEXT")
     if any("\ud800" <= c <= "\udfff" for c in words):               # what Python makes of bytes that are not UTF-8

@@ -42,6 +42,20 @@ def sections(config):
     return found
 
 
+def nearest_field(flag, config, others):
+    """What was meant by a flag without a section, --lr or --batch-size: fields of that name, or the nearest of `others`,
+    or of all fields' names. "" for nothing."""
+    name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+    fields = {}
+    for section, values in sections(config).items():
+        for f in dataclasses.fields(values):
+            fields.setdefault(f.name, []).append(f"--{section}.{f.name}")
+    if name not in fields and (found := nearest(flag, others)):
+        return found
+    same = fields.get(name) or next((fields[f] for f in fields if name.startswith(f + "_")), [])
+    return f"; did you mean {' or '.join([same[0], *same[1:][-1:]])}?" if same else nearest(name, fields)
+
+
 def override(config, flags):
     """Apply ["--mar.encoder_depth=6", "--stage_2.lr", "0.5"] to a config in place.
 

@@ -42,7 +42,9 @@ def read_image(path):
     frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
     path = path if hasattr(path, "open") else Path(path)           # it may lie in a .tar: training/entries.py
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        what = "an address, expected a file: download it first" if str(path).startswith(("http:", "https:")) else (
+            "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else "no such file")
+        raise ValueError(f"{path}: {what}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
     try:

@@ -12,8 +12,9 @@ from PIL import Image
 import chat
 import sample
 from nanoharmon.arguments import threads_asked
-from nanoharmon.cli import run_main
-from nanoharmon.pictures import open_image
+from nanoharmon.cli import run_main, text
+from nanoharmon.pictures import captioned, font_for, open_image
+from nanoharmon.training.parallel import torchrun_says
 from test_pipeline import make_pipeline
 
 CHAT = chat.Chat
@@ -208,3 +209,34 @@ def test_characters_that_the_terminal_cannot_read_are_no_reason_to_stop(ckpt, he
     assert call(chat.main, ["--ckpt", ckpt, "--max-new-tokens", "3"]) == 0
     out, err = capfd.readouterr()
     assert not err and "(drawing-001.png; ask about it)" in out
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_stops_nobody(ckpt, here, closed, monkeypatch):
+    """0<&-, >&- and 2>&-, of which Python makes None."""
+    monkeypatch.setattr(sys, closed, None)
+    said = [] if closed == "stdin" else ["--prompt", "x"]
+    assert call(chat.main, ["--ckpt", ckpt, "--max-new-tokens", "2", *said]) == 0
+    monkeypatch.setattr(sys, closed, None)
+    assert call(sample.main, ["--ckpt", ckpt, "--prompt", "x", "--n", "1"]) == 0 and Path("grid.png").exists()
+
+
+def test_utf8_that_python_took_for_ascii_is_read(monkeypatch):
+    assert text("gr\udcc3\udcb6\udcc3\udc9fe", "--prompt") == "größe"           # LC_ALL=C
+
+
+@pytest.mark.parametrize("size, rank, address", [("abc", "0", "x"), ("2", "", "x"), ("2", "2", "x"), ("2", "0", "")])
+def test_an_environment_that_is_not_torchruns_is_named(monkeypatch, size, rank, address):
+    for name, value in ("WORLD_SIZE", size), ("RANK", rank), ("MASTER_ADDR", address):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"WORLD_SIZE '{size}' and RANK '{rank}'.*torchrun"):
+        torchrun_says()
+
+
+def test_umlauts_are_letters_also_under_pictures():
+    letters = [font_for("ä", 11).getmask(letter) for letter in "äö"]
+    assert font_for("a", 11).getmask("a").size                   # Pillow's own, where there is no other
+    if font_for("ä", 11).getname() != font_for("a", 11).getname():
+        assert bytes(letters[0]) != bytes(letters[1])
+        a, o = (np.asarray(captioned(Image.new("RGB", (60, 9)), letter, 60)) for letter in "äö")
+        assert (a != o).any()

@@ -66,6 +66,17 @@ def agree(flag, device):
     return bool(answer)
 
 
+def torchrun_says():
+    """(how many processes, which of them this is), from the environment that torchrun makes; (0, 0) without it."""
+    size, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
+    if not size:
+        return 0, 0
+    if not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size) and os.environ.get("MASTER_ADDR")):
+        raise ValueError(f"the environment says WORLD_SIZE {size!r:.20} and RANK {rank!r:.20}, expected what torchrun "
+                         f"sets; start train.py with torchrun, or unset WORLD_SIZE")
+    return int(size), int(rank)
+
+
 def join(rank, world_size, store, device):
     """Take this process's share of the cores, or its GPU, and meet the others. Returns the device.
 
