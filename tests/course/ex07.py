@@ -27,7 +27,7 @@ WRONG = [
     ("always kept", EXTEND.replace("if self.append", "if True"), "expected no change"),
     ("kept when there is a past", EXTEND.replace("if self.append", "if self.append or layer not in self.layers"),
      "holds something after extend"),
-    ("joined along the heads", EXTEND.replace("dim=2", "dim=1"), "along the heads"),
+    ("joined along the heads", EXTEND.replace("dim=2", "dim=1"), ""),
     ("one layer for all", EXTEND.replace("if layer in", "layer = 0\n    if layer in"), ""),
     ("past not counted", MASK.replace("arange(past, past + L, device=device)", "arange(L, device=device)").replace(
         "| (key == query)", "| (key == query + past)"), "the rows begin at token 0"),
