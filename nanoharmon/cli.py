@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .config import nearest
 
 DTYPES = "float32", "bfloat16", "float16"
+PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
 # how an error of the library about an option begins, and what helps those who typed flags
 FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
          "cfg is ": "pass another --cfg", "temperature is ": "pass another --temperature",
@@ -60,6 +61,9 @@ class Parser(argparse.ArgumentParser):
             if value == "" or isinstance(value, list) and "" in value:
                 name = (action.option_strings or [action.metavar])[-1]
                 self.error(f"{name} is empty, expected a value; pass one, or leave the flag out")
+            if action.metavar in PATHS and value:      # in --out=~/x a shell leaves the ~ as it is
+                home = [os.path.expanduser(v) for v in ([value] if isinstance(value, str) else value)]
+                setattr(found, action.dest, home[0] if isinstance(value, str) else home)
         return found, rest
 
 

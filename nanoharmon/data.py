@@ -65,7 +65,10 @@ def main(argv=None):
     if args.images and Path(args.source).suffix.lower() not in formats.TALKS:
         raise ValueError(f"--images {args.images} is for the pictures of a LLaVA file, {args.source} is none; "
                          f"drop --images")
-    out = check_output(args.out, "--out", (".png",))
+    out, inside = check_output(args.out, "--out", (".png",)), Path(args.images or args.source).resolve()
+    if inside.is_dir() and out.resolve().is_relative_to(inside):
+        raise ValueError(f"{out} would lie in {inside}, and be one of its pictures the next time; pass --out FILE "
+                         f"elsewhere")
     try:
         found = formats.read_entries(args.source, args.images)
     except ValueError as e:

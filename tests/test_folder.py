@@ -3,6 +3,7 @@ import json
 import random
 import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
-from nanoharmon.training.batches import make_batches
+from nanoharmon.training.batches import make_batches, parse_mix
 from nanoharmon.training import folder, imports, watch
 from nanoharmon.training.folder import FolderData
 from nanoharmon.training.formats import read_entries
@@ -201,6 +202,29 @@ def test_folders_as_people_have_them(layout, tmp_path):
     assert len(found.problems) == ("folders" in layout and "x/metadata.jsonl" in files)
     said = "\n".join(found.notes)
     assert all(words in said for words in notes), said
+
+
+def test_what_we_write_does_not_become_data(photos, monkeypatch):
+    (photos / "metadata.jsonl").unlink()
+    (photos / "out" / "samples").mkdir(parents=True)
+    picture(50).save(photos / "out" / "samples" / "a.png")
+    (photos / "out" / "train_config.json").touch()
+    assert len(read_entries(str(photos)).entries) == 12
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="one of its pictures the next time; pass --out"):
+        data.main(["."])
+
+
+def test_paths_are_what_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_mix(["a:3"]) == [("a", 3)]
+    (tmp_path / "a:3").mkdir()
+    assert parse_mix(["a:3", "a:3:2"]) == [("a:3", 2)]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(train.parse_args(["--out=~/runs"])[0].out) == f"{tmp_path}/runs"
+    picture(0).save(tmp_path / unicodedata.normalize("NFD", "café.png"))          # as a Mac's zip has it
+    add_lines(tmp_path / "metadata.jsonl", [{"file_name": unicodedata.normalize("NFC", "café.png")}])
+    assert read_entries(".").entries[0].path.is_file()
 
 
 def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):

@@ -27,6 +27,8 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
               content (a text that differs when the pictures do)
 """
+import os
+
 import numpy as np
 import torch
 
@@ -168,10 +170,13 @@ def halves(picked, sequences, key):
 
 def parse_mix(entries):
     """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
-    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes"."""
+    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". What is
+    there as typed, a folder "a:3", is that."""
     found = {}
     for entry in filter(None, entries):
         name, _, weight = entry.rpartition(":")
+        if os.path.exists(entry):
+            name = ""
         try:
             weight = float(weight) if name else 1.0
         except ValueError:                               # a name with a colon

@@ -35,6 +35,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", "
 METADATA = "metadata.jsonl", "metadata.csv"
 TEXTS = ".txt", ".caption", ".json"                              # beside a picture; the first of them that there is
 TALKS = ".json", ".jsonl"                                        # files of conversations
+RUN_FILES = {"train_config.json", "in_use"}                      # in the folder of every run
 SPLITS = {"train", "test", "val", "valid", "validation", "dev", "eval"}
 
 
@@ -172,10 +173,13 @@ def split_name(name, file):
 
 
 def all_files(root):
-    """Relative paths of all that is in a folder and its subfolders, but for what begins with a dot. A link to a folder
-    is not followed, it is listed with a slash behind it."""
+    """Relative paths of all that is in a folder and its subfolders, but for what begins with a dot, and for the folders
+    of runs: what train.py writes is not what it learns from. A link to a folder is not followed, it is listed with a
+    slash behind it."""
     found = []
     for folder, folders, files in os.walk(root):
+        if RUN_FILES & {*files, *folders} and folder != str(root):
+            folders[:] = files[:] = []
         folders[:] = [f for f in folders if not f.startswith(".")]               # in place: os.walk goes by this list
         links = [f + "/" for f in folders if os.path.islink(os.path.join(folder, f))]
         found += [os.path.relpath(os.path.join(folder, f), root) + f[len(f.rstrip("/")):] for f in files + links
