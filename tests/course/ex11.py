@@ -30,6 +30,8 @@ WRONG = [
     ("noise added", CLEAN.replace("x_t - self", "x_t + self") + STEP, "noise is added, and not"),
     ("one timestep for the batch", CLEAN.replace(", t) *", ", t[:1]) *") + STEP, "the timestep of the first"),
     ("halves swapped", CLEAN + STEP.replace("eps, v = output", "v, eps = output"), "halves of the output are swapped"),
+    ("tensors only", CLEAN + STEP.replace('self.at("log_betas", t)', 'self.at("log_betas", t).expand_as(v)'),
+     "t may be one whole number"),
     ("share is v", CLEAN + STEP.replace("(v + 1) / 2", "v"), "it should be (v + 1) / 2"),
     ("bounds swapped", CLEAN + STEP.replace("frac *", "(1 - frac) ##").replace(
         "(1 - frac) * self", "frac * self").replace("##", "*"), "the two bounds are swapped"),
@@ -46,7 +48,7 @@ WRONG = [
 RIGHT = [
     ("solved by hand, a helper, torch.lerp", '''
 def bounds(chain, t):
-    return chain.at("posterior_log_variance_clipped", t), chain.at("log_betas", t)
+    return (torch.as_tensor(chain.at(name, t)) for name in ("posterior_log_variance_clipped", "log_betas"))
 
 def predict_x0(self, x_t, t, eps, clip=0.0):
     signal, noise = self.at("sqrt_alphas_cumprod", t), self.at("sqrt_one_minus_alphas_cumprod", t)
@@ -60,18 +62,18 @@ def p_mean_variance(self, output, x_t, t, clip=0.0):
     low, high = bounds(self, t)
     clean = self.predict_x0(x_t, t, output[:, :C], clip=clip)
     mean, _ = self.q_posterior(clean, x_t, t)
-    return mean, torch.lerp(low.expand(-1, C), high.expand(-1, C), output[:, C:] / 2 + 0.5), clean
+    return mean, torch.lerp(low.expand_as(mean), high.expand_as(mean), output[:, C:] / 2 + 0.5), clean
 '''),
     ("row by row, with the mean written out", '''
 def predict_x0(self, x_t, t, eps, clip=0.0):
     ac = self.at("alphas_cumprod", t)
-    found = x_t / ac.sqrt() - eps * (1 / ac - 1).sqrt()
+    found = x_t / ac ** 0.5 - eps * (1 / ac - 1) ** 0.5
     return torch.clip(found, -clip, clip) if clip != 0 else found
 
 def p_mean_variance(self, output, x_t, t, clip=0.0):
     means, logs, cleans = [], [], []
     for n in range(len(x_t)):
-        when, x = t[n:n + 1], x_t[n:n + 1]
+        when, x = t if isinstance(t, int) else t[n:n + 1], x_t[n:n + 1]
         eps, v = output[n:n + 1].reshape(2, 1, -1)
         x0 = self.predict_x0(x, when, eps, clip)
         means.append(self.at("posterior_mean_coef1", when) * x0 + self.at("posterior_mean_coef2", when) * x)

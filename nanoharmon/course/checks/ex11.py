@@ -19,6 +19,15 @@ def a_step(seed):
     return chain, bars_of(chain.timestep_map, 1000), t, *torch.randn(3, N, C)
 
 
+def at_once(function, *args):
+    """The result for one t, a whole number, that holds for all rows: so `sample` calls these functions."""
+    try:
+        return function(*args)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as e:
+        raise AssertionError(f"t may be one whole number for all rows, as in `sample`; then `self.at` gives a number, "
+                             f"and your code ends with {type(e).__name__}: {e}") from None
+
+
 def test_posterior(seed):
     chain, bars, t, x_t, x0, _ = a_step(seed)
     got = chain.q_posterior(x0, x_t, t)
@@ -39,6 +48,8 @@ def test_posterior(seed):
         "the variance is returned, and not its logarithm": by_row(lambda s, *_: torch.tensor([s.lower]).exp()),
         "log(beta) is returned, the upper bound": by_row(lambda s, *_: torch.tensor([s.upper])),
     })
+    same("the mean of q_posterior with t = 2 for all rows", at_once(chain.q_posterior, x0, x_t, 2)[0],
+         by_row(lambda s, x0, x: s.mean(x0, x), torch.full_like(t, 2)))
 
 
 def test_clean_token(seed):
@@ -62,6 +73,8 @@ def test_clean_token(seed):
         "all rows get the timestep of the first": by_row(lambda s, x, e: s.clean(x, e), t=t[:1].expand(len(t))),
     })
     unchanged("x_t", before, x_t)
+    same("x_0 with t = 2 for all rows", at_once(chain.predict_x0, x_t, 2, eps),
+         by_row(lambda s, x, e: s.clean(x, e), t=torch.full_like(t, 2)))
     clip = free.abs().median().item()                            # so that half of the numbers are cut
     same(f"x_0 with clip {clip:.3g}", chain.predict_x0(x_t, t, eps, clip), free.clamp(-clip, clip), {
         "nothing is cut": free,
@@ -92,6 +105,11 @@ def test_mean(seed):
         "eps is taken for x_0; first predict_x0, then q_posterior": mean_of(eps),
     })
     same("the third result, x_0", got[2], free)
+    mean, logvar, _ = at_once(chain.p_mean_variance, output, x_t, 2)
+    two = torch.full_like(t, 2)
+    same("the mean with t = 2 for all rows", mean, rows(
+        lambda s, x, e: s.mean(s.clean(x, e), x), bars, two, x_t, eps))
+    same("the log-variance with t = 2 for all rows", logvar, rows(lambda s, v: s.log_variance(v), bars, two, v))
     got = chain.p_mean_variance(output, x_t, t, clip)
     same(f"the third result, x_0, with clip {clip:.3g}", got[2], free.clamp(-clip, clip), {
         "clip is not passed on": free})
