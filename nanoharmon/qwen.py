@@ -87,12 +87,12 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         group = self.heads // self.kv_heads                          # query head h reads kv head h // group
         if L == 1:                       # one new token: its heads stand in for so many queries, and nothing is copied
-            q = q.view(B, self.kv_heads, group, -1)
+            q = q.reshape(B, self.kv_heads, group, -1)
         elif group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
         # no mask: plain causal order; a single new token (L = 1) may attend to the whole cache, so it needs none
         x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
-        x = x.view(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)
+        x = x.reshape(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)
         return self.o_proj(x)
 
 

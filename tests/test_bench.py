@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from nanoharmon import bench
+from nanoharmon.config import nano
+from nanoharmon.evals import growth
 from nanoharmon.evals.measure import Parts, measure
+from nanoharmon.harmon import Harmon
+from nanoharmon.weights.checkpoint import blank
 
 CPU = torch.device("cpu")
 
@@ -48,3 +52,11 @@ def test_a_run_is_kept_and_compared(tmp_path, capsys):
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="a.json has no workloads"):
         bench.main(["--compare", str(path), str(path)])
+
+
+def test_memory_of_drawing_grows_like_the_tokens_and_no_faster():
+    with blank():
+        model = Harmon(nano())
+    sizes = [growth.cost(model, growth.draw, tokens=n, batch=1, prompt=8, iters=2, steps=2)[1] for n in (256, 1024)]
+    assert sizes[1] < 5 * sizes[0] < 5e8                     # 16 times as much, if a matrix of weights were kept
+    growth.cost(model, growth.converse, length=9)            # with the layout that attention has on a GPU

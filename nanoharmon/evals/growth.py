@@ -1,0 +1,81 @@
+"""How cost grows with the work: FLOPs and memory against tokens, batch, lengths and iterations, as exponents.
+
+    python -m nanoharmon.evals.growth                     preset nano, a minute
+
+Each row doubles one size while all others stay. An exponent of 1 means that twice the size costs twice as much, 2 that
+it costs four times as much. Attention makes FLOPs grow faster than the tokens, but only where these are many: the
+first exponent is that of the first doubling, the second that of the last.
+
+Nothing is computed: tensors are on the meta device, where they have shapes but no data, so the figures are exact and do
+not depend on the machine. Memory is the most that is held at one time beside the weights; attention as a fused kernel.
+"""
+import math
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..cli import Parser, markdown_table, run_main
+from ..config import PRESETS
+from ..harmon import Harmon
+from ..qwen import KVCache
+from ..training.memory import Peak, fused
+from ..weights.checkpoint import blank
+
+USUAL = {"tokens": 256, "batch": 4, "prompt": 16, "iters": 2, "steps": 2}
+GROWING = {"tokens": (64, 128, 2048, 4096), "batch": (1, 2, 32, 64), "prompt": (8, 16, 256, 512),
+           "iters": (2, 4, 8, 16), "steps": (2, 4, 16, 32)}
+
+
+def ids(B, length):
+    return (torch.empty(B, length, dtype=torch.long, device="meta"),
+            torch.empty(B, length, dtype=torch.bool, device="meta"))
+
+
+def draw(model, tokens, batch, prompt, iters, steps):
+    """With guidance. tokens of a row: the grid is one row high."""
+    orders = torch.empty(batch, tokens, dtype=torch.long, device="meta")
+    model.draw(*ids(2 * batch, prompt), iters=iters, grid=(1, tokens), orders=orders, steps=steps,
+               randn=lambda shape: torch.empty(shape, device="meta"))
+
+
+@torch.no_grad()
+def converse(model, length):
+    """A conversation of so many tokens, and one more."""
+    cache, llm = KVCache(), model.llm
+    llm.model(llm.embed(ids(1, length)[0]), cache=cache)
+    llm.lm_head(llm.model(llm.embed(ids(1, 1)[0]), cache=cache))
+
+
+def cost(model, work, *args, **options):
+    """(FLOPs, bytes) of work(model, ...)."""
+    counter = FlopCounterMode(display=False)
+    with mock.patch.object(F, "scaled_dot_product_attention", fused), Peak(model.parameters()) as peak, counter:
+        work(model, *args, **options)
+    return counter.get_total_flops(), peak.peak
+
+
+def exponents(model, work, name, sizes, **usual):
+    """A row of the table: how work's cost grows with the option `name`."""
+    costs = [cost(model, work, **usual | {name: size}) for size in sizes]
+    row = [name, f"{sizes[0]} to {sizes[-1]}"]
+    for values in zip(*costs):
+        row += [f"{math.log2(values[1] / values[0]):.2f}", f"{math.log2(values[3] / values[2]):.2f}"]
+    return row
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.evals.growth", description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="nano")
+    args = parser.parse_args(argv)
+    with blank():
+        model = Harmon(PRESETS[args.preset]()).eval()
+    rows = [["drawing: " + (row := exponents(model, draw, name, sizes, **USUAL))[0], *row[1:]]
+            for name, sizes in GROWING.items()]
+    rows.append(["conversation: " + (row := exponents(model, converse, "length", (64, 128, 512, 1024)))[0], *row[1:]])
+    print(markdown_table(["", "from, to", "FLOPs, first", "last", "memory, first", "last"], rows))
+
+
+if __name__ == "__main__":
+    run_main(main)
