@@ -3,6 +3,7 @@
     python chat.py                                                  type to ask, /help for the commands
     python chat.py --image photo.png                                start with a picture
     python chat.py --image photo.png --prompt "is there a circle?"  one answer, nothing else
+    python chat.py --explain --image photo.png --prompt "is there a circle?"     what happens inside, step by step
     python chat.py --llm Qwen2.5-0.5B-Instruct                      a language model alone, text only
     python chat.py --llm DIR --system "Answer in one word."         what it is told before all else
 
@@ -15,15 +16,16 @@ A conversation is what the model was trained on: a user's turn may begin with pi
 """
 import json
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import nanoharmon          # noqa: F401, before torch: it sets how idle threads wait
 import torch
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain, model_flags, number, run_main, text
-from nanoharmon.config import nearest
+from nanoharmon.cli import Parser, explain as explained, model_flags, number, run_main, text
+from nanoharmon import explain
+from nanoharmon.config import PRESETS, nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
@@ -56,8 +58,16 @@ def parse_args(argv=None):
         "--llm, where the directory's chat template has it)")
     add("--fast", action="store_true", help="/draw with few iterations and steps: a measured choice (docs/RESULTS.md)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
+    add("--explain", action="store_true", help="with --prompt: also print how the question goes through the model, "
+        "every tensor with its shape, range and line of code")
+    add("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, nothing is "
+        f"loaded or answered; for {', '.join(PRESETS)} (default nano)")
     model_flags(parser)
     args = parser.parse_args(argv)
+    if args.explain and (args.prompt is None or args.llm):
+        parser.error("--explain follows one question to a Harmon, expected --prompt and no --llm; pass --prompt TEXT")
+    if args.dry_run and not args.explain:
+        parser.error("--dry-run is for --explain, expected both; pass --explain")
     if args.llm and (args.ckpt or args.image):
         parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
     if args.top_p < 1 and not args.temperature:
@@ -255,7 +265,7 @@ def talk(chat):
                     print(piece, end="", flush=True)
                 print()
         except (ValueError, OSError) as e:
-            print("error:", explain(e), file=sys.stderr)
+            print("error:", explained(e), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")
 
@@ -266,6 +276,9 @@ def main(argv=None):
         if getattr(args, name) is not None:
             setattr(args, name, text(getattr(args, name), f"--{name}"))
     pictures = [open_image(name) for name in args.image]
+    if args.dry_run:
+        pipe = explain.without_weights(args.dry_run, args.ckpt)
+        return print(explain.as_text(explain.dry_answer(pipe, args.prompt, pictures, args.system)))
     if args.llm:
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
@@ -277,13 +290,14 @@ def main(argv=None):
         return talk(chat)
     chat.note(args.prompt)
     try:
-        for piece in chat.ask(args.prompt):
-            print(piece, end="", flush=True)
+        with explain.Walk(pipe) if args.explain else nullcontext() as walk:
+            for piece in chat.ask(args.prompt):
+                print(piece, end="", flush=True)
     except ValueError as e:                  # nobody can type /reset here
         if not str(e).startswith("conversation is "):
             raise
         raise ValueError(f"with this --prompt, the {e}; pass a shorter one, or a smaller --max-new-tokens") from None
-    print()
+    print("\n\n" + explain.as_text(walk) if args.explain else "")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     python sample.py --prompt "a circle and a ring" --no-think                without saying first what will be where
     python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        a part anew: seldom right so far
     python sample.py --prompts-file prompts.txt --fast --save-each out/       a measured faster way, and one file each
+    python sample.py --explain --n 1 --prompt "a red circle"                  what happens inside, step by step
 
 Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the
 end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
@@ -14,13 +15,14 @@ A checkpoint that has learned to --think first says what will be where, in words
 import sys
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
+from contextlib import nullcontext
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nanoharmon.cli import Parser, model_flags, number, run_main, text
-from nanoharmon.config import SAMPLERS, SCHEDULES
+from nanoharmon.config import PRESETS, SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
 from nanoharmon.words import note_unseen
@@ -56,11 +58,17 @@ def parse_args(argv=None):
     add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
         "must have learned to (default: the checkpoint's own, else no)")
     add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice (docs/RESULTS.md)")
+    add("--explain", action="store_true", help="also print how the request goes through the model: every tensor with its "
+        "shape, range and line of code")
+    add("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, nothing is "
+        f"loaded or drawn; for {', '.join(PRESETS)} (default nano)")
     model_flags(parser)
     args = parser.parse_args(argv)
     if args.image and not args.region:
         parser.error("--image without the part to draw anew, expected a part of the image; pass --region x0,y0,x1,y1 "
                      "(chat.py --image asks about a picture)")
+    if args.dry_run and not args.explain:
+        parser.error("--dry-run is for --explain, expected both; pass --explain")
     return args
 
 
@@ -156,7 +164,10 @@ def main(argv=None):
     image = open_image(args.image) if args.image else None
     from nanoharmon.plans import settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
-    pipe = load_pipeline(args.ckpt, args.device, args.dtype)
+    if args.explain:
+        from nanoharmon import explain
+    pipe = explain.without_weights(args.dry_run, args.ckpt) if args.dry_run else \
+        load_pipeline(args.ckpt, args.device, args.dtype)
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think, fast=args.fast)
@@ -168,11 +179,14 @@ def main(argv=None):
             raise ValueError(f"{flag} {given} {why}, or drop {flag}")
     if note := note_unseen(pipe.meta, prompts):
         print(note, file=sys.stderr)
+    if args.dry_run:
+        return print(explain.as_text(explain.dry_draw(pipe, prompts[0], args.n, plan)))
+    walk = explain.Walk(pipe) if args.explain else nullcontext()
 
     start, rows, films = time.time(), [], []
     options |= settled(plan)                 # thinking is done here, to be shown
     n, batch = args.n, args.batch or max(1, 16 // args.n)
-    with tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+    with walk, tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
         for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
             film, texts = [], [prompt for prompt in part for _ in range(n)]
             if plan["think"]:
@@ -188,6 +202,8 @@ def main(argv=None):
                 rows.append(drawn[i:i + n])
                 films.append([pictures[i:i + n] for pictures in film])
     seconds = time.time() - start
+    if args.explain:
+        print(explain.as_text(walk), end="\n\n")
 
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:

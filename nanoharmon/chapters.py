@@ -1,0 +1,186 @@
+"""What `--explain` tells: chapters of steps, each an assignment somewhere in the code, with a sentence about it.
+
+explain.py waits for these assignments while a request runs. A chapter is told once, in the order in which they happen.
+LETTERS are those of nanoharmon/__init__.py, and some more.
+"""
+import functools
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from .diffloss import DiffLoss
+from .diffusion import Diffusion
+from .harmon import Harmon
+from .mar import MAR
+from .pipeline import Pipeline
+from .qwen import KVCache, Qwen, sample_token
+from .tokenizer import IMAGE, Tokenizer
+from .vae import VAE
+
+
+LETTERS = {"B": "pictures or questions at once", "R": "rows: B, and with guidance B more for no prompt",
+           "T": "text pieces", "S": "image tokens", "K": "visible ones", "m": "drawn in this iteration", "U": "buffers",
+           "D": "width of the MAR",
+           "E": "width of the LLM", "C": "numbers of an image token", "L": "places in the LLM", "V": "vocabulary",
+           "G": "key/value heads", "d": "width of a head", "h": "tokens down", "w": "tokens across", "H": "pixels down",
+           "W": "pixels across"}
+
+
+def pieces(ids, pipe):
+    """Ids as the pieces of text that they stand for, spaces as _; the places of a picture are counted."""
+    if isinstance(ids, torch.Tensor):
+        if ids.is_meta:
+            return ""
+        ids = ids.flatten().tolist()
+    decode = functools.partial(pipe.tokenizer.inner.decode, skip_special_tokens=False)
+    words = " ".join("<picture>" if i == IMAGE else decode([i]).replace("\n", "\\n").replace(" ", "_") for i in ids)
+    return re.sub(r"<picture>(?: <picture>)+", lambda m: f"<{m[0].count('<')} places for the picture>", words)
+
+
+def likeliest(logits, pipe):
+    """The three likeliest next pieces of text, with their probabilities."""
+    if logits.is_meta:
+        return ""
+    probs, ids = logits[0].softmax(-1).topk(3)
+    return ", ".join(f"{pieces([i], pipe)} {p:.1%}" for p, i in zip(probs.tolist(), ids.tolist()))
+
+
+def countdown(counts, pipe):
+    """A long list of numbers, its middle left out."""
+    return " ".join(map(str, counts if len(counts) < 20 else [*counts[:10], "...", *counts[-5:]]))
+
+
+@dataclass(eq=False)
+class Step:
+    """name: a local variable of `function`; "(name" one of its parameters, "-> name, name" what it returns.
+    letters: its shape. sentence: None where an assignment is not worth telling. show: more about the value.
+    again: told once more as it is in the end, in the last iteration."""
+    function: object
+    name: str
+    letters: str = ""
+    sentence: str | None = None
+    show: object = None
+    again: bool = False
+    is_told: bool = False
+
+
+@dataclass(eq=False)
+class Chapter:
+    title: str
+    entry: object                       # it begins when this function is called, and ends when that returns
+    intro: str
+    steps: list
+    inside: object = None               # the entry of the chapter that it is a part of
+    rows: list = field(default_factory=list)
+    last: list = field(default_factory=list)                     # rows of the steps that are told again
+    sizes: dict = field(default_factory=dict)                    # what the letters stand for
+
+
+def chapters():
+    """New ones for every walk, to be filled."""
+    return [
+        Chapter("Thinking first", Pipeline.think, "The LLM says in words what it will draw. This thought is the prompt "
+                "from here on (--no-think leaves it out).", [
+            Step(Tokenizer.drawing, "-> ids", "", "The request, cut into word pieces:", pieces),
+            Step(Pipeline.think, "ids", "B, T", "The number of each piece in the vocabulary."),
+            Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
+            Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
+                 "piece: all that they know about the next one."),
+            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
+                 "next:", likeliest),
+            Step(Qwen.generate, "ids", "B", "One is picked at random by these probabilities. It is appended, and so on "
+                 "until <|im_end|>:", pieces),
+            Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
+        ]),
+        Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "Every picture is drawn twice at once: for its "
+                "prompt, and for no prompt at all. Guidance will compare the two.", [
+            Step(Tokenizer.drawing, "text", "", "The prompt goes into the sentence that training used."),
+            Step(Tokenizer.drawing, "-> ids", "", "It is cut into word pieces:", pieces),
+            Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each piece in the vocabulary; "
+                 "the last B rows are \"Generate an image.\" | Which of them count: shorter rows are padded at the "
+                 "end."),
+        ]),
+        Chapter("The LLM reads the prompt once", Harmon.draw, "The prompt stays the same while the picture grows. So "
+                "its keys and values are computed once and kept.", [
+            Step(Qwen.embed, "-> embeds", "R, T, E", "Each number picks its row of the embedding table."),
+            Step(KVCache.extend, "-> k, v", "R, G, T, d | R, G, T, d", "The keys of the first layer, which later "
+                 "tokens will compare themselves with | and the values that they will read there."),
+        ]),
+        Chapter("An iteration: some tokens are drawn", MAR.draw, "All tokens are hidden at first. Each iteration draws "
+                "a few of them at once, given the prompt and all that is visible.", [
+            Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers, all still unknown."),
+            Step(MAR.draw, "counts", "", "How many tokens are hidden before each iteration, and after the last:",
+                 countdown),
+            Step(MAR.draw, "visible", "B, K", "The places that are visible: none yet.", again=True),
+            Step(MAR.draw, "drawn", "B, m", "The places that this iteration draws, picked at random.", again=True),
+            Step(MAR.encode, "buffers", "B, U, D", "The buffers: tokens that are always there, with positions."),
+            Step(MAR.encode, "x", "B, K, D", "The visible tokens, as wide as the encoder, with positions."),
+            Step(MAR.encode, "x", "B, U+K, D", "Buffers and visible tokens as one sequence."),
+            Step(Harmon.see, "encoded", "B, U+K, D", "After the encoder's {mar.encoder_depth} blocks, in which every "
+                 "token attends to every other."),
+            Step(Harmon.see, "embeds", "B, U+K, E", "Projected to the width of the LLM."),
+            Step(Harmon.see, "-> encoded, embeds", "B, U+K, D | B, K+U, E", "The same for the decoder later | and for "
+                 "the LLM with the buffers at the end, where they see all before them.", again=True),
+            Step(Harmon.through_llm, "positions", "R, T+K+U", "The picture's positions go on where the prompt ends."),
+            Step(Harmon.through_llm, "states", "R, K+U, E", "The LLM's last states: it has read the prompt (from its "
+                 "cache), then the picture so far."),
+            Step(Harmon.through_llm, "states", "R, K+U, D", "Projected back to the width of the MAR."),
+            Step(Harmon.through_llm, "-> summed", "R, U+K, D", "Encoder plus LLM: this is where the prompt reaches the "
+                 "picture.", again=True),
+            Step(MAR.decode, "x", "R, U+K, D"),
+            Step(MAR.decode, "canvas", "R, S, D", "One learned vector, the mask token, at every place of the picture."),
+            Step(MAR.decode, "canvas", "R, S, D", "The visible tokens are put over it."),
+            Step(MAR.decode, "x", "R, U+S, D", "The buffers before them: the decoder's input."),
+            Step(MAR.decode, "-> z", "R, m, D", "After {mar.decoder_depth} blocks: at each place to draw, a vector "
+                 "that says what belongs there.", again=True),
+            Step(Diffusion.sample, "(x", "B*m, C", "A token begins as pure noise."),
+            Step(DiffLoss.guided, "cond", "B*m, 2C", "The diffusion MLP, which sees this noise and z: the noise it "
+                 "believes to be in there (C numbers) and how sure it is (C more)."),
+            Step(DiffLoss.guided, "eps", "B*m, C", "Guidance: away from what the row without a prompt says, and past "
+                 "what the one with it says."),
+            Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: a little of that noise is taken away,"),
+            Step(Diffusion.sample, "x", "B*m, C", "and a little new noise is added."),
+            Step(DiffLoss.sample, "-> tokens", "B*m, C", "After the last diffusion step: the tokens."),
+            Step(MAR.draw, "new", "B*m, C"),
+            Step(MAR.draw, "new", "B, m, C", "The same, by picture."),
+            Step(MAR.draw, "latents", "B, S, C", "They are put at their places. The next iteration sees them.",
+                 again=True),
+        ], Harmon.draw),
+        Chapter("Latents become pixels", VAE.decode, "When nothing is hidden any more, the VAE makes a picture of the "
+                "tokens.", [
+            Step(VAE.decode, "mean", "B, C, h, w", "The tokens as a grid, h down and w across."),
+            Step(VAE.decode, "-> image", "B, 3, H, W", "The VAE's decoder: red, green and blue, from -1 to 1."),
+        ]),
+        Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "
+                "one place for each of its tokens and buffers.", [
+            Step(Pipeline.chat_ids, "-> ids", "", "The conversation in word pieces; IMAGE (" + str(IMAGE) + ") keeps "
+                 "the picture's places.", pieces),
+        ]),
+        Chapter("The picture becomes latents", Pipeline.latents, "The VAE turns the picture into tokens.", [
+            Step(Pipeline.pixels, "-> pixels", "B, 3, H, W", "The picture, red, green and blue, from -1 to 1."),
+            Step(VAE.moments, "-> mean, logvar", "B, C, h, w | B, C, h, w", "The VAE's encoder: for each place of the "
+                 "grid the mean of C numbers | and how unsure they are, which only its training uses."),
+            Step(VAE.encode, "-> latents", "B, S, C", "The means as a row of tokens, scaled to a variance of 1."),
+        ]),
+        Chapter("The encoder sees all of it", Harmon.embed_with_images, "The encoder that "
+                "also draws, with nothing hidden.", [
+            Step(Harmon.embed_with_images, "embeds", "B, L, E", "Each number of the question picks its row of the "
+                 "embedding table."),
+            Step(MAR.encode, "buffers", "B, U, D", "The buffers: tokens that are always there, with positions."),
+            Step(MAR.encode, "x", "B, S, D", "All tokens of the picture, made as wide as the encoder."),
+            Step(MAR.encode, "x", "B, U+S, D", "Buffers and tokens as one sequence."),
+            Step(Harmon.see, "encoded", "B, U+S, D", "After the encoder's {mar.encoder_depth} blocks: what Harmon "
+                 "sees."),
+            Step(Harmon.see, "embeds", "B, U+S, E", "Projected to the width of the LLM."),
+            Step(Harmon.embed_with_images, "-> embeds", "B, L, E", "Put into the places that were kept, buffers last."),
+        ]),
+        Chapter("The LLM answers", Qwen.generate, "From here on it is a language model like any other.", [
+            Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
+                 "piece: all that they know about the next one."),
+            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
+                 "next:", likeliest),
+            Step(Qwen.generate, "ids", "B", "The likeliest is taken (--temperature 0). It is appended, and so on until "
+                 "<|im_end|>:", pieces),
+        ]),
+    ]
