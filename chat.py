@@ -23,8 +23,8 @@ import nanoharmon          # noqa: F401, before torch: it sets how idle threads 
 import torch
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain as explained, model_flags, number, run_main, text
 from nanoharmon import explain
+from nanoharmon.cli import Parser, explain as explained, model_flags, number, run_main, text
 from nanoharmon.config import PRESETS, nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image

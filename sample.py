@@ -58,8 +58,8 @@ def parse_args(argv=None):
     add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
         "must have learned to (default: the checkpoint's own, else no)")
     add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice (docs/RESULTS.md)")
-    add("--explain", action="store_true", help="also print how the request goes through the model: every tensor with its "
-        "shape, range and line of code")
+    add("--explain", action="store_true", help="also print how the request goes through the model: every tensor with "
+        "its shape, range and line of code")
     add("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, nothing is "
         f"loaded or drawn; for {', '.join(PRESETS)} (default nano)")
     model_flags(parser)

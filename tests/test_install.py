@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["evaluate", "probe", "convert", "data", "bench", "evals.study", "evals.contrast", "evals.featuremap",
-            "training.memory", "course"]
+            "training.memory", "course", "figures"]
 DECOY = "open(__file__ + '.ran', 'w').close()\n"             # what happens to be called train.py where the user works
 SCRIPT = """
 import contextlib, io, runpy, sys

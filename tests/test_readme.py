@@ -19,7 +19,7 @@ from nanoharmon.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "docs/RESULTS.md", "docs/HARDWARE.md", "docs/DATA.md", "docs/WEIGHTS.md", "docs/TEACHING.md",
-         "docs/LEADERBOARD.md")
+         "docs/LEADERBOARD.md", "docs/WALK.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 README, RESULTS = TEXTS["README.md"], TEXTS["docs/RESULTS.md"]
 
