@@ -76,6 +76,13 @@ def test_task_and_checks_are_complete(exercise):
     assert max(map(len, handout.task(exercise)["Task"].splitlines())) <= 112     # in a method's docstring: 8 more
 
 
+def test_open_tasks_have_a_baseline_its_command_and_a_note_for_teachers():
+    notes, pages = (ROOT / "docs/TEACHING.md").read_text(encoding="utf-8"), list(handout.TASKS.glob("open_*.md"))
+    wanted = r"## The baseline\n[\s\S]+\npython (-m nanoharmon|train.py)[\s\S]+[\d\]]\s%[\s\S]+## Rules"
+    assert len(pages) >= 5 and all(f"({p.stem})" in notes for p in pages)
+    assert all(re.search(wanted, p.read_text(encoding="utf-8")) for p in pages)
+
+
 def test_a_handout_is_the_real_code_without_the_bodies(handed_out):
     files = tree.reference()
     assert tree.sources(handed_out / "nanoharmon").keys() == files.keys()
