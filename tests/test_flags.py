@@ -36,7 +36,7 @@ COMMANDS = {
         "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",
         "--think": None, "--ckpt": "other", "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
     "chat": (chat.main, "--ckpt ckpt --prompt x", {
-        "--image": "red.png", "--prompt": "ring", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "3",
+        "--image": "red.png", "--prompt": "what", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "3",
         "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring"}),
     "chat at random": (chat.main, "--ckpt ckpt --prompt x --temperature 2", {
         "--seed": "5", "--top-p": "0.5", "--temperature": "3", "--dtype": "bfloat16"}),
@@ -46,8 +46,8 @@ COMMANDS = {
     "train": (train.main, "--preset pico --procs 1", {}),        # its flags: TRAIN
     "train --dry-run": (train.main, "--preset pico --procs 1 --dry-run", {})}
 TRAIN = {"--preset": "nano", "--out": "b", "--stage": "vae", "--quick": None, "--data": "pictures",
-         "--mix": "pictures:2", "--llava": "p.txt", "--images": "pictures", "--init": "ckpt", "--vae": "ckpt",
-         "--llm": "ckpt", "--mar": "ckpt", "--train-parts": "mar.", "--procs": "2", "--device": "cuda:9",
+         "--mix": "shapes:2", "--llava": "p.txt", "--images": "pictures", "--init": "ckpt", "--vae": "other",
+         "--llm": "other", "--mar": "other", "--train-parts": "mar.", "--procs": "2", "--device": "cuda:9",
          "--save-every": "3", "--keep": "3", "--sample-every": "3", "--resume": None, "--compile": None,
          "--stage_2.steps": "3", "--optim.beta1": "0.8", "--mar.clip_x0": "3"}
 ONLY = {"train": {"--dry-run": None} | TRAIN, "train --dry-run": TRAIN}

@@ -96,6 +96,8 @@ class Assembly:
             stored = read_config(path) if path.is_dir() else {}
             if "model_type" in stored and "llm" not in stored:
                 raise ValueError(f"{path}: a language model alone, expected a whole Harmon; pass it as --llm")
+        if has_llm and ("model" in stored or "llm" in stored):
+            raise ValueError(f"{path}: has a language model and a tokenizer of its own; drop --llm")
             if "model" in stored:                                    # a directory of ours
                 self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
                 self.meta = stored.get("meta", {})
