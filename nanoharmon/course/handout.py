@@ -17,7 +17,6 @@ from .table import EXERCISES, LABS
 
 ROOT = tree.PACKAGE.parent
 COPIED = ("train.py", "sample.py", "chat.py", "requirements.txt", "LICENSE", ".gitignore", "checkpoints/nano", "docs")
-TEACHERS = ("TEACHING.md", "INSTRUCTOR.md")                      # in docs/: model answers and notes stay here
 MANIFEST = "exercises/handout.json"
 TASKS = Path(__file__).parent / "tasks"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -92,8 +91,7 @@ def write_handout(folder, exercises, solved=False):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, folder / name)
-    for name in TEACHERS:
-        (folder / "docs" / name).unlink(missing_ok=True)
+    (folder / "docs/TEACHING.md").unlink()                       # it has answers
     shutil.copytree(tree.PACKAGE, folder / "nanoharmon", ignore=shutil.ignore_patterns("__pycache__"))
     tree.write(folder, result)
     for name in "exercises", "tests", ".github/workflows":
