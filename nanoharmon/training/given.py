@@ -13,13 +13,15 @@ from .resume import progress
 def recall(run):
     """Complete run.given by what the run in OUT was given. -> notes, or ValueError where this start differs."""
     finished, begun = progress(run.out)
-    stored = None
-    with suppress(OSError, ValueError, RecursionError, AttributeError):          # check_settings says what is wrong
-        stored = json.loads((run.out / "train_config.json").read_text(encoding="utf-8")).get("given")
+    stored, factor = None, 1.0
+    with suppress(OSError, ValueError, RecursionError, AttributeError, KeyError):        # check_settings says what is
+        values = json.loads((run.out / "train_config.json").read_text(encoding="utf-8"))             # wrong
+        stored, factor = values.get("given"), values["optim"].get("given", 1.0)
     if not (finished or begun):
         return []
-    if not isinstance(stored, dict):                             # begun before runs remembered: as it was then
-        run.config.optim.given = 1.0 if "optim.given" not in run.changed else run.config.optim.given
+    if not (isinstance(stored, dict) and any(stored.values())):  # nothing, or begun before runs remembered: as it was
+        run.config.optim.given = factor if "optim.given" not in run.changed else run.config.optim.given
+    if not isinstance(stored, dict):
         return []
     notes = []
     for name, now in run.given_files.items():
