@@ -43,8 +43,8 @@ def sections(config):
 
 
 def nearest_field(flag, config, others):
-    """What was meant by a flag without a section, --lr or --batch-size: fields of that name, or the nearest of `others`,
-    or of all fields' names. "" for nothing."""
+    """What was meant by a flag without a section, such as --lr or --batch-size: fields of that name, or the nearest of
+    `others`, or of all fields' names. "" for nothing."""
     name = flag.partition("=")[0].lstrip("-").replace("-", "_")
     fields = {}
     for section, values in sections(config).items():
