@@ -96,13 +96,13 @@ class Assembly:
             stored = read_config(path) if path.is_dir() else {}
             if "model_type" in stored and "llm" not in stored:
                 raise ValueError(f"{path}: a language model alone, expected a whole Harmon; pass it as --llm")
-        if has_llm and ("model" in stored or "llm" in stored):
-            raise ValueError(f"{path}: has a language model and a tokenizer of its own; drop --llm")
             if "model" in stored:                                    # a directory of ours
                 self.config = config = from_dict(HarmonConfig, stored["model"], f"{path / 'config.json'}: \"model\"")
                 self.meta = stored.get("meta", {})
             elif "llm" in stored:
                 config.llm = llm_config(stored["llm"], f"{path / 'config.json'}: llm")
+        if has_llm and ("model" in stored or "llm" in stored):
+            raise ValueError(f"{path}: has a language model and a tokenizer of its own; drop --llm")
         if not ("model" in stored or "llm" in stored or has_llm):
             raise ValueError(f"{path}: has neither tokenizer nor the LLM's config.json; pass --llm with the "
                              f"Qwen2.5-...-Instruct directory")
