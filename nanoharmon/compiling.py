@@ -1,4 +1,4 @@
-"""torch.compile for whoever trains or draws for long: minutes to start, less time for each step after that.
+"""torch.compile for the blocks of a model: a minute or more to start. What it gains depends on the machine: try it.
 
     python train.py --compile                            or, in Python: print(compile_blocks(pipe.model))
 
@@ -7,7 +7,7 @@ Python object that changes in every step. Parameters, their names and checkpoint
 to rounding. Lengths are symbols from the start (`dynamic`): another batch or prompt compiles nothing again. Only what
 is new in kind does: a stage that trains other parameters, drawing instead of training.
 
-Left out: CUDA graphs (mode="reduce-overhead"), which would record each length anew.
+On CPU, nano gained nothing from it (docs/LOG.md); it was never tried on a GPU. Left out: CUDA graphs (mode="reduce-overhead"), which would record each length anew.
 """
 import torch
 
