@@ -252,8 +252,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("the machine (docs/HARDWARE.md)").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default auto)")
     add("--procs", type=number(int, 1, 64), metavar="N", help="processes on CPU (default: one per core, at most 2)")
-    add("--compile", action="store_true", help="torch.compile the model's blocks: a minute or more to start, and no gain "
-        "for nano on a CPU; needs a C++ compiler, on a GPU triton")
+    add("--compile", action="store_true", help="torch.compile the model's blocks: a minute or more to start, and no "
+        "gain for nano on a CPU; needs a C++ compiler, on a GPU triton")
     add = parser.add_argument_group("on the way").add_argument
     add("--save-every", type=number(int, 0), default=500, metavar="N", help="steps between saved states; 0 = none "
         "(default 500)")
