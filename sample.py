@@ -110,7 +110,7 @@ def read_prompts(args):
 
 
 def check_outputs(args):
-    if args.image and Path(args.out).resolve() == Path(args.image).resolve():
+    if args.image and "\0" not in args.out + args.image and Path(args.out).resolve() == Path(args.image).resolve():
         raise ValueError(f"{args.out} is the picture that --image reads, and would be overwritten; pass another --out")
     check_output(args.out, "--out", (".png",))
     if args.gif:
