@@ -70,6 +70,8 @@ def parse_args(argv=None):
         parser.error("--dry-run is for --explain, expected both; pass --explain")
     if args.llm and (args.ckpt or args.image):
         parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
+    if args.fast and (args.llm or args.prompt is not None):
+        parser.error("--fast is for /draw, which neither --prompt nor --llm leads to; drop it")
     if args.top_p < 1 and not args.temperature:
         parser.error("--top-p is for random words, and --temperature is 0; pass --temperature 0.7 besides, or drop it")
     return args

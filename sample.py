@@ -67,6 +67,8 @@ def parse_args(argv=None):
     if args.image and not args.region:
         parser.error("--image without the part to draw anew, expected a part of the image; pass --region x0,y0,x1,y1 "
                      "(chat.py --image asks about a picture)")
+    if args.fast and args.iters and args.steps:
+        parser.error("--fast chooses --iters and --steps, and both are given; drop --fast")
     if args.dry_run and not args.explain:
         parser.error("--dry-run is for --explain, expected both; pass --explain")
     return args

@@ -34,10 +34,12 @@ COMMANDS = {
         "--prompt": "ring", "--prompts-file": "p.txt", "--n": "2", "--out": "b.png", "--save-each": "each",
         "--gif": "b.gif", "--size": "16", "--image": "red.png", "--region": "0,0,8,8", "--cfg": "1",
         "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",
-        "--think": None, "--ckpt": "other", "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
+        "--think": None, "--fast": None, "--explain": None, "--dry-run": None, "--batch": "2", "--ckpt": "other",
+        "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
     "chat": (chat.main, "--ckpt ckpt --prompt x", {
         "--image": "red.png", "--prompt": "what", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "3",
-        "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring"}),
+        "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring", "--fast": None,
+        "--explain": None, "--dry-run": None}),
     "chat at random": (chat.main, "--ckpt ckpt --prompt x --temperature 2", {
         "--seed": "5", "--top-p": "0.5", "--temperature": "3", "--dtype": "bfloat16"}),
     "convert": (convert.main, "--vae ckpt --mar ckpt --llm ckpt --out new", {
@@ -51,8 +53,8 @@ TRAIN = {"--preset": "nano", "--out": "b", "--stage": "vae", "--quick": None, "-
          "--save-every": "3", "--keep": "3", "--sample-every": "3", "--resume": None, "--compile": None,
          "--stage_2.steps": "3", "--optim.beta1": "0.8", "--mar.clip_x0": "3"}
 ONLY = {"train": {"--dry-run": None} | TRAIN, "train --dry-run": TRAIN}
-# what cannot show: a first start has nothing to resume; a table of stages does not depend on pictures being there
-NEVER = {("train", "--resume"), ("train --dry-run", "--resume")}
+# what cannot show: a first start has nothing to resume; one prompt is a batch of its own
+NEVER = {("train", "--resume"), ("train --dry-run", "--resume"), ("sample", "--batch")}
 
 
 @pytest.fixture(scope="module")
