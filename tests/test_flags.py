@@ -158,7 +158,7 @@ def test_every_flag_of_every_command_is_read(name, monkeypatch):
     monkeypatch.setattr(cli.Parser, "parse_known_args", lambda self, *_: parsers.append(self) or sys.exit())
     with pytest.raises(SystemExit):
         MAIN[name]([])
-    others = [m for n, m in sorted(sys.modules.items()) if n.startswith(("nanoharmon.evals.", "nanoharmon.pipeline"))]
+    others = [m for n, m in sorted(sys.modules.items()) if n.startswith(("nanoharmon.evals.", "nanoharmon.plans"))]
     texts = [Path(m.__file__).read_text(encoding="utf-8") for m in (module, *others)]
     read = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     read |= {node.value for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)
