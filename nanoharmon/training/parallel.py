@@ -3,7 +3,6 @@
 Whatever ends a run reaches the user as one line: an error in any process is raised again in the one that started them;
 Ctrl-C and SIGTERM let rank 0 finish its step and save; processes whose parent was killed end by themselves.
 """
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -83,7 +82,6 @@ def join(rank, world_size, store, device):
     store: the file where they meet; torchrun says by itself where.
     """
     if device.type == "cpu":
-        keep_freed_memory()
         torch.set_num_threads(threads_asked() or max(1, (os.cpu_count() or 1) // world_size))
     elif device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
@@ -92,15 +90,6 @@ def join(rank, world_size, store, device):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size,
                                 store=store and dist.FileStore(store, world_size), timeout=PATIENCE)
     return device
-
-
-def keep_freed_memory():
-    """Let malloc keep what is freed for the next step. From the system it would come back page by page, filled with
-    zeros: 22,000 page faults in a step of nano, 4 % of its time. Only glibc can be told so."""
-    trim_threshold, mmap_threshold = -1, -3
-    with suppress(AttributeError, OSError, TypeError):
-        for option in trim_threshold, mmap_threshold:
-            ctypes.CDLL(None).mallopt(option, 2**30)
 
 
 def leave(world_size):
