@@ -148,9 +148,9 @@ def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
 def test_fast_is_one_choice_for_thoughts_and_another_for_prompts_and_what_is_given_wins(pipe, thinker):
     plans = [p.drawing_options(["x"], fast=True, **given)
              for p, given in ((thinker, {}), (thinker, dict(think=False)), (pipe, dict(steps=7)), (pipe, dict(iters=2)))]
-    assert [(plan["iters"], plan["steps"]) for plan in plans] == [(6, 20), (16, 25), (16, 7), (2, 25)]
+    assert [(plan["iters"], plan["steps"]) for plan in plans] == [(9, 16), (16, 25), (16, 7), (2, 25)]
     plan = thinker.drawing_options(["x"], **settled(plans[0]))                   # once it has thought
-    assert (plan["iters"], plan["steps"], plan["think"]) == (6, 20, False)
+    assert (plan["iters"], plan["steps"], plan["think"]) == (9, 16, False)
 
 
 @pytest.mark.parametrize("slow, fast", [("float32", "bfloat16"), ("bfloat16", "float32")])
