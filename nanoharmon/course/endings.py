@@ -28,8 +28,8 @@ def look(lab, options):
         raise ValueError(f"{handout.ROOT} has no checkpoints/nano, expected a handout or a clone; run this in one")
     mine = [e for e in progress.exercises() if progress.earned(e) == e.points] if tree.is_handout() else []
     files = tree.mixed(tree.reference(), mine, tree.PACKAGE)
-    print(f"your code: {' '.join(f'{e.number:02d}' for e in mine) or 'none yet'}; the finished code: "
-          f"{' '.join(f'{e.number:02d}' for e in EXERCISES if e not in mine) or 'none'}", flush=True)
+    print(f"your code, where it passes all its tests: {' '.join(f'{e.number:02d}' for e in mine) or 'none yet'}; the "
+          f"finished code: {' '.join(f'{e.number:02d}' for e in EXERCISES if e not in mine) or 'none'}", flush=True)
     with tempfile.TemporaryDirectory(prefix="nanoharmon-") as folder:
         tree.write(folder, files)
         script = shutil.copy(Path(__file__), folder)

@@ -86,7 +86,12 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda n: Non
     Raises ValueError when the folder is no handout, or the table is wrong.
     """
     settings = read_table(table)
+    inner = [p for p in Path(folder).iterdir() if p.is_dir()] if Path(folder).is_dir() else []
+    if len(inner) == 1 and (inner[0] / handout.MANIFEST).is_file():        # a zip of the folder, not of what is in it
+        folder = inner[0]
     exercises = due(settings, handout.manifest(folder)["exercises"])
+    if not exercises:
+        raise ValueError(f"{table or folder}: no exercise is due, expected some; mend --table, or handout.json")
     now = moment(submitted, "time", "--submitted") if submitted else datetime.now(timezone.utc)
     off = late_share(settings.get("late"), now)
 
@@ -96,7 +101,7 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda n: Non
         return results
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:          # each thread waits for a process of its own
         found = list(pool.map(one, exercises))
-    tests, score, most = [], 0.0, 0.0
+    tests, score, most, done = [], 0.0, 0.0, 0
     for exercise, results in zip(exercises, found):
         worth = settings.get("points", {}).get(exercise, exercise.points)
         earned = worth * sum(r.earned for r in results) / exercise.points
@@ -104,12 +109,12 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda n: Non
         tests.append({"name": f"{exercise.number:02d} {exercise.title}", "number": exercise.id,
                       "score": round(earned * (1 - off), 2), "max_score": worth, "visibility": "visible",
                       "output": f"{first.test.removeprefix('test_')}: {first.failure}" if first else "passed"})
-        score, most = score + tests[-1]["score"], most + worth
-    words = f"{sum(t['score'] == t['max_score'] for t in tests)} of {len(tests)} exercises done"
+        score, most, done = score + tests[-1]["score"], most + worth, done + (first is None)
+    words = f"{done} of {len(tests)} exercises done"
     return {"score": round(score, 2), "max_score": most, "visibility": "visible", "tests": tests,
             "output": words + (f"; {100 * off:g} % off, handed in late" if off else ""),
             "leaderboard": [{"name": "points", "value": round(score, 2), "order": "desc"},
-                            {"name": "exercises", "value": sum(t["score"] > 0 for t in tests), "order": "desc"}]}
+                            {"name": "exercises", "value": done, "order": "desc"}]}
 
 
 def show(results):

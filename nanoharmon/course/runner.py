@@ -5,8 +5,8 @@ too, which are in no file), and one line per test goes back. What the student pr
 
 Limits: memory by the operating system; files outside, other processes and the network by an audit hook, which Python
 code cannot take off; changed functions of torch, numpy or builtins are found by comparing. The time is kept by the
-parent. This stops accidents and simple tricks. Whoever picks apart the memory of the process can still cheat: a
-teacher reads the solutions, too.
+parent. This stops accidents and simple tricks, and is no sandbox: code that calls C past Python can still read, write
+and start things. So solutions of strangers are graded in a container, as Gradescope does, and a teacher reads them.
 """
 import json
 import os
@@ -30,7 +30,7 @@ def limit_memory(gigabytes):
 
 
 def guard(folder):
-    """From here on, code may read only its own folder and what is installed, write nothing, and start nothing."""
+    """From here on, Python code may read only its own folder and what is installed, write and start nothing."""
     own, opening = os.path.realpath(folder), [False]
     installed = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, *sys.path)}
     readable = (own, "/dev/null", "/dev/urandom", *installed)
@@ -52,20 +52,33 @@ def guard(folder):
     sys.addaudithook(hook)
 
 
+def close_back_doors(torch):
+    """Functions that open files or start processes without telling the audit hook."""
+    def refuse(*_, **__):
+        raise PermissionError("a solution may neither open files by torch nor start processes")
+    import _posixsubprocess
+    for owner, name in (torch, "from_file"), (torch.UntypedStorage, "from_file"), (_posixsubprocess, "fork_exec"):
+        setattr(owner, name, refuse)
+
+
 def snapshot(owners):
-    """[(module or class, {name: function, class or module in it})]; of a class with what it inherits."""
-    return [(o, {name: value for name in list(dir(o) if isinstance(o, type) else vars(o)) if not name.startswith("__")
-                 and (callable(value := getattr(o, name, None)) or isinstance(value, types.ModuleType))})
-            for o in owners]
+    """[(module or class, {name: (function, class or module in it, its code)})]; of a class with what it inherits."""
+    def names(o):
+        for name in list(dir(o) if isinstance(o, type) else vars(o)):
+            value = getattr(o, name, None)
+            if (not name.startswith("__") or o.__name__ == "Tensor") and (             # a tensor's operators, too
+                    callable(value) or isinstance(value, types.ModuleType)):
+                yield name, (value, getattr(value, "__code__", None))
+    return [(o, dict(names(o))) for o in owners]
 
 
 def changed(before):
     """The first name, of a library, that means something else than before."""
     for owner, names in before:
-        for name, value in names.items():
+        for name, (value, code) in names.items():
             now = getattr(owner, name, None)
-            if now is not value and now != value:                # a bound method is made anew, but equal
-                return f"{owner.__name__}.{name}"
+            if now is not value and now != value or getattr(now, "__code__", None) is not code:
+                return f"{owner.__name__}.{name}"                # != for a bound method, which is made anew, but equal
     return None
 
 
@@ -102,9 +115,10 @@ def main():
     from nanoharmon.course.checks import compare
     torch.set_num_threads(1)
     limit_memory(job["gigabytes"])
+    close_back_doors(torch)
     guard(folder)
-    before = snapshot([builtins, math, random, np, np.ndarray, torch, torch.nn, torch.nn.functional, torch.nn.Module,
-                       torch.Tensor, compare])
+    before = snapshot([builtins, math, random, np, np._core.numeric, np.ndarray, torch, torch.nn, torch.nn.functional,
+                       torch.nn.Module, torch.Tensor, compare])
     module, error = types.ModuleType("check"), None
     try:
         exec(compile(job["check"], "<check>", "exec"), vars(module))

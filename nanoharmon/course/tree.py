@@ -46,7 +46,7 @@ def pack(path, files):
 def read(path):
     """The text of a student's file. Raises ValueError that says what is wrong with it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")              # some editors put a mark in front
     except FileNotFoundError:
         raise ValueError(f"{path.name} is missing: it was deleted or renamed") from None
     except (OSError, UnicodeDecodeError) as e:

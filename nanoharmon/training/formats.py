@@ -100,9 +100,9 @@ def list_folder(path):
 
 def start_of(path):
     """The folder to begin in: `path`, or its train folder if it holds nothing but the parts of a data set."""
-    names = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    whole = any((path / name).is_file() for name in METADATA) or "train" not in names or names - SPLITS
-    return path if whole else path / "train"
+    found = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    whole = any((path / name).is_file() for name in METADATA) or "train" not in found or set(found) - SPLITS
+    return path if whole else found["train"]
 
 
 def list_metadata(start):
@@ -159,8 +159,9 @@ def list_files(files, root):
 
 
 def folder_name(name):
-    """Of the folder that a file lies in, or None."""
-    return os.path.basename(os.path.dirname(name)) or None
+    """Of the folder that a file lies in, or None; a .tar is none."""
+    folder = os.path.basename(os.path.dirname(name))
+    return None if folder.lower().endswith(".tar") else folder or None
 
 
 def split_name(name, file):
