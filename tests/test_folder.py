@@ -172,10 +172,10 @@ def pack(path, names):
 
 # (files and what is in them; where the pictures lie; texts; labels; words of the notes), of a folder of pictures 0 to 3
 LAYOUTS = {
-    "a table": ({"metadata.csv": "\ufefffile_name;caption;label;url\n0.png;a; 0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
+    "a table": ({"metadata.csv": "\ufefffile_name; caption ;label;url\n0.png;a; 0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
                 ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
-    "metadata of splits": ({"train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
-                            "test/metadata.csv": "file_name,text\n1.png,b\n"}, "train",
+    "metadata of splits": ({"Train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
+                            "Test/metadata.csv": "file_name,text\n1.png,b\n"}, "Train",
                            ["b"], [None], ["only", "3 .png", '1 "prompt" beside "text"']),
     "metadata of folders": ({"x/metadata.jsonl": '{"file_name": "..\\\\y\\\\0.png"}\n{"file_name": "sub\\\\0.png", '
                              '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),

@@ -125,6 +125,7 @@ def list_rows(path):
         text = raw.decode()
         header = text.split("\n", 1)[0]
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         rows = [(reader.line_num, row) for row in reader]
     except (ValueError, csv.Error) as e:
         raise ValueError(f"{path}: not a table in UTF-8 ({e})") from None
