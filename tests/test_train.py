@@ -18,6 +18,7 @@ from nanoharmon.cli import run_main
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
+from nanoharmon.training.given import recall
 from nanoharmon.training.parallel import Stop
 from nanoharmon.training.recipe import STAGES, Config
 from nanoharmon.weights.safetensors import open_tensors
@@ -147,6 +148,20 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
         {k: v for k, v in weights(tmp_path / f"stage_{s}").items() if k.startswith("llm.")} for s in "12"]
     moved = [max((a[k].float() - b[k].float()).abs().max() for k in a) for a, b in zip(llm, llm[1:])]
     assert moved[0] == 0 and 0 < moved[1] < 2e-3                 # two steps of at most 0.0005, and of 0.01 without
+
+
+def test_given_weights_that_changed_while_a_stage_was_interrupted_are_an_error(done, tmp_path, monkeypatch):
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    shutil.copytree(done / "final", mine)
+    out.mkdir()
+    monkeypatch.setattr("nanoharmon.training.given.progress", lambda _: ([], {"mar": 1}))
+    run = train.parse_args([*BASE, "--vae", str(mine), "--out", str(out)])[0]
+    values = {"given": run.given_files, "given_content": run.given_content, "optim": {"given": 1.0}}
+    (out / "train_config.json").write_text(json.dumps(values), encoding="utf-8")
+    recall(run)
+    shutil.copy(done / "stage_2" / "model.safetensors", mine)
+    with pytest.raises(ValueError, match="holds other weights than when"):
+        recall(run)
 
 
 def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path, unseen):

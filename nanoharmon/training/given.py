@@ -8,15 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from .resume import progress
+from .run import fingerprint
 
 
 def recall(run):
     """Complete run.given by what the run in OUT was given. -> notes, or ValueError where this start differs."""
     finished, begun = progress(run.out)
-    stored, factor = None, 1.0
+    stored, content, factor = None, {}, 1.0
     with suppress(OSError, ValueError, RecursionError, AttributeError, KeyError):        # check_settings says what is
         values = json.loads((run.out / "train_config.json").read_text(encoding="utf-8"))             # wrong
         stored, factor = values.get("given"), values["optim"].get("given", 1.0)
+        content = dict(values.get("given_content") or {})
     if not (finished or begun):
         return []
     if not (isinstance(stored, dict) and any(stored.values())):  # nothing, or begun before runs remembered: as it was
@@ -29,6 +31,10 @@ def recall(run):
         if now and now != then and Path(now).exists():           # else check_start says so
             raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
                              f"not {now}; drop --{name} to go on with it, or pass another --out")
+        if then and not finished and content.get(name) and Path(then).exists() and \
+                content[name] != fingerprint(Path(then)):        # they are read from there until a stage is done
+            raise ValueError(f"{then} holds other weights than when {run.out} was begun; put them back, or pass "
+                             f"another --out")
         if then and not now:
             run.given[name] = then
             notes.append(f"note: {run.out} was given --{name} {then} at its start, and still is")

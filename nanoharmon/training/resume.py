@@ -285,7 +285,8 @@ def prepare(run, lock):
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
     path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
-    values = {"preset": run.preset, "command": command, "given": run.given_files, **to_dict(run.config)}
+    values = {"preset": run.preset, "command": command, "given": run.given_files,
+              "given_content": run.given_content, **to_dict(run.config)}
     with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
         values = values if todo else json.loads(path.read_text(encoding="utf-8"))
     try:
