@@ -290,5 +290,5 @@ def test_a_student_can_work_in_a_handout(handed_out, tmp_path):
     assert run("nanoharmon.course", "check", "04")[0] == 0
     assert "3 of 7 points; next: exercises/08.md" in run("nanoharmon.course", "check")[1]
     assert run("pytest", "-q", "-m", "ex04")[0] == 0 and run("pytest", "-q", "-m", "ex08")[0] == 1
-    assert "your code: 04; the finished code: 01" in run("nanoharmon.course", "see")[1]
+    assert "your code, where it passes all its tests: 04; the finished code: 01" in run("nanoharmon.course", "see")[1]
     assert run("nanoharmon.course", "see", "--image", "none.png")[0] == 2

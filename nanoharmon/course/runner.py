@@ -8,6 +8,7 @@ code cannot take off; changed functions of torch, numpy or builtins are found by
 parent. This stops accidents and simple tricks, and is no sandbox: code that calls C past Python can still read, write
 and start things. So solutions of strangers are graded in a container, as Gradescope does, and a teacher reads them.
 """
+import inspect
 import json
 import os
 import re
@@ -117,7 +118,8 @@ def main():
     limit_memory(job["gigabytes"])
     close_back_doors(torch)
     guard(folder)
-    before = snapshot([builtins, math, random, np, np._core.numeric, np.ndarray, torch, torch.nn, torch.nn.functional,
+    inner = sys.modules[inspect.unwrap(np.allclose).__globals__["__name__"]]     # where allclose looks for isclose
+    before = snapshot([builtins, math, random, np, inner, np.ndarray, torch, torch.nn, torch.nn.functional,
                        torch.nn.Module, torch.Tensor, compare])
     module, error = types.ModuleType("check"), None
     try:
