@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from nanoharmon import explain
-from nanoharmon.cli import Parser, explain as explained, model_flags, number, run_main, text
-from nanoharmon.config import PRESETS, nearest
+from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, run_main, text
+from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
@@ -58,10 +58,7 @@ def parse_args(argv=None):
         "--llm, where the directory's chat template has it)")
     add("--fast", action="store_true", help="/draw with few iterations and steps: a measured choice (docs/RESULTS.md)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
-    add("--explain", action="store_true", help="with --prompt: also print how the question goes through the model, "
-        "every tensor with its shape, range and line of code")
-    add("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, nothing is "
-        f"loaded or answered; for {', '.join(PRESETS)} (default nano)")
+    explain_flags(parser, "with --prompt: ")
     model_flags(parser)
     args = parser.parse_args(argv)
     if args.explain and (args.prompt is None or args.llm):
@@ -267,7 +264,7 @@ def talk(chat):
                     print(piece, end="", flush=True)
                 print()
         except (ValueError, OSError) as e:
-            print("error:", explained(e), file=sys.stderr)
+            print("error:", in_words(e), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, model_flags, number, run_main, text
-from nanoharmon.config import PRESETS, SAMPLERS, SCHEDULES
+from nanoharmon.cli import Parser, explain_flags, model_flags, number, run_main, text
+from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
 from nanoharmon.words import note_unseen
@@ -40,8 +40,8 @@ def parse_args(argv=None):
     add("--prompt", action="append", default=[], metavar="TEXT", help="what to draw; several times for several rows")
     add("--prompts-file", metavar="FILE", help="one prompt per line, UTF-8")
     add("--n", type=number(int, 1, 256), default=4, help="pictures per prompt, drawn as one batch (default 4)")
-    add("--batch", type=number(int, 1, 256), help="prompts drawn at once; how many hardly changes the pictures (default: "
-        "16 pictures' worth)")
+    add("--batch", type=number(int, 1, 256), help="prompts drawn at once; how many hardly changes the pictures "
+        "(default: 16 pictures' worth)")
     add("--out", default="grid.png", help="all pictures in a grid, prompts above the rows (default grid.png)")
     add("--save-each", metavar="DIR", help="also write every picture by itself, at its own size")
     add("--gif", metavar="FILE", help="also write how the pictures come about; hidden places are grey")
@@ -57,11 +57,9 @@ def parse_args(argv=None):
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
     add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
         "must have learned to (default: the checkpoint's own, else no)")
-    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice (docs/RESULTS.md)")
-    add("--explain", action="store_true", help="also print how the request goes through the model: every tensor with "
-        "its shape, range and line of code")
-    add("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, nothing is "
-        f"loaded or drawn; for {', '.join(PRESETS)} (default nano)")
+    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice "
+        "(docs/RESULTS.md)")
+    explain_flags(parser)
     model_flags(parser)
     args = parser.parse_args(argv)
     if args.image and not args.region:

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from .config import nearest
+from .config import PRESETS, nearest
 
 DTYPES = "float32", "bfloat16", "float16"
 PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
@@ -107,7 +107,7 @@ def run_main(main):
         no_memory = isinstance(e, MemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
         if os.environ.get("NANOHARMON_TRACEBACK") or isinstance(e, RuntimeError) and not no_memory:
             raise                                      # a RuntimeError is a bug of ours: show where
-        print("error:", "out of memory; pass a smaller picture or batch" if no_memory else explain(e), file=sys.stderr)
+        print("error:", "out of memory; pass a smaller picture or batch" if no_memory else in_words(e), file=sys.stderr)
         sys.exit(2)
 
 
@@ -116,8 +116,16 @@ def model_flags(parser):
     parser.add_argument("--ckpt", metavar="DIR", help="a trained model (default: checkpoints/nano beside the script)")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="same seed, same result (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the weights; auto: the faster of "
-                        "float32 and bfloat16 on this machine (default float32)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the weights; auto: the "
+                        "faster of float32 and bfloat16 on this machine (default float32)")
+
+
+def explain_flags(parser, beside=""):
+    """Those of sample.py and chat.py that follow one request through the model (explain.py)."""
+    parser.add_argument("--explain", action="store_true", help=f"{beside}also print how the request goes through the "
+                        "model: every tensor with its shape, range and line of code")
+    parser.add_argument("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, "
+                        f"nothing is loaded; for {', '.join(PRESETS)} (default nano)")
 
 
 def text(words, flag):
@@ -131,7 +139,7 @@ def text(words, flag):
     return words
 
 
-def explain(e):
+def in_words(e):
     """The message of an exception on one line, for people, and the flag that helps."""
     if not getattr(e, "strerror", None):
         return one_line("; ".join([str(e), *(fix for start, fix in FIXES.items() if str(e).startswith(start))]))

@@ -29,6 +29,7 @@ from .config import PRESETS, nearest
 from .harmon import Harmon
 from .pipeline import Pipeline
 from .tokenizer import Tokenizer
+from .weights.checkpoint import blank
 
 ROOT = Path(__file__).parents[1]
 
@@ -238,7 +239,7 @@ def without_weights(preset, ckpt=None):
         tokenizer = Tokenizer.load(ckpt or ROOT / "checkpoints" / "nano")
     except ValueError as e:
         raise ValueError(f"{e}; pass another --ckpt, whose tokenizer is used") from None
-    with torch.device("meta"):
+    with blank():
         return Pipeline(Harmon(PRESETS[preset]()), tokenizer)
 
 

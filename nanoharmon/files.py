@@ -3,6 +3,7 @@
 Errors name the flag to change.
 """
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -123,6 +124,11 @@ class FolderLock:
                 if self.made:
                     self.folder.rmdir()                # where nothing came of it
             self.file = None
+
+
+def content_hash(path):
+    """Of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- files that are whole or not there --------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class Pipeline:
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     def drawing_options(self, prompts, size=None, image=None, region=None, **given):
-        """All options of a drawing, see plans.plan_drawing. Raises ValueError for everything that could not be drawn."""
+        """All options of a drawing, see plans.plan_drawing. Raises ValueError for what could not be drawn."""
         return plan_drawing(self, prompts, size, image, region, **given)
 
     @torch.no_grad()
@@ -301,8 +301,8 @@ def pick_device(name):
 
 
 def pick_dtype(name, device):
-    """"float32", "bfloat16" or "float16" -> torch.dtype; "auto": the faster of the first two for matrix products on this
-    device, measured in a moment. Without instructions for bfloat16, some CPUs take twice as long for it."""
+    """"float32", "bfloat16" or "float16" -> torch.dtype; "auto": the faster of the first two for matrix products here,
+    measured in a moment. Without instructions for bfloat16, some CPUs take twice as long for it."""
     def seconds(dtype):
         x, times = torch.ones(512, 512, dtype=dtype, device=device), []
         for _ in range(6):

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 
 from nanoharmon.attention import attention
 from nanoharmon.harmon import Harmon
-from nanoharmon.training.memory import Peak, blank, fused, meta_model, step_memory
+from nanoharmon.training.memory import Peak, fused, meta_model, step_memory, unfilled
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.recipe import Config
 
 
 def test_the_peak_is_that_of_what_is_alive_at_one_time():
-    x = blank(10)                                                # 40 bytes, known
+    x = unfilled(10)                                             # 40 bytes, known
     with Peak([x]) as peak:
         a = x + 1
         a.view(2, 5).mul_(2)                                     # the same memory
@@ -28,7 +28,7 @@ def test_attention_is_counted_as_a_gpu_does_it(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
 
     def need(L):
-        q, k, v = (blank(2, 4, L, 16).requires_grad_() for _ in range(3))
+        q, k, v = (unfilled(2, 4, L, 16).requires_grad_() for _ in range(3))
         with Peak([q, k, v]) as peak:
             attention(q, k, v).sum().backward()
         return peak.peak

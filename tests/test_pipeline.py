@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.cli import explain
+from nanoharmon.cli import in_words
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square, split_region
@@ -131,7 +131,7 @@ def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_nam
 def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message):
     with pytest.raises(ValueError, match=message) as e:
         pipe.draw(**{"prompts": ["a red circle"], **options}, on_step=lambda _: pytest.fail("drew"))
-    assert "--" not in str(e.value) and "--" in explain(e.value)                 # a fact here, a flag in a script
+    assert "--" not in str(e.value) and "--" in in_words(e.value)                 # a fact here, a flag in a script
 
 
 def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):

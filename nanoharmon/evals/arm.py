@@ -5,7 +5,6 @@ side by side must have one thread each. Its folder holds arm.json (what it is), 
 writes, and study.json, its figures, once it is done.
 """
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from ..cli import run_main
-from ..files import write_json
+from ..files import content_hash, write_json
 from ..harmon import Harmon
 from ..mar import random_orders
 from ..pictures import to_pictures
@@ -78,7 +77,7 @@ class Job:
 
 def fingerprint(base, stage):
     """Of the weights after a stage."""
-    return hashlib.sha256((base / f"stage_{stage}" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    return content_hash(base / f"stage_{stage}" / "model.safetensors")[:12]
 
 
 def note(job):

@@ -238,7 +238,7 @@ def run(names, args, dtype, device):
     """{workload: what `measure` found}"""
     found, model, parts = {}, None, Parts(device)
     for name in names:
-        if model is None or name.startswith("step"):                 # which changes the model, and whose size may differ
+        if model is None or name.startswith("step"):         # which changes the model, and whose size may differ
             config = recipe(args.preset, args.flags)
             if name == "step 2" and config.stages["3"].own_positions and "--mar.grid" not in " ".join(args.flags):
                 config.model.mar.grid = config.stages["2"].size // config.model.vae.stride
@@ -274,8 +274,8 @@ def print_found(found):
         print(f"{name}: " + ", ".join(f"{part} {s:.3f} s ({100 * s / middle:.0f} %)" for part, s in shares))
     busy = max((f["others"] or 0.0) for f in found.values())
     if busy > 0.2:
-        print(f"warning: other programs used up to {busy:.1f} cores meanwhile: the seconds are too many, CPU seconds less "
-              f"so", file=sys.stderr)
+        print(f"warning: other programs used up to {busy:.1f} cores meanwhile: the seconds are too many, CPU seconds "
+              f"less so", file=sys.stderr)
 
 
 def compare(paths):

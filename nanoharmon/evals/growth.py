@@ -56,10 +56,10 @@ def cost(model, work, *args, **options):
     return counter.get_total_flops(), peak.peak
 
 
-def exponents(model, work, name, sizes, **usual):
+def exponents(title, model, work, name, sizes, **usual):
     """A row of the table: how work's cost grows with the option `name`."""
     costs = [cost(model, work, **usual | {name: size}) for size in sizes]
-    row = [name, f"{sizes[0]} to {sizes[-1]}"]
+    row = [f"{title}: {name}", f"{sizes[0]} to {sizes[-1]}"]
     for values in zip(*costs):
         row += [f"{math.log2(values[1] / values[0]):.2f}", f"{math.log2(values[3] / values[2]):.2f}"]
     return row
@@ -71,9 +71,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with blank():
         model = Harmon(PRESETS[args.preset]()).eval()
-    rows = [["drawing: " + (row := exponents(model, draw, name, sizes, **USUAL))[0], *row[1:]]
-            for name, sizes in GROWING.items()]
-    rows.append(["conversation: " + (row := exponents(model, converse, "length", (64, 128, 512, 1024)))[0], *row[1:]])
+    rows = [exponents("drawing", model, draw, name, sizes, **USUAL) for name, sizes in GROWING.items()]
+    rows.append(exponents("conversation", model, converse, "length", (64, 128, 512, 1024)))
     print(markdown_table(["", "from, to", "FLOPs, first", "last", "memory, first", "last"], rows))
 
 

@@ -5,7 +5,6 @@
 One prompt is drawn and one question answered with the shipped checkpoint while both are watched; everything that a
 figure shows comes from there, or from the code. After a new checkpoint, or when lines of the core have moved, run it.
 """
-import hashlib
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from ..cli import Parser, run_main
 from ..config import PRESETS
 from ..explain import ROOT, Walk, as_markdown
-from ..files import check_folder, write_bytes
+from ..files import check_folder, content_hash, write_bytes
 from ..pictures import open_image
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
@@ -37,8 +36,8 @@ ALT = {
                  "the clean token predicted at each of them; below, its numbers",
 }
 TEACHES = {
-    "uncovering": "Tokens are uncovered in random order. What is visible decides with the prompt what comes next to it, "
-                  "so the first ones weigh most.",
+    "uncovering": "Tokens are uncovered in random order. What is visible decides with the prompt what comes next to "
+                  "it, so the first ones weigh most.",
     "masking": "A drawing begins with everything hidden, so training hides most of a picture, too. While drawing, few "
                "tokens are uncovered as long as little is known, and many at the end.",
     "attention": "Encoder and decoder read in both directions, the LLM only backwards. That is why the buffers, first "
@@ -119,7 +118,7 @@ def page(drawn, answered, reply):
 
 def checkpoint_id(path):
     """What a figure that depends on a checkpoint says about its weights."""
-    return "checkpoint " + hashlib.sha256(Path(path, "model.safetensors").read_bytes()).hexdigest()[:16]
+    return "checkpoint " + content_hash(Path(path, "model.safetensors"))[:16]
 
 
 def main(argv=None):

@@ -8,6 +8,7 @@ from ..diffusion import Diffusion
 from ..harmon import Harmon
 from ..mar import mask_ratio_at, random_orders, unmasking_schedule
 from ..pictures import to_pictures
+from ..weights.checkpoint import blank
 from .canvas import BUFFER, FAINT, FRAME, HIDDEN, IMAGE, INK, NOISE, PAPER, SCALE, TEXT, WIDTH, Canvas, mix
 
 
@@ -16,7 +17,7 @@ from .canvas import BUFFER, FAINT, FRAME, HIDDEN, IMAGE, INK, NOISE, PAPER, SCAL
 def shapes(preset, size, share):
     """{tensor: its shape without the batch} of a preset at a moment of drawing, by running it without numbers."""
     config = PRESETS[preset]()
-    with torch.device("meta"), torch.no_grad():
+    with blank(), torch.no_grad():
         model, T = Harmon(config).eval(), 20
         grid = model.vae.grid_of(size, size)
         S = grid[0] * grid[1]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .resume import progress
-from .run import fingerprint
+from .run import sampled_hash
 
 
 def recall(run):
@@ -32,7 +32,7 @@ def recall(run):
             raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
                              f"not {now}; drop --{name} to go on with it, or pass another --out")
         if then and not finished and content.get(name) and Path(then).exists() and \
-                content[name] != fingerprint(Path(then)):        # they are read from there until a stage is done
+                content[name] != sampled_hash(Path(then)):        # they are read from there until a stage is done
             raise ValueError(f"{then} holds other weights than when {run.out} was begun; put them back, or pass "
                              f"another --out")
         if then and not now:

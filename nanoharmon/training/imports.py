@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import bar
-from ..files import write_json
+from ..files import content_hash, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
 from .batches import parse_mix
@@ -50,7 +50,6 @@ class Source:
     prints: dict | None = None               # {path of a picture: fingerprint}
     made_of: dict | None = None
     notes: tuple = ()
-
 
     def contents(self, cache):
         """(number of classes, whether it has pictures, whether it has texts)"""
@@ -145,7 +144,7 @@ def fingerprint(path):
     """Of a file's content; of its name where there is no content."""
     with suppress(OSError):
         if path.is_file() and path.stat().st_size <= MAX_BYTES:  # a pipe would never end, read_image refuses the rest
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return content_hash(path)
     return str(path)
 
 

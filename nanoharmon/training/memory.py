@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cli import Parser, markdown_table, run_main
 from ..harmon import Harmon
+from ..weights.checkpoint import blank
 from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
@@ -87,7 +88,7 @@ def fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, dropout_p, is_causal)[0]
 
 
-def blank(*shape, dtype=torch.float32):
+def unfilled(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -98,29 +99,29 @@ class Blank:
         self.vae, self.buffers = model.vae, model.config.mar.buffer_size
 
     def images(self, rng, n, size):
-        return blank(n, 3, size, size)
+        return unfilled(n, 3, size, size)
 
     def latents(self, n, size):
         h, w = self.vae.grid_of(size, size)
-        return blank(n, h * w, self.vae.config.z_channels)
+        return unfilled(n, h * w, self.vae.config.z_channels)
 
     def supervised(self, n, places=0):
         """One answer about a picture of so many places, or about none."""
         shape = n, places + 2 * TEXT
-        return (blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool),
-                blank(n * TEXT, dtype=torch.long))
+        ids, labels, index = (unfilled(*s, dtype=torch.long) for s in (shape, shape, (n * TEXT,)))
+        return ids, labels, unfilled(*shape, dtype=torch.bool), index
 
     def texts(self, rng, n):
         for rows, _ in halves(range(n), range(n), int):
             yield self.supervised(len(rows))
 
     def class_pictures(self, rng, n, size):
-        return self.latents(n, size), blank(n, dtype=torch.long)
+        return self.latents(n, size), unfilled(n, dtype=torch.long)
 
     def generation(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):
             shape = len(rows), TEXT
-            yield self.latents(shape[0], size), blank(*shape, dtype=torch.long), blank(*shape, dtype=torch.bool)
+            yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
 
     def understanding(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):
@@ -130,7 +131,7 @@ class Blank:
 
 def meta_model(config):
     """The model of a Config, of nothing but shapes."""
-    with torch.device("meta"):
+    with blank():
         return Harmon(config.model).train()
 
 

@@ -78,7 +78,7 @@ class Run:
     @property
     def given_content(self):
         """What `given` held: files of the same name may be others later."""
-        return {name: fingerprint(Path(path)) if path and Path(path).exists() else None
+        return {name: sampled_hash(Path(path)) if path and Path(path).exists() else None
                 for name, path in self.given.items()}
 
     @property
@@ -163,7 +163,7 @@ class Run:
             sys.exit(self.stop.code)
 
 
-def fingerprint(path):
+def sampled_hash(path):
     """A hash of the weights in a file or directory: of their sizes and of 64 places in each, for they may be large."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:

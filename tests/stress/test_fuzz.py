@@ -25,7 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.cli import explain
+from nanoharmon.cli import in_words
 from nanoharmon.config import pico
 from nanoharmon.evals import external
 from nanoharmon.files import write_json
@@ -228,7 +228,7 @@ def run(fuzz, folder, n):
                 action(path)
             seen["read"] += 1
         except (ValueError, OSError) as e:
-            line = explain(e)
+            line = in_words(e)
             assert line and line.isprintable() and len(line) < 1100, line
             seen["refused"] += 1
         except BaseException as e:               # Rust's panics are no Exceptions
