@@ -176,11 +176,13 @@ LAYOUTS = {
                 ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
     "metadata of splits": ({"Train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
                             "Test/metadata.csv": "file_name,text\n1.png,b\n"}, "Train",
-                           ["b"], [None], ["only", "3 .png", '1 "prompt" beside "text"']),
+                           ["b"], [None], ["Train is read; in other splits, or beside them: 1 .csv\nleft out: 3 .png; no good",
+                                         '1 "prompt" beside "text"']),
     "metadata of folders": ({"x/metadata.jsonl": '{"file_name": "..\\\\y\\\\0.png"}\n{"file_name": "sub\\\\0.png", '
                              '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),
     "texts in other files": ({"0.TXT": "a", "1.json": '{"caption": "b", "label": 3, "width": 9}', "2.caption": "c",
-                              "3.json": "[]", "2.json": "{"}, "", ["a", "b", "c", None], [None, 3, None, None],
+                              "3.json": "[]", "2.json": "{", "3.cls": " 7\n", "0.cls": "tall cat"}, "",
+                             ["a", "b", "c", None], ["tall cat", 3, None, 7],
                              ['1 "width"', "left out: 1 .json"]),
     "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": ""}, "cat", [None] * 5,
                       ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),
@@ -202,6 +204,17 @@ def test_folders_as_people_have_them(layout, tmp_path):
     assert len(found.problems) == ("folders" in layout and "x/metadata.jsonl" in files)
     said = "\n".join(found.notes)
     assert all(words in said for words in notes), said
+
+
+def test_a_quote_that_is_not_closed_costs_its_own_line_only(tmp_path):
+    for i in range(6):
+        picture(i).save(tmp_path / f"{i}.png")
+    rows = '0.png,a', '1.png,"b', '2.png,"c\nd"', '3.png,"he said ""e"""', '4.png,"he said "f""', '5.png,6" tall'
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows]), encoding="utf-8")
+    found = read_entries(str(tmp_path))
+    assert [e.caption for e in found.entries] == ["a", "c\nd", 'he said "e"', '6" tall']
+    assert [p.split(": ")[0].split("line ")[1] for p in found.problems] == ["3", "7"]
+    assert all("a quote that is not closed" in p for p in found.problems)
 
 
 def test_what_we_write_does_not_become_data(photos, monkeypatch):
@@ -234,21 +247,23 @@ def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
         shutil.copy(photos / f"{i}.png", root / f"{i}.png")
         name, text = (f"{i}.txt", f"text {i}") if i % 2 else (f"{i}.json", f'{{"text": "text {i}"}}')
         (root / name).write_text(text, encoding="utf-8")
+        (root / f"{i}.cls").write_text(str(i % 3), encoding="utf-8")
     loose = imported(root, tmp_path / "cache")
     (root / "0.seg.png").write_bytes(b"a mask")
     for tar, numbers in ("a.tar", range(7)), ("b.tar", range(7, 12)):
         pack(root / tar, sorted(p.name for p in root.iterdir() if p.name.split(".")[0] in map(str, numbers)))
-    for path in [*root.glob("*.png"), *root.glob("*.txt"), *root.glob("*.json")]:
+    for path in [*root.glob("*.png"), *root.glob("*.txt"), *root.glob("*.json"), *root.glob("*.cls")]:
         path.unlink()
     packed = imported(root, tmp_path / "cache")
     assert packed.rows == loose.rows and len(packed.held) == 4
-    assert {i["caption"] for i in packed.items + packed.held} == {f"text {i}" for i in range(12)}
+    assert {(i["caption"], i["class"]) for i in packed.items + packed.held} == {(f"text {i}", i % 3) for i in range(12)}
     assert "left out: 1 .png" in read_entries(str(root)).notes[0]
-    whole = (root / "b.tar").read_bytes()
-    (root / "b.tar").write_bytes(whole[:len(whole) // 2])
-    found = read_entries(str(root / "b.tar"))
-    assert found.entries and len(found.problems) == 1 and "cut short" in found.problems[0]
-    assert {e.caption for e in found.entries} <= {f"text {i}" for i in range(12)} | {None}
+    whole, second = (root / "b.tar").read_bytes(), read_entries(str(root / "b.tar")).entries[1].path.start
+    for cut in second - 512, second + 9:                             # between two of its files, and inside of one
+        (root / "b.tar").write_bytes(whole[:cut])
+        found = read_entries(str(root / "b.tar"))
+        assert found.entries and len(found.problems) == 1 and "cut short" in found.problems[0]
+        assert {e.caption for e in found.entries} <= {f"text {i}" for i in range(12)} | {None}
 
 
 def test_the_first_view_is_padded_and_the_others_are_crops(own):
@@ -319,7 +334,7 @@ def test_a_run_goes_on_with_what_it_read_and_says_what_has_changed(photos, own, 
         shutil.rmtree(photos)
         said, name = import_(photos, cache, known=known, begun=True)
         assert name == own.cache_name and "cannot be read; the run goes on" in said
-        with pytest.raises(ValueError, match="expected a folder"):
+        with pytest.raises(ValueError, match="no such file or folder"):
             import_(photos, cache, known=known)
     add_lines(tmp_path / "moved" / "metadata.jsonl", [{"file_name": "1.png", "text": "another text"}])
     said, name = import_(tmp_path / "moved", cache, known={str(tmp_path / "moved"): own.cache_name})

@@ -55,15 +55,16 @@ class Entry:
 
 def members(path):
     """([Packed, ...], problem or "") of a .tar. Of one that is cut short, what is whole."""
-    found, problem = [], ""
+    found, problem, end = [], "", path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:                    # not compressed: compressed ones cannot be sought in
             for m in tar:
                 if m.isreg() and not m.issparse():
                     found.append(Packed(path, m.name, m.offset_data, m.size))
+            if tar.offset >= end:                                # cut between two of them: only the end mark tells
+                raise ValueError("no end mark")
     except (tarfile.TarError, OSError, ValueError) as e:
         problem = f"{path}: damaged or cut short ({e})"
-    end = path.stat().st_size
     return [m for m in found if m.start + m.st_size <= end], problem
 
 

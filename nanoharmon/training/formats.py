@@ -8,7 +8,7 @@
     DIR/a.png, DIR/a.txt   a picture and its text, also in folders, where there is no metadata; a.caption or a.json
                            ({"text": ...}) instead of a.txt will do
     DIR/cat/a.png          where no picture has a text, the names of several folders are labels
-    DIR/0.tar, FILE.tar    WebDataset: a.png and a.txt as above, in a tar that is not compressed
+    DIR/0.tar, FILE.tar    WebDataset: a.png and a.txt as above, a.cls with its label, in a tar that is not compressed
     FILE.json, FILE.jsonl  LLaVA's conversations (llava.py)
 
 Of a folder that holds nothing but train and test (val, validation, dev, ...), only train is read.
@@ -63,17 +63,18 @@ def read_entries(name, images=""):
             raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder that holds them")
         found = list_llava(path, Path(images).resolve())
     else:
-        raise ValueError(f"{name}: expected a folder of pictures, a .tar, or a LLaVA file (.json, .jsonl)")
+        what = "expected" if os.path.exists(name) else "no such file or folder, expected"
+        raise ValueError(f"{name}: {what} a folder of pictures, a .tar, or a LLaVA file (.json, .jsonl)")
     entries = []
     for where, make in found:
         try:
             entries.append(make())
         except (ValueError, OSError, RuntimeError) as e:         # RuntimeError: links in a circle, JSON nested too deep
             problems.append(f"{where}: {e}")
-    if path.is_dir() and (listed := list_metadata(start_of(path))):
+    if path.is_dir() and (listed := list_metadata(start := start_of(path))):
         used = {str(e.path) for e in entries} | {os.path.realpath(file) for file in listed}
-        notes += left_out([file for file in all_files(path) if os.path.realpath(path / file) not in used],
-                          f"no good line of {listed[0].name} names them")
+        notes += left_out([file for file in all_files(path) if os.path.realpath(path / file) not in used
+                           and (path / file).is_relative_to(start)], f"no good line of {listed[0].name} names them")
     if ignored := Counter(what for e in entries for what in e.ignored):
         notes.append("not read: " + first_of([f"{n} {what}" for what, n in ignored.most_common()], 8))
     return Found(entries, problems, notes)
@@ -83,19 +84,22 @@ def read_entries(name, images=""):
 
 def list_folder(path):
     """That of a folder, problems, and notes."""
-    start, files, problems, notes = start_of(path), all_files(path), [], []
+    start, files, beside, problems, notes = start_of(path), [], [], [], []
+    for file in all_files(path):
+        (files if (path / file).is_relative_to(start) else beside).append(file)
     if listed := list_metadata(start):
         found = [row for file in listed for row in list_rows(file)]
     else:
-        inside = {os.path.relpath(path / file, start): file for file in files
-                  if (path / file).is_relative_to(start) and not file.endswith("/")}
+        links = [file for file in files if file.endswith("/")]
+        inside = [os.path.relpath(path / file, start) for file in files if file not in links]
         found, problems, notes, unused = list_files({name: start / name for name in inside}, start)
-        notes += left_out(unused + list(set(files) - set(inside.values())))
+        notes += left_out(unused + links)
     if not (found or problems):
-        others = count_suffixes(files)
+        others = count_suffixes(files + beside)
         raise ValueError(f"{path}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
                          f"expected one of them" + (f"; it holds {others}" if others else ""))
-    return found, problems, [f"only {start} is read"] * (start != path) + notes
+    others = f"; in other splits, or beside them: {count_suffixes(beside)}" if beside else ""
+    return found, problems, [f"only {start} is read{others}"] * (start != path) + notes
 
 
 def start_of(path):
@@ -122,14 +126,30 @@ def list_rows(path):
         lines = [(i, line) for i, line in enumerate(raw.splitlines(), 1) if line.strip()]
         return [(f"{path}, line {i}", lambda line=line: parse_row(json.loads(line), root)) for i, line in lines]
     try:
-        text = raw.decode()
-        header = text.split("\n", 1)[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        rows = [(reader.line_num, row) for row in reader]
+        (_, header), *rows = table_rows(raw.decode()) or [(1, [])]
+        if isinstance(header, csv.Error):
+            raise header
     except (ValueError, csv.Error) as e:
         raise ValueError(f"{path}: not a table in UTF-8 ({e})") from None
-    return [(f"{path}, line {i}", lambda row=row: parse_row(of_table(row), root)) for i, row in rows]
+    return [(f"{path}, line {i}", lambda row=row: parse_row(of_table(header, row), root)) for i, row in rows]
+
+
+def table_rows(text):
+    """[(number of its first line, cells or csv.Error), ...] of a table. A quote that is not closed costs its own line:
+    the next one begins anew."""
+    lines, rows, at = list(io.StringIO(text, newline="")), [], 0
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    while at < len(lines):
+        start = at
+        reader = csv.reader((lines[i] for i in range(start, len(lines))), delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                rows += [(at + 1, cells)] * bool(cells)
+                at = start + reader.line_num
+        except csv.Error as e:
+            rows.append((at + 1, e))
+            at += 1
+    return rows
 
 
 def list_files(files, root):
@@ -143,20 +163,21 @@ def list_files(files, root):
     for name, file in sorted(files.items()):
         stem, suffix = split_name(name, file)
         samples.setdefault(stem, []).append((suffix, name))
-    for parts in samples.values():                               # pictures: (name, name of its text or None)
-        text = next((name for kind in TEXTS for suffix, name in parts if suffix == kind), None)
-        pictures += [(name, text) for suffix, name in parts if suffix in SUFFIXES]
-    folders = {folder_name(name) for name, _ in pictures} - {None}
-    by_folder, notes = len(folders) > 1 and not any(text for _, text in pictures), []
+    for parts in samples.values():           # pictures: (name, name of its text or None, name of its label or None)
+        text, label = (next((name for kind in kinds for suffix, name in parts if suffix == kind), None)
+                       for kinds in (TEXTS, [".cls"]))
+        pictures += [(name, text, label) for suffix, name in parts if suffix in SUFFIXES]
+    folders = {folder_name(name) for name, _, _ in pictures} - {None}
+    by_folder, notes = len(folders) > 1 and not any(text or label for _, text, label in pictures), []
     if by_folder:
         notes = [f"no picture has a text, so the names of {len(folders)} folders are labels"]
     real = root.resolve()
 
-    def make(name, text):
-        picture, text = (files[n] if isinstance(files.get(n), Packed) else n and locate(n, real) for n in (name, text))
-        return parse_files(picture, text, folder_name(name) if by_folder else None)
-    found = [(str(root / name), lambda pair=(name, text): make(*pair)) for name, text in pictures]
-    return found, problems, notes, list(files.keys() - {name for pair in pictures for name in pair})
+    def make(name, *others):
+        opened = [files[n] if isinstance(files.get(n), Packed) else n and locate(n, real) for n in (name, *others)]
+        return parse_files(*opened, folder_name(name) if by_folder else None)
+    found = [(str(root / names[0]), lambda names=names: make(*names)) for names in pictures]
+    return found, problems, notes, list(files.keys() - {name for names in pictures for name in names})
 
 
 def folder_name(name):
@@ -214,21 +235,29 @@ def parse_row(item, root):
     return described(item, locate(item["file_name"], root))
 
 
-def of_table(row):
+def of_table(header, cells):
     """A row of a table as a line of a metadata.jsonl has it."""
-    if None in row or None in row.values():
+    if isinstance(cells, csv.Error):
+        raise ValueError(f"a quote that is not closed, or text behind it ({cells}); a quote inside of a text in quotes "
+                         f"is written twice")
+    if len(cells) != len(header):
         raise ValueError("more or fewer cells than the first line has; texts with commas stand in quotes")
-    row = {key: value.strip() for key, value in row.items() if value.strip()}
+    row = {key.strip(): value.strip() for key, value in zip(header, cells) if value.strip()}
     return {**row, "label": int(row["label"])} if row.get("label", "").isdecimal() else row
 
 
-def parse_files(picture, text, label):
-    """Of a picture, the file with its text or None, and the label that its folder gives it or None."""
+def parse_files(picture, text, label, folder):
+    """Of a picture, the files with its text and its label or None, and the folder whose name is its label or None."""
     entry = Entry()
     if text and text.suffix.lower() == ".json":
         item = json.loads(read_bytes(text, MAX_TEXT))
         entry = described(item) if isinstance(item, dict) else entry
     elif text:
         entry = Entry(caption=clean(read_bytes(text, MAX_TEXT).decode("utf-8-sig"), "text"))
-    entry.path, entry.label = picture, label if entry.label is None else entry.label
+    entry.path = picture
+    if label:
+        said = read_bytes(label, MAX_TEXT).decode("utf-8-sig").strip()
+        entry.label = int(said) if said.isdecimal() else said or None
+    elif entry.label is None:
+        entry.label = folder
     return entry
