@@ -105,6 +105,9 @@ def wrong_files(path):
     for name in "folder", "folder.png", "shapes":
         (path / name).mkdir()
     (path / "shapes" / "a.heic").touch()
+    for name in "cat", "dog":
+        (path / "classes" / name).mkdir(parents=True)
+        shutil.copy(path / "red.png", path / "classes" / name)
     (path / "huge.bin").touch()
     os.truncate(path / "huge.bin", 10**11)                   # no room on the disk, but too much for any memory
     for name, side in ("bomb.png", 20000), ("large.png", 9000):

@@ -176,7 +176,7 @@ LAYOUTS = {
                 ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
     "metadata of splits": ({"Train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
                             "Test/metadata.csv": "file_name,text\n1.png,b\n"}, "Train",
-                           ["b"], [None], ["Train is read; in other splits, or beside them: 1 .csv\nleft out: 3 .png; no good",
+                           ["b"], [None], ["Train is read; in other splits, or beside them: 1 .csv\nleft out: 3 .png",
                                          '1 "prompt" beside "text"']),
     "metadata of folders": ({"x/metadata.jsonl": '{"file_name": "..\\\\y\\\\0.png"}\n{"file_name": "sub\\\\0.png", '
                              '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),
@@ -341,6 +341,18 @@ def test_a_run_goes_on_with_what_it_read_and_says_what_has_changed(photos, own, 
     assert "it is read again" in said and name != own.cache_name
     imports.drop_others(cache, [name])
     assert [path.name for path in cache.iterdir()] == [name]
+
+
+def test_two_sources_that_trade_their_names_stay_what_they_were(photos, own, tmp_path):
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    shutil.copytree(photos, other)
+    add_lines(other / "metadata.jsonl", [{"file_name": "1.png", "text": "another text"}])
+    known = {str(photos): own.cache_name, str(other): imported(other, cache).cache_name}
+    for old, new in (photos, tmp_path / "x"), (other, photos), (tmp_path / "x", other):
+        old.rename(new)
+    for name, folder in known.items():                               # their weights in --mix go by these names
+        said, found = import_(name, cache, known=known, begun=True)
+        assert found == folder and "has changed" in said and "goes on with what it read then" in said
 
 
 def test_an_import_that_was_stopped_goes_on(photos, tmp_path, monkeypatch):

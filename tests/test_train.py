@@ -130,6 +130,9 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
     assert "nowhere: No such file or folder; change --init" in err
     err = failing([*BASE, *STEPS, "--out", done, "--vae.ch=64"], capsys)
     assert "vae.ch 32 -> 64" in err and "--out" in err
+    for plan in [], ["--dry-run"]:
+        err = failing([*BASE, *STEPS, "--out", done, "--preset", "micro", *plan], capsys)
+        assert "preset pico -> micro" in err and "--out" in err
 
 
 def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):

@@ -90,14 +90,14 @@ def find_source(name, images, cache, size, crops, known=(), begun=False, progres
         prints = dict(progress(zip(paths, pool.map(fingerprint, paths)), total=len(paths), desc=f"read {name}"))
     content = json.dumps([(prints.get(e.path), e.caption, e.label, e.turns) for e in entries]).encode()
     made_of = {"size": size, "crops": crops, "content": hashlib.sha256(content).hexdigest()}
+    changed = f"{name} has changed since it was read ({before['entries']} entries then, {len(entries)} now)" \
+        if before and before["made_of"]["content"] != made_of["content"] else ""
+    if changed and fits:                     # even if the cache has it by another name: two may have traded their names
+        return Source(name, known[name], notes=(f"note: {changed}; the run goes on with what it read then; to use the "
+                                                f"new one, pass another --out",))
     for folder in [known.get(name, "?"), *(path.parent.name for path in sorted(cache.glob("*/about.json")))]:
         if (there := about(cache / folder)) and there["made_of"] == made_of:
             return Source(name, folder)
-    changed = f"{name} has changed since it was read ({before['entries']} entries then, {len(entries)} now)" \
-        if before and before["made_of"]["content"] != made_of["content"] else ""
-    if changed and fits:
-        return Source(name, known[name], notes=(f"note: {changed}; the run goes on with what it read then; to use the "
-                                                f"new one, pass another --out",))
     check_source(name, found)
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
     folder = re.sub(r"[^\w-]", "_", Path(name).stem)[:40] + "-" + digest
@@ -150,10 +150,9 @@ def fingerprint(path):
 
 # --- from files to the cache ------------------------------------------------------------------------------------------
 
-def import_sources(config, out, todo, sources):
-    """Decode the user's own pictures into OUT/cache, after a look whether the stages can use them."""
-    cache, names = out / "cache", ", ".join(source.name for source in sources)
-    new, world = not cache.exists(), len(sources) < len(parse_mix(config.data.mix))
+def check_sources(config, cache, todo, sources):
+    """Raises ValueError, with the flag to change, for sources that the stages cannot use."""
+    names, world = ", ".join(source.name for source in sources), len(sources) < len(parse_mix(config.data.mix))
     contents = [source.contents(cache) for source in sources]
     classes = sum(n for n, _, _ in contents) + world * NUM_CLASSES
     if "mar" in todo and classes > config.model.mar.class_num:
@@ -165,6 +164,11 @@ def import_sources(config, out, todo, sources):
     if needs and not world and not any(texts for _, _, texts in contents):
         raise ValueError(f"{names}: no texts, which stage {needs[0]} needs; put a.txt beside a.png, or \"text\" into "
                          f"metadata.jsonl, or pass --stage vae --stage mar")
+
+
+def import_sources(cache, sources):
+    """Decode the user's own pictures into OUT/cache."""
+    new = not cache.exists()
     try:
         for source in sources:
             if line := import_source(source, cache, bar):

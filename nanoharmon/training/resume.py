@@ -29,7 +29,7 @@ from ..weights.states import latest_state, load_state, versions
 from ..words import training_words
 from ..world.source import training_texts
 from .batches import parse_mix
-from .imports import find_sources, import_sources, known_folders
+from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
 from .recipe import STAGES, check_sizes
 from .sharding import like, shard_blocks, whole
@@ -254,18 +254,18 @@ def as_stage(folder):
         raise ValueError(f"{e}; put back {folder}, or delete it to repeat that stage") from None
 
 
-def prepare(run, lock):
-    """Decide with the user's flags what to do about an earlier run in OUT, and note what this one does.
+def check(run):
+    """Decide with the user's flags what to do about an earlier run in OUT. Whatever is wrong is said before anything is
+    written; --dry-run ends here.
 
-    lock: FolderLock of OUT, taken before anything is written: a mistake must leave nothing behind.
+    Returns the sources of the user's files, the model on the meta device, and lines that say where its parts come from.
     """
-    lock.take(make=False)
     check_start(run)
     out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
     begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
     done = finished + [s for s in run.given_stages if s not in finished]
     if not finished:                                             # else they say what the model is
-        check_parts(run)
+        model, report = check_parts(run)
     if begun and not run.resume:
         name, step = next(iter(begun.items()))
         raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
@@ -277,13 +277,24 @@ def prepare(run, lock):
         check_settings(run, begun, sources)
         if finished:
             with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
-                open_checkpoint(folder)
+                model, report = open_checkpoint(folder)[0], []
         run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
-    lock.take()
-    import_sources(run.config, out, todo, sources)
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    check_sources(run.config, out / "cache", todo, sources)
+    return sources, model, report
+
+
+def prepare(run, lock):
+    """Check a start, import the user's pictures, and note what this start does.
+
+    lock: FolderLock of OUT, taken before anything is written: a mistake must leave nothing behind.
+    """
+    lock.take(make=False)
+    out, todo, (sources, _, _) = run.out, to_do(run), check(run)
+    lock.take()
+    import_sources(out / "cache", sources)
     path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
     values = {"preset": run.preset, "command": command, "given": run.given_files,
               "given_content": run.given_content, **to_dict(run.config)}

@@ -1,15 +1,12 @@
 """What train.py --dry-run prints: the stages as a Markdown table, and all that flags say beside it."""
 from dataclasses import replace
-from pathlib import Path
 
 from ..cli import markdown_table
-from ..weights.checkpoint import open_checkpoint
 from .batches import parse_mix
-from .imports import check_source, known_folders, read_source
 from .memory import step_memory
 from .optim import select
 from .recipe import HARMON_STAGES, STAGES
-from .resume import as_stage, check_parts, check_start, progress
+from .resume import check, progress
 
 # what each stage learns from (batches.py)
 LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
@@ -17,18 +14,10 @@ LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, a
 
 
 def print_stages(run):
-    """What --dry-run prints: the stages as a Markdown table. What is wrong with files that flags name is an error."""
-    check_start(run)
+    """What --dry-run prints: the stages as a Markdown table. What the start itself would refuse is an error."""
+    _, model, report = check(run)
     out, (finished, begun), optim = run.out, progress(run.out), run.config.optim
-    if finished:                                                 # then they say what the model is
-        with as_stage(out / f"stage_{finished[-1]}") as folder:
-            model, report = open_checkpoint(folder)[0], []
-    else:
-        model, report = check_parts(run)
-    config, known, rows = replace(run.config, model=model.config), known_folders(out), []
-    for name, _ in parse_mix(config.data.mix):
-        if name != "shapes" and not ((finished or begun) and name in known and not Path(name).exists()):
-            check_source(name, read_source(name, config.data.images))
+    config, rows = replace(run.config, model=model.config), []
     if report:
         print(*report, sep="\n", end="\n\n")
     print(", ".join(f"{part} {sum(p.numel() for p in child.parameters()) / 1e6:.2f}M"
