@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from nanoharmon import explain
-from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, run_main, text
+from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
@@ -65,6 +65,8 @@ def parse_args(argv=None):
         parser.error("--explain follows one question to a Harmon, expected --prompt and no --llm; pass --prompt TEXT")
     if args.dry_run and not args.explain:
         parser.error("--dry-run is for --explain, expected both; pass --explain")
+    if args.dry_run:
+        refuse_beside(parser, args, "--dry-run", ("temperature", "top_p", "seed", "device", "dtype"), "says nothing")
     if args.llm and (args.ckpt or args.image):
         parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
     if args.fast and (args.llm or args.prompt is not None):
@@ -264,6 +266,8 @@ def talk(chat):
                     print(piece, end="", flush=True)
                 print()
         except (ValueError, OSError) as e:
+            if str(e).startswith("conversation is "):            # in_words would name --prompt
+                e = f"the {e}; type /reset, or start again with a smaller --max-new-tokens"
             print("error:", in_words(e), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")
@@ -277,7 +281,8 @@ def main(argv=None):
     pictures = [open_image(name) for name in args.image]
     if args.dry_run:
         pipe = explain.without_weights(args.dry_run, args.ckpt)
-        return print(explain.as_text(explain.dry_answer(pipe, args.prompt, pictures, args.system)))
+        most = args.max_new_tokens or usual_length(pipe.model.llm.config)
+        return print(explain.as_text(explain.dry_answer(pipe, args.prompt, pictures, most, args.system)))
     if args.llm:
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
@@ -288,14 +293,9 @@ def main(argv=None):
     if args.prompt is None:
         return talk(chat)
     chat.note(args.prompt)
-    try:
-        with explain.Walk(pipe) if args.explain else nullcontext() as walk:
-            for piece in chat.ask(args.prompt):
-                print(piece, end="", flush=True)
-    except ValueError as e:                  # nobody can type /reset here
-        if not str(e).startswith("conversation is "):
-            raise
-        raise ValueError(f"with this --prompt, the {e}; pass a shorter one, or a smaller --max-new-tokens") from None
+    with explain.Walk(pipe) if args.explain else nullcontext() as walk:
+        for piece in chat.ask(args.prompt):
+            print(piece, end="", flush=True)
     print("\n\n" + explain.as_text(walk) if args.explain else "")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain_flags, model_flags, number, run_main, text
+from nanoharmon.cli import Parser, explain_flags, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
@@ -31,6 +31,8 @@ SHOWN = 192                                  # smaller pictures are enlarged to 
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
 COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
 MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
+DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "steps", "sampler", "temperature",
+         "think", "seed", "device", "dtype")             # flags of what --dry-run does not come to
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
 
@@ -69,6 +71,8 @@ def parse_args(argv=None):
         parser.error("--fast chooses --iters and --steps, and both are given; drop --fast")
     if args.dry_run and not args.explain:
         parser.error("--dry-run is for --explain, expected both; pass --explain")
+    if args.dry_run:
+        refuse_beside(parser, args, "--dry-run", DRAWS, "draws nothing")
     return args
 
 
@@ -160,6 +164,8 @@ def make_gif(frames):
 def main(argv=None):
     args = parse_args(argv)
     prompts = read_prompts(args)
+    if args.dry_run and len(prompts) > 1:
+        raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
     check_outputs(args)
     image = open_image(args.image) if args.image else None
     from nanoharmon.plans import settled

@@ -29,7 +29,7 @@ FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --siz
          "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
          "prompts are ": "pass --prompt TEXT", "image is ": "pass both --image and --region",
          "region is ": "pass --region x0,y0,x1,y1 in pixels of --image", "think is ": "drop --think",
-         "conversation is ": "type /reset, or pass a smaller --max-new-tokens"}
+         "conversation is ": "pass a shorter --prompt, or a smaller --max-new-tokens"}
 # over what may end in an error: its line has stderr to itself, for this bar goes away, and is none in a file or pipe
 bar = functools.partial(tqdm, disable=None, leave=False)
 
@@ -126,6 +126,13 @@ def explain_flags(parser, beside=""):
                         "model: every tensor with its shape, range and line of code")
     parser.add_argument("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, "
                         f"nothing is loaded; for {', '.join(PRESETS)} (default nano)")
+
+
+def refuse_beside(parser, args, flag, names, why):
+    """An error about the first of some flags that is given beside `flag`, where it would change nothing."""
+    for name in names:
+        if getattr(args, name) not in (parser.get_default(name), []):
+            parser.error(f"--{name.replace('_', '-')} beside {flag}, which {why}; drop one of them")
 
 
 def text(words, flag):

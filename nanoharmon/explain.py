@@ -256,12 +256,12 @@ def dry_draw(pipe, prompt, n, plan):
     return walk
 
 
-def dry_answer(pipe, question, images, system=None):
-    """A question about pictures, up to the LLM's output, followed without numbers."""
+def dry_answer(pipe, question, images, max_new_tokens=1, system=None):
+    """A question about pictures, up to the LLM's output, followed without numbers, with room for a reply."""
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": [None, "\n"] * len(images) + [question]})
     with torch.no_grad(), Walk(pipe) as walk:
-        ids = torch.tensor([pipe.chat_ids(messages, None, 1)], device="meta")
+        ids = torch.tensor([pipe.chat_ids(messages, None, max_new_tokens)], device="meta")
         embeds = pipe.model.embed_with_images(pipe.latents(images)[0], ids) if images else pipe.model.llm.embed(ids)
         with suppress(NotImplementedError, RuntimeError):        # the first word is picked by numbers
             next(pipe.model.llm.generate(embeds, [pipe.tokenizer.im_end]))
