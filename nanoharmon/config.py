@@ -127,7 +127,7 @@ def nano():
 
 
 def micro():
-    """One consumer GPU, about an hour: 64 px, then 128 px."""
+    """One consumer GPU: 64 px, then 128 px. Never trained; hours are estimated in docs/HARDWARE.md."""
     return HarmonConfig(
         VAEConfig(ch=64, ch_mult=(1, 2, 4), num_res_blocks=2, z_channels=16, patch_size=2, attn_resolutions=(),
                   scale=1.0),

@@ -8,7 +8,7 @@ mode adds up what is alive. So it holds what autograd saves, what is recomputed,
 
 Simplified: one process, all of it float32 (bf16 autocast on a GPU needs less work memory); attention as a GPU does it,
 without its matrix of weights; texts of 64 tokens; one division into visible and hidden tokens. Pictures drawn on the
-way need less than a training step.
+way need less than a training step. How far it is from a GPU: docs/HARDWARE.md.
 """
 import math
 import random
