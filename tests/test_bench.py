@@ -11,6 +11,7 @@ from nanoharmon.config import nano
 from nanoharmon.evals import growth
 from nanoharmon.evals.measure import Parts, measure
 from nanoharmon.harmon import Harmon
+from nanoharmon.mar import Mlp
 from nanoharmon.weights.checkpoint import blank
 
 CPU = torch.device("cpu")
@@ -32,6 +33,15 @@ def test_flops_parts_and_memory_are_those_of_the_work(monkeypatch):
     assert 0.02 < found["parts"]["sleep"] < min(found["seconds"])
     if found["memory"] is not None:
         assert 60 < found["memory"] / 2**20 < 200
+
+
+def test_counting_flops_leaves_what_is_compiled_compiled(monkeypatch):
+    """What torch first meets under a FLOP counter it never compiles: the figures of --compile were those without."""
+    monkeypatch.setattr("nanoharmon.evals.measure.matmul_peak", lambda *_: 1e9)
+    layer, graphs = Mlp(8, 32, 0.0), []
+    layer.compile(dynamic=True, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    found = measure(lambda: layer(torch.ones(3, 8)), Parts(CPU), torch.float32, 1, compiled=True)
+    assert graphs and found["flops"] == 2 * (2 * 3 * 8 * 32)
 
 
 def test_a_run_is_kept_and_compared(tmp_path, capsys):

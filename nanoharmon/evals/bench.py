@@ -28,6 +28,7 @@ import torch
 
 from .. import arguments
 from ..cli import DTYPES, Parser, markdown_table, number, run_main
+from ..compiling import compile_blocks
 from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, to_dict
 from ..files import check_output, read_json, write_json
 from ..flags import check_model, override
@@ -243,8 +244,11 @@ def run(names, args, dtype, device):
             if name == "step 2" and config.stages["3"].own_positions and "--mar.grid" not in " ".join(args.flags):
                 config.model.mar.grid = config.stages["2"].size // config.model.vae.stride
             model = random_model(config.model, dtype, device)
+            if args.compile:
+                print(compile_blocks(model))
             parts.watch_model(model)
-        found[name] = measure(WORKLOADS[name](Inputs(model, config, args, device), parts), parts, dtype, args.repeat)
+        work = WORKLOADS[name](Inputs(model, config, args, device), parts)
+        found[name] = measure(work, parts, dtype, args.repeat, compiled=args.compile)
     return found
 
 
@@ -309,6 +313,7 @@ def main(argv=None):
     add("--iters", type=number(int, 1, 10**6), default=16, help="iterations of draw (default 16)")
     add("--steps", type=number(int, 2, 1000), default=20, help="diffusion steps of draw (default 20)")
     add("--tokens", type=number(int, 1, 4096), default=32, help="length of the answer (default 32)")
+    add("--compile", action="store_true", help="torch.compile the model's blocks first, as train.py --compile does")
     add("--dry-run", action="store_true", help="print the plan and stop")
     args, args.flags = parser.parse_known_args(argv)
     if args.compare:

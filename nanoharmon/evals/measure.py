@@ -130,8 +130,9 @@ def matmul_peak(device, dtype, repeat=12):
 
 # --- all of it --------------------------------------------------------------------------------------------------------
 
-def measure(work, parts, dtype, repeat):
+def measure(work, parts, dtype, repeat, compiled=False):
     """Run `work()` once to warm up, which is when FLOPs and memory are taken, then `repeat` times by the clock.
+    compiled: what it calls is (compiling.py). Then three more runs compile it, and memory is that of the third.
 
     Returns a dict: seconds and cpu_seconds of every run, parts {name: median seconds}, flops, memory (bytes above what
     was held before), peak (FLOP/s) and others (CPU cores that other programs used).
@@ -140,7 +141,10 @@ def measure(work, parts, dtype, repeat):
     wait(device)
     forget_peak(device)
     idle, counter = memory(device), FlopCounterMode(display=False, custom_mapping=ON_CPU)
-    with counter:
+    with torch.compiler.set_stance("force_eager"), counter:      # torch never compiles what it first met while counting
+        work()
+    for _ in range(3 * compiled):
+        forget_peak(device)
         work()
     wait(device)
     most, peak = memory(device, "VmHWM"), matmul_peak(device, dtype)
