@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def read_json(path):
     return values
 
 
+def cannot_write(folder, name="x"):
+    """Why no file of this name could be made in a folder, "" if it could. Tried, for rights alone do not tell (/proc)."""
+    try:
+        with suppress(FileNotFoundError):
+            os.stat(Path(folder, name))                # a name that is too long
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        return e.strerror
+    return ""
+
+
 def check_output(path, flag, suffixes=()):
     """Complain now, not after minutes of work, about a place where nothing can be written. -> Path"""
     path = Path(path)
@@ -41,8 +53,9 @@ def check_output(path, flag, suffixes=()):
         raise ValueError(f"no folder {path.parent} to write {path.name} in; make it, or change {flag}")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file, expected the name of a file to write; change {flag}")
-    if not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
-        raise ValueError(f"{path} is not writable; change {flag}")
+    problem = cannot_write(path.parent, f"{path.name}.tmp-write")
+    if problem or path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"{path} is not writable{problem and f' ({problem})'}; change {flag}")
     return path
 
 
@@ -50,7 +63,7 @@ def check_folder(path, flag):
     """Complain now about a folder that cannot be made or written in. -> Path"""
     try:
         nearest = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
-        problem = "" if nearest.is_dir() and os.access(nearest, os.W_OK) else f"{nearest} is no folder to write in"
+        problem = (why := cannot_write(nearest)) and f"{nearest}: {why}"
     except OSError as e:                               # a name that is too long, for instance
         problem = e.strerror
     if problem:
