@@ -1,18 +1,23 @@
-"""The wing of discrete tokens: each piece against a case worked out by hand.     python -m pytest -q tests/test_compare.py"""
+"""The wing of discrete tokens, against cases worked out by hand.     python -m pytest -q tests/test_compare.py"""
+import math
 import random
 
-import numpy as np
 import pytest
 import torch
 
+from nanoharmon.compare.discrete import Discrete, guide, pick
+from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
+from nanoharmon.compare.toklip import DISTILL, TokLIP, toklip_loss
 from nanoharmon.compare.vq import COMMITMENT, VQ, straight_through, usage, vq_loss
 from nanoharmon.config import PRESETS
 from nanoharmon.pictures import to_pixels
+from nanoharmon.tokenizer import Tokenizer, pad
 from nanoharmon.training.optim import make_optimizers
 from nanoharmon.training.recipe import DataConfig, OptimConfig
-from nanoharmon.world.source import ShapesData
+from nanoharmon.world.source import ShapesData, training_texts
 
 WORLD = ShapesData(DataConfig(scenes=200, board=2))
+TOKENIZER = Tokenizer.train(training_texts(WORLD.config, 50), 384)
 
 
 def pictures(first, n, size=16):
@@ -73,3 +78,167 @@ def test_a_short_training_uses_most_of_the_codebook_and_decodes_what_it_encodes(
 
 def test_usage_counts_codes():
     assert usage(torch.tensor([[0, 0], [3, 3]]), 4) == pytest.approx({"used": 0.5, "perplexity": 2, "bits": 1})
+
+
+# --- teacher.py, toklip.py --------------------------------------------------------------------------------------------
+
+# inner products [[0.6, 0], [0.8, 1]]
+PICTURES, TEXTS = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.6, 0.8], [0, 1]])
+
+
+def test_contrastive_losses_by_hand():
+    e, none = math.exp, torch.eye(2, dtype=torch.bool)
+    by_rows = -math.log(e(1.2) / (e(1.2) + 1)) - math.log(e(2) / (e(1.6) + e(2)))
+    by_columns = -math.log(e(1.2) / (e(1.2) + e(1.6))) - math.log(e(2) / (1 + e(2)))
+    assert info_nce(PICTURES, TEXTS, 2.0, none).item() == pytest.approx((by_rows + by_columns) / 4)
+    # the pair (1, 0) has the same text as (0, 0): no longer a rival of either
+    same = torch.tensor([[True, False], [True, True]])
+    left = -math.log(e(1.2) / (e(1.2) + 1)) - math.log(e(2) / (1 + e(2)))
+    assert info_nce(PICTURES, TEXTS, 2.0, same).item() == pytest.approx(left / 4)
+
+    def sigmoid(x):
+        return 1 / (1 + e(-x))
+    wanted = -sum(math.log(p) for p in (sigmoid(1.2 - 1), sigmoid(0 + 1), sigmoid(-1.6 + 1), sigmoid(2 - 1))) / 2
+    assert sigmoid_loss(PICTURES, TEXTS, 2.0, -1.0, none).item() == pytest.approx(wanted)
+    assert sigmoid_loss(PICTURES, TEXTS, 2.0, -1.0, same).item() == pytest.approx(
+        wanted + (math.log(sigmoid(-0.6)) - math.log(sigmoid(0.6))) / 2)
+
+
+def test_toklip_is_causal_and_its_teacher_is_not():
+    torch.manual_seed(0)
+    teacher = Teacher(8, 4, 384, 16, 2, 2)
+    toklip, vectors = TokLIP(teacher, 8), torch.randn(2, 4, 8)
+    changed = vectors.clone()
+    changed[:, 2] += 1                                           # of the third place
+    with torch.no_grad():
+        before, after = toklip.tokens(vectors), toklip.tokens(changed)
+        torch.testing.assert_close(before[:, :2], after[:, :2])
+        assert ((before[:, 2:] - after[:, 2:]).abs().amax(dim=-1) > 1e-4).all()
+        torch.testing.assert_close(toklip.tokens(vectors[:, :3]), before[:, :3])             # codes drawn so far
+        patches = torch.randn(1, 4, 192)
+        other = patches.clone()
+        other[:, 3] += 1
+        assert (teacher.picture.tokens(patches) - teacher.picture.tokens(other))[:, 0].abs().max() > 1e-4
+
+
+def test_toklip_learns_from_a_locked_teacher_and_a_frozen_codebook():
+    torch.manual_seed(0)
+    vq, teacher = VQ(PRESETS["pico"]().vae, codes=64), Teacher(8, 4, len(TOKENIZER), 16, 1, 2)
+    toklip = TokLIP(teacher, 8)
+    assert all(torch.equal(a, b) for a, b in zip(toklip.tower.blocks.parameters(), teacher.picture.blocks.parameters()))
+    batch = contrast_batch(WORLD, TOKENIZER, random.Random(0), 6, 16)
+    loss, parts = toklip_loss(toklip, vq, teacher, *batch)
+    loss.backward()
+    assert all(p.grad is not None for p in toklip.parameters())
+    assert all(p.grad is None for p in [*vq.parameters(), *teacher.parameters()])
+    assert loss.item() == pytest.approx(parts["contrast"].item() + 1000 / 1152 * parts["distance"].item())
+    # on unit vectors, that is 1000 x the mean over the released model's 1152 numbers: the same angle, the same loss
+    a, b = (torch.nn.functional.normalize(torch.randn(3, 1152), dim=-1) for _ in range(2))
+    assert DISTILL * (a - b).square().sum(1).mean().item() == pytest.approx(1000 * (a - b).square().mean().item())
+
+
+def test_a_batch_knows_equal_texts_and_padding_is_read_by_nobody():
+    image, ids, is_real, same = contrast_batch(WORLD, TOKENIZER, random.Random(1), 8, 16)
+    texts = [TOKENIZER.decode(row[real].tolist()) for row, real in zip(ids, is_real)]
+    assert same.tolist() == [[a == b for b in texts] for a in texts]
+    text = Teacher(8, 4, len(TOKENIZER), 16, 1, 2).text
+    longer = torch.nn.functional.pad(ids, (0, 3), value=5), torch.nn.functional.pad(is_real, (0, 3))
+    torch.testing.assert_close(text(*longer), text(ids, is_real), atol=1e-5, rtol=1e-4)
+
+
+def test_zero_shot_asks_for_the_nearest_text_and_tells_seen_from_unseen_pairs():
+    """An artificial picture feature that is the text of a red circle, for every picture."""
+    text = Teacher(8, 4, len(TOKENIZER), 16, 1, 2).text
+    ids, is_real = pad([TOKENIZER.encode("a red circle")], TOKENIZER.pad, "cpu")
+    found = zero_shot(lambda image: text(ids, is_real).expand(len(image), -1), text, TOKENIZER, 16, {"board": 2}, n=70)
+    assert not any(found["unseen pair"]) and 0 < sum(found["pair"]) < 15          # one seen pair in 31
+    assert set(found) == {"pair", "color", "shape", "unseen pair"} and all(len(hits) == 70 for hits in found.values())
+
+
+@pytest.mark.stress
+def test_a_teacher_that_was_trained_knows_pairs_it_has_never_seen():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"teacher": Teacher(8, 4, len(TOKENIZER), 32, 2, 2)})
+    teacher, optimizers = model["teacher"], make_optimizers(dict(model.named_parameters()), OptimConfig())
+
+    def right(task):
+        hits = zero_shot(teacher.features, teacher.text, TOKENIZER, 16, {"board": 2})[task]
+        return sum(hits) / len(hits)
+    assert right("pair") < 0.15
+    for step in range(300):
+        teacher.loss(*contrast_batch(WORLD, TOKENIZER, random.Random(step), 64, 16)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert right("color") > 0.8 and right("pair") > 0.3
+
+
+# --- discrete.py ------------------------------------------------------------------------------------------------------
+
+def discrete(kind):
+    """A system with random weights, for pictures of 2 x 2 codes, 64 of them."""
+    torch.manual_seed(0)
+    config = PRESETS["pico"]()
+    config.mar.buffer_size = 0
+    toklip = TokLIP(Teacher(8, 4, 384, 16, 1, 2), 8) if kind == "toklip" else None
+    return Discrete(config, 64, toklip=toklip, masked=kind == "masked")
+
+
+def requests(*prompts):
+    return pad([TOKENIZER.drawing(p) for p in prompts], TOKENIZER.pad, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["codes", "toklip", "masked"])
+def test_greedy_drawing_reproduces_the_codes_of_a_few_pictures_learned_by_heart(kind):
+    model, (ids, is_real) = discrete(kind), requests("a red circle", "two blue squares at the top left", "a ring")
+    codes = torch.randint(64, (3, 4, 1), generator=torch.Generator().manual_seed(0))
+    trained = {n: p for n, p in model.named_parameters() if not n.startswith(("vae.", "toklip."))}
+    optimizers, order = make_optimizers(trained, OptimConfig(lr=1e-2, muon_lr=0.05)), torch.Generator().manual_seed(0)
+    options = dict(randn=torch.randn, grid=(2, 2), cfg=1.0, temperature=0.0, iters=3)
+    assert not torch.equal(model.draw(ids, is_real, **options), codes)
+    for _ in range(60):
+        model.generation_loss(codes.float(), ids, is_real, order_generator=order).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(model.draw(ids, is_real, **options), codes)
+
+
+@pytest.mark.parametrize("kind", ["codes", "toklip"])
+def test_a_code_is_drawn_from_those_before_it_and_guidance_moves_away_from_anything(kind):
+    model, (ids, is_real) = discrete(kind).eval(), requests("a red circle and a ring", "a ring", None, None)
+    with torch.no_grad():
+        drawn = model.draw(ids, is_real, torch.randn, cfg=2.5, temperature=0.0).squeeze(-1)      # (2, 4), with a cache
+        wanted, anything = model.code_logits(drawn.repeat(2, 1), ids, is_real).chunk(2)          # without one
+        assert torch.equal((anything + 2.5 * (wanted - anything)).argmax(-1), drawn)
+        changed = drawn.clone()
+        changed[:, 2] = (changed[:, 2] + 1) % 64
+        after = model.code_logits(changed.repeat(2, 1), ids, is_real)[:2]
+        torch.testing.assert_close(after[:, :3], wanted[:, :3])
+        assert (after[:, 3] - wanted[:, 3]).abs().max() > 1e-5
+
+
+def test_the_masked_drawer_sees_all_that_is_visible_and_nothing_hidden():
+    model, (ids, is_real) = discrete("masked").eval(), requests("a ring", "a red circle and a ring")
+    codes, is_hidden = torch.randint(64, (2, 4)), torch.tensor([[True, True, False, False]] * 2)
+
+    def logits(place, is_hidden):
+        changed = codes.clone()
+        changed[:, place] = (codes[:, place] + 1) % 64
+        return model.code_logits(changed, ids, is_real, is_hidden)
+    with torch.no_grad():
+        before = model.code_logits(codes, ids, is_real, is_hidden)
+        torch.testing.assert_close(logits(1, is_hidden), before)                 # hidden
+        assert ((logits(3, is_hidden) - before).abs().amax(dim=-1) > 1e-6).all()     # visible, also from places before
+        # padding in front of the picture is seen by nobody: alone, the shorter request gives the same
+        alone = model.code_logits(codes[:1], *requests("a ring"), is_hidden[:1])
+        torch.testing.assert_close(alone, before[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_gumbel_noise_draws_codes_as_often_as_their_probabilities_say():
+    torch.manual_seed(0)
+    share = torch.tensor([0.1, 0.6, 0.3])
+    chosen, sure = pick(share.log().expand(20000, 3), 1.0, torch.randn)
+    torch.testing.assert_close(torch.bincount(chosen).double() / 20000, share.double(), atol=0.015, rtol=0)
+    torch.testing.assert_close(sure, share.log()[chosen])
+    assert torch.equal(guide(torch.tensor([[1.0], [0.5]]), 3.0), torch.tensor([[2.0]]))

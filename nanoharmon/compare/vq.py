@@ -1,6 +1,6 @@
 """The other picture tokenizer: a vector-quantised autoencoder after LlamaGen's VQ-16 (arXiv 2406.06525, sec. 2.1).
 
-picture (B, 3, H, W) in [-1, 1] -> Encoder -> a unit vector z per place -> the nearest of `codes` unit vectors -> Decoder
+picture (B, 3, H, W) in [-1, 1] -> Encoder -> one unit vector z per place -> the nearest of all codes -> Decoder
 
 One place is one whole number, its *code*, where the KL-VAE (nanoharmon/vae.py) has C real numbers. Encoder and decoder
 are the KL-VAE's own classes, so that only the bottleneck differs:
