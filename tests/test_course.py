@@ -25,7 +25,7 @@ GOOD = """
         h = x.float()
         return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 """
-STUB = "raise NotImplementedError('exercise 04: RMSNorm')"
+STUB = "raise NotImplementedError('exercise 04: RMSNorm.forward is not done yet')"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_table_names_functions_of_the_code():
         assert places == sorted(places) and e.lab in LABS and e.minutes > 0
     assert sum(e.points for e in EXERCISES) == 100
     assert len({(e.file, f) for e in EXERCISES for f in e.functions}) == sum(len(e.functions) for e in EXERCISES)
-    assert len({e.name for e in EXERCISES}) == 23 and chosen("see", "7,rope") == [find("05"), find("ex07")]
+    assert len({e.name for e in EXERCISES}) == len(EXERCISES) and chosen("see", "7,rope") == [find("05"), find("ex07")]
 
 
 @pytest.mark.parametrize("exercise", WRITTEN, ids=lambda e: e.id)
@@ -95,6 +95,9 @@ def test_a_handout_is_the_real_code_without_the_bodies(handed_out):
     assert {"README.md", "exercises/04.md", "tests/test_exercises.py", "checkpoints/nano/config.json", "train.py",
             ".github/workflows/check.yml"} <= names
     assert not names & {"docs/TEACHING.md", "tests/course"}
+    readme = (handed_out / "README.md").read_text(encoding="utf-8")
+    assert all(command in readme for command in ("course check 04 ", "course hint 04 ", "-m ex04 ", "course see "))
+    assert "course draw" not in readme and "course unify" not in readme          # there is nothing of these labs in it
     for page in [handed_out / "README.md", handed_out / "NANOHARMON.md", *handed_out.glob("exercises/*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), target
@@ -146,6 +149,33 @@ def test_grading_counts_only_what_is_done(student, capsys, tmp_path):
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert points(found) == {"ex04": 3, "ex08": 0} and found["score"] == 3 and found["max_score"] == 7
     assert "3 /  7   1 of 2 exercises done" in capsys.readouterr().out
+
+
+def test_a_handout_json_that_a_student_lost_or_edited_stops_nothing(student):
+    """With a table that says what is due it is not needed; without one the results say what is wrong."""
+    table, out, path = student / "course.json", student / "results.json", student / handout.MANIFEST
+    table.write_text('{"due": ["04"]}', encoding="utf-8")
+    edit(student, GOOD)
+    for text, words in ((None, "has no exercises/handout.json"), ("[" * 10**5, "cannot be read"),
+                        ('{"version": "1", "exercises": []}', "version 1, this is")):
+        path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=words):
+            course.main(["grade", str(student), "--out", str(out)])
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert found["score"] == found["max_score"] == 0 and words in found["output"]
+    course.main(["grade", str(student), "--out", str(out), "--table", str(table)])
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert points(found) == {"ex04": 3} and "1 of 1 exercises done; " in found["output"] and words in found["output"]
+
+
+def test_a_zip_may_hold_the_folder_itself_and_links_do_not_count(student):
+    zipped = student / "zip" / "maria"
+    zipped.mkdir(parents=True)
+    (student / "zip/__MACOSX").mkdir()
+    (zipped / "nanoharmon").symlink_to(tree.PACKAGE)             # a copy of the solution that need not be written
+    shutil.move(student / "exercises", zipped)
+    output = grade.grade(student / "zip")["tests"][0]["output"]
+    assert "qwen.py is a link" in output
 
 
 def test_course_json_sets_points_what_is_due_and_late_rules(student, tmp_path):
@@ -201,6 +231,32 @@ def test_a_broken_file_costs_only_its_exercises(student, damage, words):
     assert points(results) == {"ex04": 0, "ex08": 0} and words in results["tests"][0]["output"]
 
 
+def test_deep_nesting_stops_no_grading(student):
+    edit(student, f"raise {'-' * 500}1")
+    assert tree.begun(RMSNORM, student / "nanoharmon")
+
+
+def test_a_busy_machine_is_not_the_students_mistake(student, monkeypatch):
+    monkeypatch.setattr(check, "START", 0)
+    edit(student, GOOD)
+    results = check.run(RMSNORM, check.student_files(RMSNORM, student / "nanoharmon"), quiet=True)
+    assert all("the machine is too busy" in r.failure for r in results)
+
+
+def test_a_block_does_not_fail_for_the_modulate_beside_it(student):
+    edit(student, "return x * scale + shift", "return torch.addcmul(x + shift, x, scale)", "diffloss.py")
+    adaln = find("adaln")
+    results = check.run(adaln, check.student_files(adaln, student / "nanoharmon"))
+    assert [r.earned for r in results] == [0, 1, 1] and "the 1 is missing" in results[0].failure
+
+
+def test_mine_says_which_other_exercise_is_missing_and_why(student):
+    residual = find("residual")
+    results = check.run(residual, check.student_files(residual, student / "nanoharmon", mine=True))
+    assert results[0].failure.startswith("exercise 04: RMSNorm.forward is not done yet") and \
+        "leave out --mine" in results[0].failure
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 def test_bad_input_is_one_line(handed_out, tmp_path):
@@ -209,13 +265,16 @@ def test_bad_input_is_one_line(handed_out, tmp_path):
     (odd / handout.MANIFEST).write_text('{"version": "00000000", "exercises": []}', encoding="utf-8")
     table = tmp_path / "course.json"
     table.write_text('{"points": {"99": 1}}', encoding="utf-8")
+    due = tmp_path / "due.json"
+    due.write_text('{"due": ["see", "sea"]}', encoding="utf-8")
     for argv, words in (
             (["check", "rms"], "unknown exercise 'rms'"), (["hint", "42"], "unknown exercise '42'"),
             (["handout", str(handed_out)], "exists"), (["handout", str(tmp_path / "a"), "--lab", "se"], "unknown lab"),
             (["handout", str(tmp_path / "a"), "--only", "x"], "unknown exercise"),
             (["grade", str(tmp_path)], "no handout"),
             (["grade", str(tmp_path / "none")], "no such folder"), (["grade", str(odd)], "version 00000000, this is"),
-            (["grade", str(handed_out), "--table", str(table)], "unknown exercise '99'"),
+            (["grade", str(handed_out), "--table", str(table)], f"{table}: unknown exercise '99'"),
+            (["grade", str(handed_out), "--table", str(due)], f"{due}: unknown exercise 'sea'"),
             (["grade", str(handed_out), "--submitted", "soon"], "change --submitted"),
             (["grade", str(handed_out), "--out", str(tmp_path / "no" / "r.json")], "change --out"),
             (["speedrun", str(tmp_path)], "has no log.jsonl"), (["check", "--mine"], "--mine needs an exercise")):
@@ -245,6 +304,8 @@ def test_a_speedrun_row_is_made_of_the_runs_own_files(tmp_path):
     row = speedrun.row(tmp_path).splitlines()[-1]
     assert [cell.strip() for cell in row.strip("|").split("|")][:6] == [
         "15.0", "50.0", "50.0", "50.0", "7", "`python train.py --quick`"] and "1,500" in row
+    page = (ROOT / "docs/LEADERBOARD.md").read_text(encoding="utf-8")
+    assert f"| {' | '.join(speedrun.HEADER)} |" in page            # so that the row can be copied there
 
 
 # --- the proof in full ------------------------------------------------------------------------------------------------

@@ -89,10 +89,12 @@ def main(argv=None):
         print(speedrun.row(args.out) if args.out else speedrun.naive())
     elif args.command == "grade":
         out = args.out and check_output(args.out, "--out", (".json",))
-        with cli.bar(total=len(handout.manifest(args.dir)["exercises"]), desc="exercises") as bar:
-            results = grade.grade(args.dir, args.secret, args.table, args.submitted, bar.update)
+        results = grade.grade(args.dir, args.secret, args.table, args.submitted,
+                              lambda found, total: cli.bar(found, total=total, desc="exercises"))
         if out:
             write_json(out, results)
+        if not results["tests"]:                                     # no handout, and no --table that says what is due
+            raise ValueError(results["output"])
         grade.show(results)
     else:
         exercises = chosen(args.lab, args.only)

@@ -23,7 +23,8 @@ from pathlib import Path
 from . import tree
 
 HERE = Path(__file__).parent
-START, TEST, EXERCISE = 60, 20, 90       # seconds: of starting a process (torch is large), of one test, of an exercise
+TEST, EXERCISE = 20, 90                  # seconds: of one test, of an exercise
+START = 120                              # of importing torch, before a student's code runs: longer on a busy machine
 GIGABYTES = 4
 MOST_OUTPUT = 20_000_000                 # bytes that a solution may print when it is graded
 SEEDS = 2                                # inputs per test
@@ -80,27 +81,30 @@ def run(exercise, files, secret="public", quiet=False):
     if isinstance(files, ValueError):
         return [Result(test, worth, str(files)) for test, worth in points.items()]
     todo = [(test, seeds(exercise, test, secret)) for test in points]
-    end = time.monotonic() + EXERCISE
+    left = EXERCISE
     with tempfile.TemporaryDirectory(prefix="nanoharmon-", ignore_cleanup_errors=True) as folder:
         tree.write(folder, files)
         shutil.copy(HERE / "runner.py", folder)
         while todo:
-            job = {"nonce": secrets.token_hex(16), "check": text, "tests": todo, "gigabytes": GIGABYTES}
-            found, reason = run_process(job, folder, end, quiet)
+            job = {"nonce": secrets.token_hex(16), "exercise": f"exercise {exercise.number:02d}", "check": text,
+                   "tests": todo, "gigabytes": GIGABYTES}
+            found, reason, used = run_process(job, folder, left, quiet)
+            left -= used
             for test, _ in todo[:len(found)]:
                 results.append(Result(test, points[test], *found[test]))
             todo = todo[len(found):]
             if todo and (reason or not found):                   # the test that was running when the process ended
                 results.append(Result(todo[0][0], points[todo[0][0]], reason or "the process ended"))
                 todo = todo[1:]
-            if todo and time.monotonic() > end:
+            if todo and left <= 0:
                 results += [Result(test, points[test], "not run: those before it took too long") for test, _ in todo]
                 break
     return results
 
 
-def run_process(job, folder, end, quiet):
-    """One process over job["tests"]. Returns {test: (failure, seconds)} as far as it came, and why not further."""
+def run_process(job, folder, left, quiet):
+    """One process over job["tests"], for at most `left` seconds from when torch is there. Returns {test: (failure,
+    seconds)} as far as it came, why not further, and the seconds that it used."""
     process = subprocess.Popen(
         [sys.executable, str(Path(folder) / "runner.py")], cwd=folder, env=environment(folder), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, start_new_session=os.name == "posix")
@@ -108,16 +112,17 @@ def run_process(job, folder, end, quiet):
     threading.Thread(target=collect, args=(process.stdout, lines), daemon=True).start()
     if quiet:
         threading.Thread(target=discard, args=(process, printed), daemon=True).start()
-    reason, ready = None, False
+    reason, end = None, None
     try:
         with suppress(OSError):                                  # it may have died already
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.close()
         while len(found) < len(job["tests"]):
             try:
-                line = lines.get(timeout=max(0.1, min(TEST if ready else START, end - time.monotonic())))
+                line = lines.get(timeout=max(0.1, min(TEST, end - time.monotonic())) if end else START)
             except queue.Empty:
-                reason = "no answer in time: an endless loop, or far too slow"
+                reason = "no answer in time: an endless loop, or far too slow" if end else \
+                    f"torch was not there after {START} seconds: the machine is too busy; run this again"
                 break
             if line is None:                                     # its end of the pipe is closed
                 with suppress(subprocess.TimeoutExpired):
@@ -125,12 +130,12 @@ def run_process(job, folder, end, quiet):
                 reason = ending(process.returncode, printed[0])
                 break
             test, failure, seconds = answer(line, job["nonce"])
-            ready = True
+            end = end or time.monotonic() + left
             if test == job["tests"][len(found)][0]:
                 found[test] = failure, seconds
     finally:
         kill(process)
-    return found, reason
+    return found, reason, left - (end - time.monotonic()) if end else 0
 
 
 def answer(line, nonce):

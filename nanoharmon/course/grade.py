@@ -7,7 +7,8 @@ course.json (all of it optional):
      "points": {"07": 10},                                       # instead of table.py's
      "late": {"deadline": "2026-12-01T23:59:00+00:00", "percent_per_day": 10, "most_percent": 50}}       # default: none
 
-results.json is Gradescope's: score, max_score, output, visibility, tests, leaderboard.
+results.json is Gradescope's: score, max_score, output, visibility, tests, leaderboard. It is written whatever a student
+handed in, and says what is wrong. What is wrong in the teacher's flags or files is an error, and no student's zero.
 """
 import json
 import math
@@ -21,11 +22,10 @@ from .table import EXERCISES, LABS, find
 
 
 def read_table(path):
-    """The settings of a course.json. Raises ValueError that says what is wrong in it."""
-    if path is None:
-        return {}
+    """{"points": {exercise: worth}, "due": [exercise] or None, "late": rules or None} of a course.json, or without one.
+    Raises ValueError that says what is wrong in it."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; pass another --table") from None
     except (OSError, ValueError) as e:
@@ -33,19 +33,24 @@ def read_table(path):
     if not isinstance(found, dict) or (unknown := set(found) - {"due", "points", "late"}):
         raise ValueError(f"{path} has {', '.join(sorted(unknown)) if isinstance(found, dict) else 'no object'}, "
                          f"expected due, points and late; mend that --table")
-    points, late = found.get("points", {}), found.get("late")
+    points, late, names = found.get("points", {}), found.get("late"), found.get("due", [*LABS])
     if not isinstance(points, dict) or not all(is_number(p) for p in points.values()):
         raise ValueError(f"{path}: points is {points!r:.60}, expected {{\"07\": 10}}; mend that --table")
-    if not isinstance(found.get("due", []), list):
-        raise ValueError(f"{path}: due is {found['due']!r:.60}, expected a list of labs and exercises; mend that "
-                         f"--table")
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{path}: due is {names!r:.60}, expected a list of labs and exercises; mend that --table")
     if late is not None and (not isinstance(late, dict) or set(late) != {"deadline", "percent_per_day", "most_percent"}
                              or not is_number(late["percent_per_day"]) or not is_number(late["most_percent"])):
         raise ValueError(f"{path}: late is {late!r:.60}, expected deadline, percent_per_day and most_percent; mend "
                          f"that --table")
     if late is not None:
         moment(late["deadline"], f"{path}: deadline", "--table")
-    return {**found, "points": {find(str(name)): worth for name, worth in points.items()}}
+    try:
+        points = {find(name): worth for name, worth in points.items()}
+        wanted = [name if name in LABS else find(name) for name in map(str, names)]
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}; mend that --table") from None
+    return {"points": points, "late": late,
+            "due": [e for e in EXERCISES if e in wanted or e.lab in wanted] if "due" in found else None}
 
 
 def is_number(value):
@@ -62,16 +67,6 @@ def moment(text, what, flag):
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
-def due(table, ours):
-    """The exercises that count: those that the table names, else those of the handout."""
-    if "due" not in table:
-        return ours
-    names = [str(name) for name in table["due"]]
-    wanted = {e for name in names for e in (EXERCISES if name in LABS else [find(name)])
-              if name not in LABS or e.lab == name}
-    return [e for e in EXERCISES if e in wanted]
-
-
 def late_share(late, submitted):
     """The share of points that is taken off, from 0 to 1: for each day that has begun after the deadline."""
     if not late:
@@ -80,30 +75,34 @@ def late_share(late, submitted):
     return min(max(0, days) * late["percent_per_day"], late["most_percent"], 100) / 100
 
 
-def grade(folder, secret="0", table=None, submitted=None, progress=lambda n: None):
-    """Gradescope's results as a dict. Never fails because of what a student's code does.
+def grade(folder, secret="0", table=None, submitted=None, progress=lambda found, total: found):
+    """Gradescope's results as a dict. Never fails because of what a student handed in: `output` says what is wrong.
 
-    Raises ValueError when the folder is no handout, or the table is wrong.
+    The student's handout.json is needed only when the table does not say what is due. Without both there is nothing to
+    grade: no tests, no points. Raises ValueError when there is no such folder, or the table or the time is wrong.
+    progress: a bar around an iterator over `total` exercises.
     """
-    settings = read_table(table)
-    inner = [p for p in Path(folder).iterdir() if p.is_dir()] if Path(folder).is_dir() else []
-    if len(inner) == 1 and (inner[0] / handout.MANIFEST).is_file():        # a zip of the folder, not of what is in it
-        folder = inner[0]
-    exercises = due(settings, handout.manifest(folder)["exercises"])
-    if not exercises:
-        raise ValueError(f"{table or folder}: no exercise is due, expected some; mend --table, or handout.json")
+    settings, folder, wrong = read_table(table), Path(folder), ""
     now = moment(submitted, "time", "--submitted") if submitted else datetime.now(timezone.utc)
-    off = late_share(settings.get("late"), now)
+    off = late_share(settings["late"], now)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder, expected that of a student; pass another DIR")
+    inner = [p for p in folder.iterdir() if (p / "nanoharmon").is_dir() and not p.is_symlink()]
+    if len(inner) == 1 and not (folder / "nanoharmon").exists():           # a zip of the folder, not of what is in it
+        folder = inner[0]
+    try:
+        ours = handout.manifest(folder)["exercises"]
+    except ValueError as e:
+        ours, wrong = [], f"; {e}"
+    exercises = settings["due"] or ours
 
     def one(exercise):
-        results = check.run(exercise, check.student_files(exercise, Path(folder) / "nanoharmon"), secret, quiet=True)
-        progress(1)
-        return results
+        return check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:          # each thread waits for a process of its own
-        found = list(pool.map(one, exercises))
+        found = list(progress(pool.map(one, exercises), len(exercises)))
     tests, score, most, done = [], 0.0, 0.0, 0
     for exercise, results in zip(exercises, found):
-        worth = settings.get("points", {}).get(exercise, exercise.points)
+        worth = settings["points"].get(exercise, exercise.points)
         earned = worth * sum(r.earned for r in results) / exercise.points
         first = next((r for r in results if r.failure), None)
         tests.append({"name": f"{exercise.number:02d} {exercise.title}", "number": exercise.id,
@@ -112,7 +111,7 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda n: Non
         score, most, done = score + tests[-1]["score"], most + worth, done + (first is None)
     words = f"{done} of {len(tests)} exercises done"
     return {"score": round(score, 2), "max_score": most, "visibility": "visible", "tests": tests,
-            "output": words + (f"; {100 * off:g} % off, handed in late" if off else ""),
+            "output": words + (f"; {100 * off:g} % off, handed in late" if off else "") + wrong,
             "leaderboard": [{"name": "points", "value": round(score, 2), "order": "desc"},
                             {"name": "exercises", "value": done, "order": "desc"}]}
 

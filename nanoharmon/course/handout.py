@@ -20,6 +20,9 @@ COPIED = ("train.py", "sample.py", "chat.py", "requirements.txt", "LICENSE", ".g
 MANIFEST = "exercises/handout.json"
 TASKS = Path(__file__).parent / "tasks"
 TEMPLATES = Path(__file__).parent / "templates"
+ENDINGS = {"see": "your code reads a picture: a table of questions and answers, seconds",
+           "draw": "your code learns to draw single objects, and is judged: 8 minutes",
+           "unify": "your model draws a prompt, seconds"}
 SECTIONS = ("What it is for", "Task", "A tiny example", "Hints")
 
 
@@ -64,7 +67,7 @@ def cut_all(files, exercises):
                 f"exercises/{exercise.number:02d}.md has an example.\n\n{task(exercise)['Task']}" if function == first
                 else f"What to do is said in `{first}`.")
             files[exercise.file] = cut.stub(files[exercise.file], function, words,
-                                            f"exercise {exercise.number:02d}: {exercise.title}")
+                                            f"exercise {exercise.number:02d}: {function} is not done yet")
     return files
 
 
@@ -113,7 +116,10 @@ def write_handout(folder, exercises, solved=False):
     write(folder / "pyproject.toml", f'{project}[tool.pytest.ini_options]\ntestpaths = ["tests"]\npythonpath = ["."]\n'
                                      f"markers = [\n{marks},\n]\n")
     readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
-    write(folder / "README.md", readme.format(path=path_table(exercises)))
+    endings = [f"python -m nanoharmon.course {lab:13} # {what}" for lab, what in ENDINGS.items()
+               if lab in {e.lab for e in exercises}]
+    write(folder / "README.md", readme.format(first=exercises[0].number, endings="\n".join(endings),
+                                              path=path_table(exercises)))
     whole = (ROOT / "README.md").read_text(encoding="utf-8")
     write(folder / "NANOHARMON.md", re.sub(r"^## Course\n.*?(?=^## )", "", whole, flags=re.M | re.S))
     shutil.copy(TEMPLATES / "test_exercises.py", folder / "tests")
@@ -149,10 +155,13 @@ def manifest(folder):
         found = json.loads(path.read_text(encoding="utf-8"))
         written, names = found["version"], list(found["exercises"])
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no handout, it has no {MANIFEST}; pass a DIR that `handout` wrote") from None
-    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder} is no handout, it has no {MANIFEST}; put it back, or pass a DIR that `handout` "
+                         f"wrote") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path} cannot be read, expected the file that `handout` wrote; put it back") from None
     if written != (ours := version(tree.reference())):
         raise ValueError(f"{folder} is a handout of version {str(written)[:20]}, this is version {ours}; grade it with "
                          f"the nanoharmon that wrote it")
-    return {"version": written, "exercises": [e for e in EXERCISES if e.id in names]}
+    if not (exercises := [e for e in EXERCISES if e.id in names]):
+        raise ValueError(f"{path} names no exercise, expected the file that `handout` wrote; put it back")
+    return {"version": written, "exercises": exercises}

@@ -83,17 +83,18 @@ def changed(before):
     return None
 
 
-def describe(error, folder):
-    """One line for a student: what went wrong, and in which line of their code."""
+def describe(error, folder, own):
+    """One line for a student: what went wrong, and in which line of their code. own: "exercise 07", which is tested."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)
-              and "runner.py" not in f.filename and "course" not in f.filename]
+              and not re.search("runner.py|course", f.filename.removeprefix(folder))]
     where = f", in {os.path.relpath(frames[-1].filename, folder)}, {frames[-1].name}: `{frames[-1].line}`" \
         if frames else ""
     words = " ".join(str(error).split())
     if isinstance(error, AssertionError) and not where:          # of the check: already a sentence
         return words[:600] or "the check failed"
     if isinstance(error, NotImplementedError) and words.startswith("exercise "):
-        return f"{words.split(':')[0]} is not done yet"
+        return words if words.startswith(own) else \
+            f"{words}. The model needs it here, and --mine uses your version: do it first, or leave out --mine"
     if isinstance(error, SystemExit):
         return f"your code ends the program: sys.exit({error.code})"
     return f"{type(error).__name__}: {words[:300]}{where}"
@@ -122,13 +123,13 @@ def main():
     before = snapshot([builtins, math, random, np, inner, np.ndarray, torch, torch.nn, torch.nn.functional,
                        torch.nn.Module, torch.Tensor, compare])
     module, error = types.ModuleType("check"), None
+    out.write(json.dumps({"nonce": job["nonce"]}) + "\n")        # ready: from now on the parent's clock is a test's
+    out.flush()
     try:
         exec(compile(job["check"], "<check>", "exec"), vars(module))
     except BaseException as e:                                   # the student's file does not import
-        error = describe(e, folder)
+        error = describe(e, folder, job["exercise"])
     before += snapshot([module])
-    out.write(json.dumps({"nonce": job["nonce"]}) + "\n")        # ready: from now on the parent's clock is a test's
-    out.flush()
     for test, seeds in job["tests"]:
         start, failure = time.perf_counter(), error
         for seed in seeds if failure is None else ():
@@ -137,7 +138,7 @@ def main():
                 torch.manual_seed(seed)
                 getattr(module, test)(seed)
             except BaseException as e:                           # SystemExit and KeyboardInterrupt as well
-                failure = describe(e, folder)
+                failure = describe(e, folder, job["exercise"])
             if (name := changed(before)) is not None:            # nothing that follows could be trusted
                 failure = error = f"your code replaces {name}, which others use, too; give yours another name"
             if failure is not None:

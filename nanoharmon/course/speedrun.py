@@ -41,7 +41,8 @@ def naive(n=100, pictures=4):
 
 
 def commit():
-    return versions()["git"][:7] or "none"
+    """Of the code as it is now, with -dirty behind it when it was changed: so ask before you change it."""
+    return versions()["git"] or "none"
 
 
 def row(out):

@@ -6,6 +6,7 @@ of the function nor the tests: a check runs in a folder where there is nothing t
 In a handout the reference lies in exercises/reference.zip. That is no secret (the repository is public); it is packed
 so that nobody meets a solution by accident.
 """
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -43,12 +44,15 @@ def pack(path, files):
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)      # no dates: the same bytes always
 
 
-def read(path):
-    """The text of a student's file. Raises ValueError that says what is wrong with it."""
+def read(package, name):
+    """The text of a student's file in their package. Raises ValueError that says what is wrong with it."""
+    path = package / name
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing: it was deleted or renamed")
+    if Path(os.path.realpath(path)) != Path(os.path.realpath(package.parent), package.name, name):
+        raise ValueError(f"{path.name} is a link, expected the file itself")     # it may lead to the grader's own code
     try:
         return path.read_text(encoding="utf-8-sig")              # some editors put a mark in front
-    except FileNotFoundError:
-        raise ValueError(f"{path.name} is missing: it was deleted or renamed") from None
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path.name} cannot be read: {e}") from None
 
@@ -56,9 +60,9 @@ def read(path):
 def begun(exercise, package):
     """Whether a student has changed at least one of the exercise's stubs. What cannot be read was changed."""
     try:
-        text = read(package / exercise.file)
+        text = read(package, exercise.file)
         return not all(cut.is_stub(text, f, exercise.file) for f in exercise.functions)
-    except ValueError:
+    except (ValueError, RecursionError):                         # a raise of something that is nested without end
         return True
 
 
@@ -66,7 +70,7 @@ def mixed(files, exercises, package):
     """`files` with the student's versions, from `package`, of the functions of some exercises. Raises ValueError."""
     files = dict(files)
     for exercise in exercises:
-        text = read(package / exercise.file)
+        text = read(package, exercise.file)
         files[exercise.file] = cut.transplant(files[exercise.file], text, exercise.functions, exercise.file)
     return files
 

@@ -59,7 +59,7 @@ def placed(text, exercise, solution):
 def forked(exercise, files, secret):
     """check.run in a fork: {test: failure}."""
     text = check.check_source(exercise)
-    job = {"nonce": "", "check": text, "gigabytes": check.GIGABYTES,
+    job = {"nonce": "", "exercise": f"exercise {exercise.number:02d}", "check": text, "gigabytes": check.GIGABYTES,
            "tests": [(test, check.seeds(exercise, test, secret)) for test in check.points_of(text)]}
     with tempfile.TemporaryDirectory() as folder:
         tree.write(folder, files)

@@ -101,7 +101,8 @@ def test_mean(seed):
         "every other channel is taken for eps, and not the first half": mean_of(
             rows(lambda s, x, e: s.clean(x, e), bars, t, x_t, output[:, ::2])),
         "x_0 is returned; a step goes only a part of the way to it": free,
-        "x_0 and x_t are swapped in the call of q_posterior": rows(lambda s, x0, x: s.mean(x, x0), bars, t, free, x_t),
+        "x_0 and x_t are swapped, in q_posterior or where it is called":
+            rows(lambda s, x0, x: s.mean(x, x0), bars, t, free, x_t),
         "eps is taken for x_0; first predict_x0, then q_posterior": mean_of(eps),
     })
     same("the third result, x_0", got[2], free)

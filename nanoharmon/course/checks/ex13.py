@@ -1,5 +1,6 @@
 """Checks of exercise 13: a block that its condition modulates (AdaLN)."""
 import random
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ def a_block(seed):
     for p in block.parameters():
         nn.init.normal_(p, std=0.5)
     return block, *torch.randn(2, N, width)
+
+
+def called(block, x, y):
+    """The student's block, with a modulate that is right: each of the two functions counts by itself."""
+    with patch.object(diffloss, "modulate", lambda x, shift, scale: x * (1 + scale) + shift):
+        return block(x, y)
 
 
 def by_hand(block, x, y, order=(0, 1, 2), one=1, gated=True, residual=True, inside=True, silu=True):
@@ -55,7 +62,7 @@ def test_modulate(seed):
 
 def test_block(seed):
     block, x, y = a_block(seed)
-    before, got = (x.clone(), y.clone()), block(x, y)
+    before, got = (x.clone(), y.clone()), called(block, x, y)
     unchanged("x", before[0], x)
     unchanged("y", before[1], y)
     same("the block", got, by_hand(block, x, y), {
@@ -81,12 +88,12 @@ def test_zero_gate(seed):
     block, x, y = a_block(seed)
     nn.init.zeros_(block.adaLN_modulation[1].weight)
     nn.init.zeros_(block.adaLN_modulation[1].bias)
-    same("the block whose modulation is zero", block(x, y), x, {
+    same("the block whose modulation is zero", called(block, x, y), x, {
         "the gate is forgotten": by_hand(block, x, y, gated=False),
         "x is not added again": torch.zeros_like(x)})
     nn.init.normal_(block.adaLN_modulation[1].weight, std=0.5)
     x.requires_grad_(), y.requires_grad_()
-    result = block(x, y)
+    result = called(block, x, y)
     assert result.requires_grad, "no gradient comes back from the block"
     grads = torch.autograd.grad(result.square().sum(), [x, y], allow_unused=True)
     assert all(g is not None and g.abs().sum() > 0 for g in grads), "no gradient comes back to x or to y"
