@@ -101,6 +101,8 @@ def train_stage(run, name, pipe, batches):
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         norm = clip_gradients(list(state.params.values()), optim.clip)
+        # this question waits for a GPU, at little cost: what limits nano is the CPU, and while that makes the next batch
+        # the GPU has the optimizer's work. Without it, optimizers and average would have to decide on the GPU
         if torch.isfinite(norm):
             for optimizer in state.optimizers:
                 state.scaler.step(optimizer)

@@ -43,7 +43,8 @@ class Batches:
     """Batches for one process. Each source's `latents` must be there after stage `vae`.
 
     weights: how often each source is picked; buffers: U; room: how many tokens the text of a conversation may have.
-    Shapes: n texts, L tokens in the longest of them; S, C and U as in harmon.py.
+    Shapes: n texts, L tokens in the longest of them; S, C and U as in harmon.py. Copies to a GPU are plain ones, which
+    wait for it: they are small, and the batch was made while the GPU computed the one before.
     """
 
     def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
