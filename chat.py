@@ -15,6 +15,7 @@
 A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
 """
 import json
+import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -194,6 +195,8 @@ class Chat:
 
     def save(self, name):
         path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if self.cannot else 3])
+        if path.resolve() in [Path(shown).resolve() for shown in self.names]:
+            raise ValueError(f"{path} is a picture of this conversation, and would be overwritten; pass another name")
         if path.suffix.lower() == ".png":
             if not self.pictures:
                 raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
@@ -211,6 +214,13 @@ class Chat:
         write_bytes(path, (words + "\n").encode("utf-8", "replace"))
 
 
+def file_name(words):
+    """A file's name as people type it, or drop it into a terminal: with ~, in quotes, or with \\ before its spaces."""
+    if words[0] == words[-1] and words[0] in "'\"":
+        words = words[1:-1]
+    return words if Path(words).exists() else os.path.expanduser(words).replace("\\ ", " ")
+
+
 def command(chat, line):
     """Obey one line that begins with a slash. Returns False when it is time to leave."""
     name, _, rest = line.partition(" ")
@@ -221,6 +231,8 @@ def command(chat, line):
         chat.pipe.drawing_options()                              # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
+    if name in ("/image", "/save"):
+        rest = file_name(rest)
     if name == "/image":
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")

@@ -30,6 +30,7 @@ from nanoharmon.words import note_unseen
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
 COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
+EACH = "{:03d}_{}.png".format                # a file of --save-each: number of the prompt, and of its picture
 MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
 DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "steps", "sampler", "temperature",
          "think", "seed", "device", "dtype")             # flags of what --dry-run does not come to
@@ -44,7 +45,8 @@ def parse_args(argv=None):
     add("--n", type=number(int, 1, 256), default=4, help="pictures per prompt, drawn as one batch (default 4)")
     add("--batch", type=number(int, 1, 256), help="prompts drawn at once; how many hardly changes the pictures "
         "(default: 16 pictures' worth)")
-    add("--out", default="grid.png", help="all pictures in a grid, prompts above the rows (default grid.png)")
+    add("--out", default="grid.png", metavar="FILE", help="all pictures in a grid, prompts above the rows (default "
+        "grid.png)")
     add("--save-each", metavar="DIR", help="also write every picture by itself, at its own size")
     add("--gif", metavar="FILE", help="also write how the pictures come about; hidden places are grey")
     add("--size", type=size, metavar="N|WxH", help="pixels, multiples of the VAE's stride (default: the checkpoint's)")
@@ -113,14 +115,22 @@ def read_prompts(args):
     return prompts
 
 
-def check_outputs(args):
-    if args.image and "\0" not in args.out + args.image and Path(args.out).resolve() == Path(args.image).resolve():
-        raise ValueError(f"{args.out} is the picture that --image reads, and would be overwritten; pass another --out")
+def check_outputs(args, rows):
+    """Complain about what cannot be written, and about what would overwrite --image, or one another."""
     check_output(args.out, "--out", (".png",))
     if args.gif:
         check_output(args.gif, "--gif", (".gif",))
     if args.save_each:
         check_folder(args.save_each, "--save-each")          # made later, when there is something to put in it
+    each = {Path(args.save_each or ".").resolve() / EACH(r, c) for r in range(rows) for c in range(args.n)}
+    files = {flag: Path(path).resolve() for flag, path in (("--image", args.image), ("--out", args.out),
+                                                           ("--gif", args.gif)) if path}
+    for flag, path in files.items():
+        if flag != "--image" and path == files.get("--image"):
+            raise ValueError(f"{path.name} is the picture that --image reads, and would be overwritten; pass another "
+                             f"{flag}")
+        if args.save_each and path in each:
+            raise ValueError(f"{path.name} of {flag} would be overwritten; pass another --save-each")
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -166,7 +176,7 @@ def main(argv=None):
     prompts = read_prompts(args)
     if args.dry_run and len(prompts) > 1:
         raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
-    check_outputs(args)
+    check_outputs(args, len(prompts))
     image = open_image(args.image) if args.image else None
     from nanoharmon.plans import settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
@@ -219,7 +229,7 @@ def main(argv=None):
         Path(args.save_each).mkdir(parents=True, exist_ok=True)
         for r, row in enumerate(rows):
             for c, picture in enumerate(row):
-                write_bytes(Path(args.save_each) / f"{r:03d}_{c}.png", file_bytes(picture))
+                write_bytes(Path(args.save_each) / EACH(r, c), file_bytes(picture))
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
                 for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "

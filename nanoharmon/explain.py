@@ -186,7 +186,7 @@ def legend(walk):
 
 def as_text(walk):
     """A walk for the terminal."""
-    lines, width = [], min(118, shutil.get_terminal_size().columns - 2)
+    lines, width = [], min(118, max(20, shutil.get_terminal_size().columns - 2))
 
     def write(words, indent):
         lines.extend(textwrap.wrap(words, width, initial_indent=" " * indent, subsequent_indent=" " * indent))

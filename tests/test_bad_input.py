@@ -97,7 +97,8 @@ def damage(source, target, file, change):
 
 
 def wrong_files(path):
-    Image.new("RGB", (32, 32), "red").save(path / "red.png")
+    for name in "red.png", "red.gif", "000_0.png":
+        Image.new("RGB", (32, 32), "red").save(path / name)
     red = (path / "red.png").read_bytes()
     for name, content in {"cut.png": red[:60], "text.png": b"hello", "latin1.txt": "a caf\xe9\n".encode("latin-1"),
                           "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5}.items():
@@ -108,6 +109,7 @@ def wrong_files(path):
     for name in "cat", "dog":
         (path / "classes" / name).mkdir(parents=True)
         shutil.copy(path / "red.png", path / "classes" / name)
+    (path / "empty.tar").write_bytes(bytes(10240))
     (path / "huge.bin").touch()
     os.truncate(path / "huge.bin", 10**11)                   # no room on the disk, but too much for any memory
     for name, side in ("bomb.png", 20000), ("large.png", 9000):

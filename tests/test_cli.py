@@ -162,6 +162,16 @@ def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
     assert not list(here.glob("drawing*")) and not (here / "a.exe").exists()
 
 
+def test_file_names_are_those_that_people_type_and_pictures_are_not_overwritten(ckpt, here, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    Path("a b.png").write_bytes(before := Path("red.png").read_bytes())
+    names = "'a b.png'", "a\\ b.png", "a b.png", '"~/red.png"'
+    talk = type_in(monkeypatch, ckpt, *(f"/image {name}" for name in names), "/save ~/red.png", "/save ~/other.png")
+    assert talk.waiting == 4 and Path("red.png").read_bytes() == before and Path("other.png").exists()
+    assert "red.png is a picture of this conversation, and would be overwritten" in (err := capsys.readouterr().err)
+    assert err.count("error") == 1
+
+
 def test_a_text_only_chat_refuses_pictures_at_once_and_marks_what_was_cut(ckpt, here, capsys, monkeypatch):
     pipe = make_pipeline()
     monkeypatch.setattr(chat, "load_pipeline", lambda *_: chat.TextPipeline(pipe.model.llm, pipe.tokenizer))

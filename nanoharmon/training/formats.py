@@ -58,6 +58,8 @@ def read_entries(name, images=""):
     elif path.is_file() and kind == ".tar":
         found, problems, notes, unused = list_files({path.name: path}, path.parent)
         notes += left_out(unused)
+        if not (found or problems):
+            raise ValueError(f"{name}: no pictures in it, expected some{''.join(f'; {note}' for note in notes)}")
     elif path.is_file() and kind in TALKS:
         if not images or not Path(images).is_dir():
             raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder that holds them")

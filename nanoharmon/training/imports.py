@@ -152,6 +152,12 @@ def fingerprint(path):
 
 def check_sources(config, cache, todo, sources):
     """Raises ValueError, with the flag to change, for sources that the stages cannot use."""
+    kept = {}
+    for source in sources:
+        if other := kept.get(source.folder[-8:]):                # the hash of its content
+            raise ValueError(f"{other} and {source.name} hold the same, expected different ones; drop one, and pass "
+                             f"--mix {other}:2 to see it more often")
+        kept[source.folder[-8:]] = source.name
     names, world = ", ".join(source.name for source in sources), len(sources) < len(parse_mix(config.data.mix))
     contents = [source.contents(cache) for source in sources]
     classes = sum(n for n, _, _ in contents) + world * NUM_CLASSES

@@ -19,7 +19,7 @@ import torch
 
 from ..cli import first_of
 from ..config import to_dict
-from ..files import write_json
+from ..files import check_folder, write_json
 from ..harmon import Harmon
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
@@ -261,6 +261,7 @@ def check(run):
     Returns the sources of the user's files, the model on the meta device, and lines that say where its parts come from.
     """
     check_start(run)
+    check_folder(run.out, "--out")
     out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
     begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
     done = finished + [s for s in run.given_stages if s not in finished]
