@@ -40,7 +40,7 @@ class Pipeline:
 
     @property
     def device(self):
-        return self.model.mar.fake_latent.device
+        return self.model.llm.lm_head.weight.device
 
     @property
     def size(self):
@@ -154,7 +154,7 @@ class Pipeline:
 
     @property
     def dtype(self):
-        return self.model.mar.fake_latent.dtype
+        return self.model.llm.lm_head.weight.dtype
 
     def prompt_ids(self, prompts, guided):
         """Right-padded ids and is_real of drawing requests, the unconditional ones after them when guided."""

@@ -1,11 +1,17 @@
 """The wing of discrete tokens, against cases worked out by hand.     python -m pytest -q tests/test_compare.py"""
+import json
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
+from nanoharmon.compare import __main__ as compare, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
+from nanoharmon.compare.figures import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
 from nanoharmon.compare.toklip import DISTILL, TokLIP, toklip_loss
 from nanoharmon.compare.vq import COMMITMENT, VQ, straight_through, usage, vq_loss
@@ -14,6 +20,7 @@ from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import Tokenizer, pad
 from nanoharmon.training.optim import make_optimizers
 from nanoharmon.training.recipe import DataConfig, OptimConfig
+from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.world.source import ShapesData, training_texts
 
 WORLD = ShapesData(DataConfig(scenes=200, board=2))
@@ -242,3 +249,92 @@ def test_gumbel_noise_draws_codes_as_often_as_their_probabilities_say():
     torch.testing.assert_close(torch.bincount(chosen).double() / 20000, share.double(), atol=0.015, rtol=0)
     torch.testing.assert_close(sure, share.log()[chosen])
     assert torch.equal(guide(torch.tensor([[1.0], [0.5]]), 3.0), torch.tensor([[2.0]]))
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+def test_all_systems_have_as_many_parameters_within_ten_percent():
+    for preset in systems.PRESETS:
+        with torch.device("meta"):
+            counts = {name: sum(p.numel() for p in systems.build(name, preset, systems.settings(name, preset).model)[0]
+                                .parameters()) for name in systems.SYSTEMS}
+        assert max(counts.values()) < 1.1 * min(counts.values()), counts
+
+
+def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(tmp_path, monkeypatch):
+    steps, train = {part: 2 for part in systems.SHARES["toklip"]}, systems.System.train
+    monkeypatch.setattr(compare, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
+    compare.run_one("toklip", 1, "pico", steps, tmp_path / "unbroken")
+
+    def interrupted(system, part, steps):
+        if part == "toklip":
+            raise KeyboardInterrupt
+        train(system, part, steps)
+    monkeypatch.setattr(systems.System, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+    assert [p.name for p in (tmp_path / "broken").glob("*.safetensors")] == ["teacher.safetensors"]
+    monkeypatch.setattr(systems.System, "train", train)
+    compare.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+    one, other = (open_tensors(tmp_path / name / "2.safetensors") for name in ("unbroken", "broken"))
+    assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+    start = systems.System("toklip", "pico", 1, 16).model.state_dict()
+    moved = {name.split(".")[1] for name in one if name.startswith("model.") and not torch.equal(
+        one[name], start[name.removeprefix("model.")])}
+    assert moved == {"vae", "llm", "toklip", "proj_in", "blank", "code_head"}
+
+
+def test_the_benchmarks_of_harmon_measure_a_system_of_codes():
+    """With random weights nothing is drawn right, and a picture is no more than chance; all figures are there."""
+    system = systems.System("toklip", "pico", 1, 16)
+    found, picture = measure(system, "pico")
+    assert {"single_object", "position", "overall", "overall, unseen", "thinking first"} <= set(found["drawing"])
+    assert found["drawing"]["overall"]["right"] == found["reading"]["caption"]["right"] == 0
+    assert {"color", "shape", "count", "relation"} <= set(found["reading"]) and set(found["zero-shot, TokLIP"]) == {
+        "pair", "color", "shape", "unseen pair"}
+    assert 0 <= found["tokens"]["bits per token"] <= 6 and found["cost"]["Frechet distance"] > 0
+    text = tables({"toklip": [found, found], "harmon": [{"drawing": found["drawing"]}] * 2})
+    assert "| overall, unseen " in text and text.count("zero-shot") == 2
+    assert picture.width > 8 * 90
+
+
+def test_one_cell_of_several_seeds():
+    values = [{"rate": r, "n": 10, "right": round(10 * r)} for r in (0.2, 0.8)]
+    alone, both = (over_seeds(v) for v in ([values[0]], values))
+    assert alone.startswith("20.0 [") and both.startswith("50.0 [")
+    # two seeds that differ so much: the interval is wider than that of 20 pictures in one pot, 50.0 [29.9, 70.1]
+    assert float(both.split("[")[1].split(",")[0]) < 25
+    assert over_seeds([1.0, 2.0]) == "1.5 (1 to 2)" and over_seeds([2.0, 2.0]) == "2"
+
+
+def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "time_steps", lambda name, preset: {
+        part: 0.01 * (i + 1) for i, part in enumerate(systems.SHARES[name])})
+    plan = compare.make_plan(systems.SYSTEMS, "pico", 10)
+    for name in systems.SYSTEMS:
+        took = sum(steps * plan["seconds per step"][name][part] for part, steps in plan["steps"][name].items())
+        assert took == pytest.approx(600, rel=1e-3) and sum(systems.SHARES[name].values()) == pytest.approx(1)
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    assert compare.read_plan(tmp_path / "plan.json", "pico", 10) == plan
+    for flags, message in ((["--minutes", "5"], "minutes 10, got 5"), (["--systems", "code"], "did you mean 'codes'")):
+        with pytest.raises(ValueError, match=message):
+            compare.main(["--preset", "pico", "--out", str(tmp_path), *flags])
+    compare.main(["--dry-run", "--preset", "pico", "--seeds", "3"])
+    assert "4 systems x 3 seeds x 60 minutes, 2 at a time: 360 minutes" in capsys.readouterr().out
+
+
+@pytest.mark.stress
+def test_the_whole_comparison_in_small_goes_on_where_it_was(tmp_path):
+    flags = ["--preset", "pico", "--minutes", "0.01", "--seeds", "2", "--out", str(tmp_path)]
+    first = subprocess.run([sys.executable, "-m", "nanoharmon.compare", *flags], capture_output=True, text=True,
+                           encoding="utf-8", check=True)
+    assert "| overall, unseen" in first.stdout and (tmp_path / "page.png").exists()
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/figures.json")}
+    assert len(made) == 8
+    (tmp_path / "masked-2" / "figures.json").unlink()            # lost, but not the weights
+    second = subprocess.run([sys.executable, "-m", "nanoharmon.compare", *flags], capture_output=True, text=True,
+                            encoding="utf-8", check=True)
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/figures.json")}
+    assert {path for path in made if made[path] != again[path]} == {tmp_path / "masked-2" / "figures.json"}
+    assert second.stdout.split("\n| drawing")[1].split("| cost")[0] == first.stdout.split("\n| drawing")[1].split(
+        "| cost")[0]                                             # all but the seconds

@@ -32,7 +32,7 @@ class Discrete(nn.Module):
     """`config`: HarmonConfig, of which `mar` says the native grid, how many tokens are hidden in training (masked), and
     that a picture has no buffers (buffer_size 0). toklip: a TokLIP, or None to read code vectors."""
 
-    def __init__(self, config, codes=512, code_dim=8, toklip=None, masked=False):
+    def __init__(self, config, codes, code_dim=8, toklip=None, masked=False):
         super().__init__()
         if toklip is not None and masked:
             raise ValueError("masked is on, expected off with toklip: its features tell of the codes before them, also "

@@ -37,7 +37,7 @@ class VQ(nn.Module):
     an "image token" of one channel, (B, S, 1). They are whole numbers up to `codes`, which float32 holds exactly.
     """
 
-    def __init__(self, config, codes=512, code_dim=8):
+    def __init__(self, config, codes, code_dim=8):
         super().__init__()
         self.config, self.codes = config, codes
         self.encoder, self.decoder = Encoder(config), Decoder(config)

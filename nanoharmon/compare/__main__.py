@@ -1,0 +1,163 @@
+"""The other ways to unify, beside Harmon: train each system from nothing for the same time, measure all, print a table.
+
+    python -m nanoharmon.compare --dry-run              what would be done, and how long it takes
+    python -m nanoharmon.compare --minutes 60           all systems, an hour of one core for each and each of two seeds
+    python -m nanoharmon.compare --systems codes,masked --minutes 10        two of them, sooner
+
+What the systems are and in which parts they learn: compare/systems.py. What is measured: compare/figures.py. What can
+be concluded and what cannot: docs/COMPARE.md.
+
+Equal time is made to measure. First, a few steps of every part of every system are timed on this machine (processor
+time of one thread); from these and --minutes follow the numbers of steps, OUT/plan.json. From then on all depends on
+the plan and the seed, however busy the machine is. What is not counted: encoding the scenes once, and measuring.
+
+OUT/SYSTEM-SEED holds the weights after the last finished part, and figures.json with the pictures at the end. The
+same command again goes on: finished parts and systems are not repeated, an interrupted part begins anew. More --seeds
+or --systems may be added later.
+"""
+import time
+from multiprocessing.pool import ThreadPool
+
+import torch
+from tqdm import tqdm
+
+from .. import cli
+from ..cli import Parser, markdown_table, number
+from ..config import nearest
+from ..evals.arm import run_apart
+from ..evals.common import out_folder
+from ..files import FolderLock, read_json, write_bytes, write_json
+from ..pictures import file_bytes, grid, open_image
+from .figures import measure, tables
+from .systems import PRESETS, SHARES, SYSTEMS, System
+
+SCENES = 20000               # different pictures of stages 1 and 2, where there are as many steps
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+def time_steps(name, preset, steps=3):
+    """Seconds of processor time that a step of each part takes: {part: seconds}."""
+    system, found = System(name, preset, 0, 64), {}
+    for part in SHARES[name]:
+        system.train(part, 1)                                    # encodes, and warms up
+        began = time.process_time()
+        system.train(part, steps)
+        found[part] = (time.process_time() - began) / steps
+    return found
+
+
+def make_plan(names, preset, minutes, old=None):
+    """{"preset", "minutes", "seconds per step": {system: {part: seconds}}, "steps": likewise}; old: a plan that is
+    kept, and extended by the systems that it lacks."""
+    plan = old or {"preset": preset, "minutes": minutes, "seconds per step": {}, "steps": {}}
+    for name in names:
+        if name not in plan["steps"]:
+            took = plan["seconds per step"][name] = time_steps(name, preset)
+            plan["steps"][name] = {part: max(1, round(60 * minutes * share / took[part]))
+                                   for part, share in SHARES[name].items()}
+    return plan
+
+
+def read_plan(path, preset, minutes):
+    """The plan of an earlier start, or None. Raises ValueError where it was another comparison."""
+    if not path.exists():
+        return None
+    plan = read_json(path)
+    for flag, value in (("preset", preset), ("minutes", minutes)):
+        if plan.get(flag) != value:
+            raise ValueError(f"{path} has {flag} {plan.get(flag)}, got {value}; pass --{flag} {plan.get(flag)} to go "
+                             f"on, or another --out")
+    return plan
+
+
+def print_plan(plan, names, seeds, procs):
+    rows = []
+    for name in names:
+        for part, steps in plan["steps"][name].items():
+            took = plan["seconds per step"][name][part]
+            rows.append((name, part, f"{SHARES[name][part]:.0%}", steps, f"{took:.3f}", f"{steps * took / 60:.2f}"))
+    print(markdown_table(("system", "part", "share", "steps", "seconds per step", "minutes"), rows))
+    total = plan["minutes"] * len(names) * seeds / min(procs, len(names) * seeds)
+    print(f"\n{len(names)} systems x {seeds} seeds x {plan['minutes']:g} minutes, {procs} at a time: {total:.0f} "
+          f"minutes of training, and then the measuring")
+
+
+# --- one system, one seed ---------------------------------------------------------------------------------------------
+
+def run_one(name, seed, preset, steps, folder):
+    """Train what is missing of a system, then measure it: FOLDER/figures.json. steps: {part: steps}."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    joint, parts = steps["2"], list(steps)
+    system = System(name, preset, seed, min(SCENES, joint * 64))
+    done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
+    if done:
+        system.load(folder / f"{done[-1]}.safetensors")
+    took = read_json(folder / "seconds.json") if done else {}
+    for part in parts[parts.index(done[-1]) + 1 if done else 0:]:
+        system.prepare(part)
+        began = time.process_time()
+        system.train(part, steps[part])
+        took[part] = time.process_time() - began
+        write_json(folder / "seconds.json", took)
+        system.save(folder / f"{part}.safetensors")
+        for earlier in parts[:parts.index(part)]:                # the last file holds all of the system
+            (folder / f"{earlier}.safetensors").unlink(missing_ok=True)
+    figures, pictures = measure(system, preset)
+    figures["cost"]["minutes of training"] = sum(took.values()) / 60
+    write_bytes(folder / "pictures.png", file_bytes(pictures))
+    write_json(folder / "figures.json", figures)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+def compare(names, seeds, preset, plan, out, procs):
+    """{system: [figures of each seed]}, from files where they are there, else trained and measured now."""
+    jobs = [(name, seed, out / f"{name}-{seed}") for seed in range(1, seeds + 1) for name in names]
+
+    def run(job):
+        name, seed, folder = job
+        return run_apart(run_one, (name, seed, preset, plan["steps"][name], folder), folder / "figures.json")
+    with ThreadPool(procs) as pool:                              # each thread waits for one process
+        done = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="compare"))
+    return {name: [figures for (other, _, _), figures in zip(jobs, done) if other == name] for name in names}
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.compare", description=__doc__)
+    add = parser.add_argument
+    add("--minutes", type=number(float, 0.001, 10**5), default=60.0, help="of one core, to train each system with each "
+        "seed (default 60)")
+    add("--seeds", type=number(int, 1, 100), default=2, help="trainings of every system (default 2)")
+    add("--systems", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)} (default: all)")
+    add("--preset", choices=PRESETS, default="nano", help="sizes; pico is for trying out (default nano)")
+    add("--procs", type=number(int, 1, 64), default=2, help="systems trained side by side, one core each (default 2)")
+    add("--out", default="out/compare", metavar="DIR", help="everything goes there (default out/compare)")
+    add("--dry-run", action="store_true", help="time a few steps, print the plan, and stop")
+    args = parser.parse_args(argv)
+    names = tuple(dict.fromkeys(args.systems.split(",")))
+    for name in names:
+        if name not in SYSTEMS:
+            raise ValueError(f"--systems names {name!r}{nearest(name, SYSTEMS)}, expected some of {','.join(SYSTEMS)}")
+    torch.set_num_threads(1)
+    if args.dry_run:
+        return print_plan(make_plan(names, args.preset, args.minutes), names, args.seeds, args.procs)
+    out = out_folder(args.out)
+    with FolderLock(out, "compare_in_use") as lock:
+        lock.take()
+        plan = make_plan(names, args.preset, args.minutes, read_plan(out / "plan.json", args.preset, args.minutes))
+        write_json(out / "plan.json", plan)
+        print_plan(plan, names, args.seeds, args.procs)
+        results = compare(names, args.seeds, args.preset, plan, out, args.procs)
+        text = tables(results)
+        write_bytes(out / "table.md", f"{text}\n".encode())
+        write_json(out / "results.json", {"plan": plan, "seeds": args.seeds, "results": results})
+        rows = [open_image(out / f"{name}-1" / "pictures.png", "--out") for name in names]
+        write_bytes(out / "page.png", file_bytes(grid(rows, 1)))
+    print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures and seeds; (low to high): range over seeds")
+    print(f"wrote {out}/table.md, results.json and page.png")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,136 @@
+"""What is measured of each system, all by the existing judge and benchmarks, and the tables made of it.
+
+Drawing, reading, captions and the Frechet distance come from evals/geneval.py, reading.py and quality.py, on scenes and
+prompts that are the same for all systems and seeds. The linear probe is evals/probe.py's, of what each system knows of
+a picture before its LLM: Harmon's encoded tokens, code vectors, or TokLIP's features.
+"""
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..cli import markdown_table
+from ..evals import probe
+from ..evals.common import fresh_scene, placement, rate
+from ..evals.evaluate import vae_score
+from ..evals.geneval import draw_scores
+from ..evals.quality import quality_scores, train_eye
+from ..evals.reading import answer_scores
+from ..evals.report import cell
+from ..pictures import captioned, grid
+from ..tokenizer import DESCRIBE
+from ..world import shapes
+from .teacher import zero_shot
+from .vq import kl_bits, usage
+
+# by preset: prompts per task (two pictures of each), scenes to read, pictures for the Frechet distance and steps of its
+# eye, scenes to fit a probe on
+SIZES = {"nano": {"prompts": 25, "scenes": 200, "quality": 300, "eye": 200, "probe": 600},
+         "pico": {"prompts": 1, "scenes": 4, "quality": 6, "eye": 2, "probe": 20}}
+PAGE = ("a red circle", "a white ring", "three green crosses", "a circle and a square", "a blue ring above a red cross",
+        "a yellow circle left of a purple square", "a purple cross", "a white triangle and a red ring")
+PROBED = {"single": ("shape", "color", "place"), "pair": ("bound", "relation")}
+
+
+def measure(system, preset):
+    """All figures of a trained System, and a row of pictures: (nested dict of rates and numbers, PIL picture)."""
+    pipe, size = system.pipeline(), SIZES[preset]
+    drawn, _ = draw_scores(pipe, size["prompts"], 2, think=False)
+    thought, _ = draw_scores(pipe, size["prompts"], 2, think=True)
+    seen = answer_scores(pipe, size["scenes"])
+    unseen = answer_scores(pipe, max(4, size["scenes"] // 4), unseen=True)
+    eye = train_eye(system.size, placement(pipe), size["eye"])
+    found = {
+        "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | {
+            "overall": drawn["seen"]["overall"], "overall, unseen": drawn["unseen"]["overall"],
+            "thinking first": thought["seen"]["overall"], "thinking first, unseen": thought["unseen"]["overall"]},
+        "reading": seen["vqa"] | {
+            "overall, unseen": unseen["vqa"]["overall"], "existence (random)": seen["pope"]["random"]["accuracy"],
+            "caption": seen["caption"], "caption, unseen": unseen["caption"]},
+        "linear probe": probe_rates(system, pipe, size["probe"]),
+        "tokens": token_figures(system, pipe, size["scenes"]),
+        "cost": {"Frechet distance": quality_scores(pipe, size["quality"], eye=eye, think=False)["drawn"]["Frechet"],
+                 "parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
+    del found["reading"]["likelihood"]
+    if system.teacher:
+        vq, toklip, place = system.model.vae, system.model.toklip, placement(pipe)
+        for name, features in (("teacher", system.teacher.features), ("TokLIP", lambda image: toklip.features(
+                vq.vectors(vq.encode(image).squeeze(-1))))):
+            hits = zero_shot(features, system.teacher.text, system.tokenizer, system.size, place, size["scenes"])
+            found[f"zero-shot, {name}"] = {task: rate(h) for task, h in hits.items()}
+    tiles = [captioned(picture, f"{system.name}: {prompt}", 96)
+             for prompt, picture in zip(PAGE, pipe.draw(list(PAGE), think=False))]
+    return found, grid(tiles, len(tiles))
+
+
+def token_features(system, images):
+    """Pixels (N, 3, H, W) -> what is known of each place before the LLM, (N, S, d)."""
+    latents = system.model.vae.encode(images)
+    if system.name == "harmon":
+        return system.model.mar.encode(latents)[:, system.config.model.mar.buffer_size:]
+    return system.model.features(latents.squeeze(-1))
+
+
+@torch.no_grad()
+def probe_rates(system, pipe, n):
+    """{task: rate}: a linear layer on all tokens, fitted on few labels (see evals/probe.py); n scenes to fit, n / 2 to
+    test, of each kind."""
+    side, out = pipe.grid_of(None), {}
+    for kind, tasks in PROBED.items():
+        scenes = [probe.probe_scene(pipe, 0, kind, i) for i in range(n + max(1, n // 2))]
+        labels = [probe.labels(scene, kind, placement(pipe)["board"]) for scene in scenes]
+        where = torch.tensor([(scene.objects[0].x, scene.objects[0].y) for scene in scenes])
+        images = [shapes.render(scene, system.size) for scene in scenes]
+        tokens = torch.cat([token_features(system, pipe.pixels(images[k:k + 64])) for k in range(0, len(images), 64)])
+        x = probe.views(tokens, side, where)["all"]
+        out |= probe.fit(x[:n], x[n:], tasks, labels[:n], labels[n:])
+    return out
+
+
+@torch.no_grad()
+def token_figures(system, pipe, n):
+    """The picture tokenizer: pictures right after it, PSNR, bits per token, and how the codebook is used."""
+    score, vae = vae_score(pipe, n), system.model.vae
+    images = pipe.pixels([shapes.render(fresh_scene(pipe, 0, i), system.size) for i in range(n)])
+    out = {"reconstructions right": score["right"], "PSNR, dB": score["psnr"]}
+    if system.name == "harmon":
+        return out | {"bits per token": kl_bits(*vae.moments(images))}
+    used = usage(vae.encode(images), vae.codes)
+    return out | {"bits per token": used["bits"], "codes used, %": 100 * used["used"], "perplexity": used["perplexity"]}
+
+
+def seconds(pipe, n=16):
+    """Seconds of processor time for a picture and for an answer, in batches of n."""
+    def timed(function):
+        began = time.process_time()
+        function()
+        return (time.process_time() - began) / n
+    images = [shapes.render(fresh_scene(pipe, 0, i), pipe.size) for i in range(n)]
+    return {"seconds per picture": timed(lambda: pipe.draw(["a red circle"] * n, think=False)),
+            "seconds per caption": timed(lambda: pipe.answers(list(map(Image.fromarray, images)), [DESCRIBE] * n))}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+def over_seeds(values):
+    """One cell of several seeds: a rate with its interval, over pictures and seeds; else the mean and the range."""
+    if isinstance(values[0], dict):
+        if not all(value["n"] for value in values):
+            return ""
+        hits = [np.arange(value["n"]) < round(value["rate"] * value["n"]) for value in values]
+        return cell(probe.over_draws(torch.from_numpy(np.stack(hits))))
+    low, high, mean = min(values), max(values), sum(values) / len(values)
+    return f"{mean:.3g}" if low == high else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+
+
+def tables(results):
+    """Markdown of {system: [figures of each seed]}: one table for each group of figures, systems side by side."""
+    parts = []
+    for group in dict.fromkeys(g for seeds in results.values() for figures in seeds for g in figures):
+        groups = {name: [figures.get(group, {}) for figures in seeds] for name, seeds in results.items()}
+        rows = dict.fromkeys(row for seeds in groups.values() for found in seeds for row in found)
+        parts.append(markdown_table([group, *groups], [
+            [row, *(over_seeds([found[row] for found in seeds]) if all(row in found for found in seeds) else "-"
+                    for seeds in groups.values())] for row in rows]))
+    return "\n\n".join(parts)

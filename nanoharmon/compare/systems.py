@@ -1,0 +1,191 @@
+"""The systems that are compared: their sizes, what each learns in which order and for how long, and the training loop.
+
+Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time:
+
+    part      harmon    toklip   codes, masked   it learns
+    vae       25 %      25 %     25 %            the picture tokenizer: KL-VAE, or VQ
+    llm       10 %      10 %     10 %            the LLM, texts without pictures
+    mar       20 %      -        -               MAR, from class labels
+    teacher   -         15 %     -               the contrastive model (teacher.py)
+    toklip    -         10 %     -               TokLIP, from the teacher
+    1          5 %      -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
+    2         40 %      40 %     65 %            to draw and to read together
+
+All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
+stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
+the minutes of its own recipe, which was tuned for it; those of the others were not tuned.
+
+What differs beside the design, on purpose: the LLM is larger where there is no MAR, so that all systems have the same
+number of parameters within 10 % (the teacher is not counted: nobody needs it after training). Understanding has weight
+1 where both losses are cross-entropies.
+"""
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..harmon import Harmon
+from ..pipeline import Pipeline
+from ..pictures import to_pixels
+from ..tokenizer import Tokenizer
+from ..training.batches import Batches
+from ..training.losses import stage_losses
+from ..training.optim import EMA, lr_factor, make_optimizers, select, set_lr
+from ..training.recipe import Config, StageConfig
+from ..weights.safetensors import open_tensors, save_safetensors
+from ..world.source import ShapesData, training_texts
+from .discrete import Discrete
+from .teacher import Teacher, contrast_batch
+from .toklip import TokLIP, toklip_loss
+from .vq import vq_loss
+
+PLAIN = {"vae": 0.25, "llm": 0.10, "2": 0.65}
+SHARES = {"harmon": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.40},
+          "toklip": {"vae": 0.25, "llm": 0.10, "teacher": 0.15, "toklip": 0.10, "2": 0.40},
+          "codes": PLAIN, "masked": PLAIN}
+SYSTEMS = tuple(SHARES)
+TRAINED = {"teacher": "picture.,text.,log_scale,bias", "toklip": "toklip."}      # other parts: a stage's train_parts
+CODE_DIM = 8                                                     # as LlamaGen's
+CONTRAST = 64                                                    # pictures in a batch of teacher and toklip
+LATENTS = ("mar", "1", "2")                                      # parts that read latents, which are encoded once
+
+# of the systems without MAR, by preset: the codebook, the towers of teacher and TokLIP, and the LLM, whose last number
+# is layers without and with TokLIP
+OWN = {"nano": {"codes": 512, "tower": {"width": 128, "depth": 4, "heads": 4}, "layers": (8, 6),
+                "llm": {"hidden_size": 192, "intermediate_size": 576}},
+       "pico": {"codes": 64, "tower": {"width": 32, "depth": 1, "heads": 2}, "layers": (6, 3), "llm": {}}}
+PRESETS = tuple(OWN)
+
+
+def settings(name, preset):
+    """The Config of a system: the preset's own, at the picture size of its stage 2."""
+    config = Config.preset(preset)
+    vae, joint = config.stages["vae"], config.stages["2"]
+    vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
+    config.optim.shards = 1
+    if name != "harmon":
+        config.model.mar.buffer_size = 0
+        config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],
+                                   num_hidden_layers=OWN[preset]["layers"][name == "toklip"])
+        joint.understanding_weight, joint.train_parts = 1.0, "llm.,proj_in.,blank,code_head."
+    return config
+
+
+def build(name, preset, config):
+    """(model, its teacher or None) with random weights. config: HarmonConfig of `settings`."""
+    if name == "harmon":
+        return Harmon(config), None
+    own, teacher = OWN[preset], None
+    if name == "toklip":
+        teacher = Teacher(config.vae.stride, config.mar.grid ** 2, config.llm.vocab_size, **own["tower"])
+    toklip = TokLIP(teacher, CODE_DIM) if teacher else None
+    return Discrete(config, own["codes"], CODE_DIM, toklip, masked=name == "masked"), teacher
+
+
+class System:
+    """A system with its data, from random weights. `scenes`: how many different pictures stages 1 and 2 draw from."""
+
+    def __init__(self, name, preset, seed, scenes):
+        self.name, self.seed, self.config = name, seed, settings(name, preset)
+        self.size = self.config.stages["2"].size
+        self.config.data.seed, self.config.data.scenes = seed, scenes
+        if preset == "pico":
+            self.config.data.board = 2
+        self.source = ShapesData(self.config.data)
+        texts = training_texts(self.config.data, 100 if preset == "pico" else 4000)
+        self.tokenizer = Tokenizer.train(texts, self.config.model.llm.vocab_size)
+        torch.manual_seed(seed)
+        self.model, self.teacher = build(name, preset, self.config.model)
+        self.batches = Batches([self.source], [1.0], self.tokenizer, self.config.model.mar.buffer_size)
+
+    @property
+    def parameters(self):
+        """How many the finished system has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def pipeline(self):
+        """A Pipeline that draws and answers, for the benchmarks."""
+        data, draw = self.config.data, {"cfg": 3.0, "iters": 64, "steps": 25, "think": False}
+        return Pipeline(self.model, self.tokenizer, {"size": self.size, "layout": data.layout, "board": data.board,
+                                                     "draw": draw})
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def modules(self):
+        return {"model": self.model} | ({"teacher": self.teacher} if self.teacher else {})
+
+    def save(self, path):
+        save_safetensors({f"{kind}.{name}": value for kind, module in self.modules().items()
+                          for name, value in module.state_dict().items()}, path)
+
+    def load(self, path):
+        tensors = open_tensors(path)
+        for kind, module in self.modules().items():
+            module.load_state_dict({name.removeprefix(f"{kind}."): tensors[name].clone() for name in tensors
+                                    if name.startswith(f"{kind}.")})
+        self.measure_scale()
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def losses(self, part, rng, generator):
+        """Yields (loss, what to log) of one step; their sum is the step's loss."""
+        if part == "teacher":
+            yield self.teacher.loss(*contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)), {}
+        elif part == "toklip":
+            batch = contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)
+            yield toklip_loss(self.model.toklip, self.model.vae, self.teacher, *batch)
+        elif part == "vae" and self.name != "harmon":
+            yield vq_loss(self.model.vae, self.batches.images(rng, self.config.stages["vae"].batch, self.size))
+        else:
+            yield from stage_losses(self.config, part, self.model, self.batches, rng, generator)
+
+    def prepare(self, part):
+        """What a part needs of the parts before."""
+        if part == "toklip":                                     # the tower starts as the trained teacher's
+            torch.manual_seed(random.Random(f"{self.seed}/new toklip").getrandbits(48))
+            self.model.toklip = TokLIP(self.teacher, CODE_DIM)
+        if part in LATENTS and self.size not in self.source.latents:
+            self.encode_scenes()
+
+    def train(self, part, steps, progress=iter):
+        """Train one part, `steps` steps long. All of it follows from (seed, part, step). progress: tqdm or the like."""
+        stage, optim = self.config.stages.get(part, StageConfig()), self.config.optim
+        self.prepare(part)
+        module = self.teacher if part == "teacher" else self.model
+        params = select(module, TRAINED.get(part, stage.train_parts))
+        optimizers, ema = make_optimizers(params, optim), EMA(params, optim.ema)
+        module.train()
+        for step in progress(range(steps)):
+            warmup = min(stage.warmup, steps // 4)
+            set_lr(optimizers, lr_factor(step, steps, warmup, optim.schedule, optim.floor) * stage.lr)
+            rng = random.Random(f"{self.seed}/{part}/{step}")
+            generator = torch.Generator().manual_seed(rng.getrandbits(48))
+            torch.manual_seed(rng.getrandbits(48))
+            for loss, _ in self.losses(part, rng, generator):
+                loss.backward()
+            if torch.isfinite(torch.nn.utils.clip_grad_norm_(list(params.values()), optim.clip)):
+                for optimizer in optimizers:
+                    optimizer.step()
+                ema.update(params, step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        ema.copy_to(params)
+        module.eval()
+        if part == "vae":
+            self.measure_scale()
+
+    @torch.no_grad()
+    def measure_scale(self):
+        """Harmon's VAE: latents of unit variance, as the diffusion schedule expects. It follows from the weights."""
+        if self.name == "harmon":
+            rng, vae = random.Random(f"{self.seed}/scale"), self.model.vae
+            latents = torch.cat([vae.moments(self.batches.images(rng, 64, self.size))[0] for _ in range(4)])
+            vae.config.scale = round(1 / latents.std().item(), 4)
+
+    @torch.no_grad()
+    def encode_scenes(self):
+        """The latents or codes of all scenes, once, for the parts that read them."""
+        parts = [self.model.vae.encode(to_pixels(torch.from_numpy(self.source.pictures(rows, self.size)))).numpy()
+                 for rows in (range(k, min(k + 64, self.source.rows)) for k in range(0, self.source.rows, 64))]
+        self.source.latents[self.size] = np.concatenate(parts)
