@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.compare import __main__ as compare, systems
+from nanoharmon.compare import __main__ as compare, one as one_system, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
 from nanoharmon.compare.figures import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
@@ -263,8 +263,8 @@ def test_all_systems_have_as_many_parameters_within_ten_percent():
 
 def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(tmp_path, monkeypatch):
     steps, train = {part: 2 for part in systems.SHARES["toklip"]}, systems.System.train
-    monkeypatch.setattr(compare, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
-    compare.run_one("toklip", 1, "pico", steps, tmp_path / "unbroken")
+    monkeypatch.setattr(one_system, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
+    one_system.run_one("toklip", 1, "pico", steps, tmp_path / "unbroken")
 
     def interrupted(system, part, steps):
         if part == "toklip":
@@ -272,10 +272,10 @@ def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(t
         train(system, part, steps)
     monkeypatch.setattr(systems.System, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+        one_system.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
     assert [p.name for p in (tmp_path / "broken").glob("*.safetensors")] == ["teacher.safetensors"]
     monkeypatch.setattr(systems.System, "train", train)
-    compare.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+    one_system.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
     one, other = (open_tensors(tmp_path / name / "2.safetensors") for name in ("unbroken", "broken"))
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
     start = systems.System("toklip", "pico", 1, 16).model.state_dict()

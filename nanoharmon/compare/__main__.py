@@ -28,11 +28,9 @@ from ..evals.arm import run_apart
 from ..evals.common import out_folder
 from ..files import FolderLock, read_json, write_bytes, write_json
 from ..pictures import file_bytes, grid, open_image
-from .figures import measure, tables
+from .figures import tables
+from .one import run_one
 from .systems import PRESETS, SHARES, SYSTEMS, System
-
-SCENES = 20000               # different pictures of stages 1 and 2, where there are as many steps
-
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
@@ -81,33 +79,6 @@ def print_plan(plan, names, seeds, procs):
     total = plan["minutes"] * len(names) * seeds / min(procs, len(names) * seeds)
     print(f"\n{len(names)} systems x {seeds} seeds x {plan['minutes']:g} minutes, {procs} at a time: {total:.0f} "
           f"minutes of training, and then the measuring")
-
-
-# --- one system, one seed ---------------------------------------------------------------------------------------------
-
-def run_one(name, seed, preset, steps, folder):
-    """Train what is missing of a system, then measure it: FOLDER/figures.json. steps: {part: steps}."""
-    torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    joint, parts = steps["2"], list(steps)
-    system = System(name, preset, seed, min(SCENES, joint * 64))
-    done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
-    if done:
-        system.load(folder / f"{done[-1]}.safetensors")
-    took = read_json(folder / "seconds.json") if done else {}
-    for part in parts[parts.index(done[-1]) + 1 if done else 0:]:
-        system.prepare(part)
-        began = time.process_time()
-        system.train(part, steps[part])
-        took[part] = time.process_time() - began
-        write_json(folder / "seconds.json", took)
-        system.save(folder / f"{part}.safetensors")
-        for earlier in parts[:parts.index(part)]:                # the last file holds all of the system
-            (folder / f"{earlier}.safetensors").unlink(missing_ok=True)
-    figures, pictures = measure(system, preset)
-    figures["cost"]["minutes of training"] = sum(took.values()) / 60
-    write_bytes(folder / "pictures.png", file_bytes(pictures))
-    write_json(folder / "figures.json", figures)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
