@@ -21,6 +21,7 @@ from ..evals.report import cell
 from ..pictures import captioned, grid
 from ..tokenizer import DESCRIBE
 from ..world import shapes
+from .systems import HARMON
 from .teacher import zero_shot
 from .vq import kl_bits, usage
 
@@ -67,7 +68,7 @@ def measure(system, preset):
 def token_features(system, images):
     """Pixels (N, 3, H, W) -> what is known of each place before the LLM, (N, S, d)."""
     latents = system.model.vae.encode(images)
-    if system.name == "harmon":
+    if system.name in HARMON:
         return system.model.mar.encode(latents)[:, system.config.model.mar.buffer_size:]
     return system.model.features(latents.squeeze(-1))
 
@@ -94,7 +95,7 @@ def token_figures(system, pipe, n):
     score, vae = vae_score(pipe, n), system.model.vae
     images = pipe.pixels([shapes.render(fresh_scene(pipe, 0, i), system.size) for i in range(n)])
     out = {"reconstructions right": score["right"], "PSNR, dB": score["psnr"]}
-    if system.name == "harmon":
+    if system.name in HARMON:
         return out | {"bits per token": kl_bits(*vae.moments(images))}
     used = usage(vae.encode(images), vae.codes)
     return out | {"bits per token": used["bits"], "codes used, %": 100 * used["used"], "perplexity": used["perplexity"]}

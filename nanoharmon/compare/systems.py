@@ -2,14 +2,15 @@
 
 Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time:
 
-    part      harmon    toklip   codes, masked   it learns
-    vae       25 %      25 %     25 %            the picture tokenizer: KL-VAE, or VQ
-    llm       10 %      10 %     10 %            the LLM, texts without pictures
-    mar       20 %      -        -               MAR, from class labels
-    teacher   -         15 %     -               the contrastive model (teacher.py)
-    toklip    -         10 %     -               TokLIP, from the teacher
-    1          5 %      -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
-    2         40 %      40 %     65 %            to draw and to read together
+    part      harmon   reca   toklip   codes, masked   it learns
+    vae       25 %     25 %   25 %     25 %            the picture tokenizer: KL-VAE, or VQ
+    llm       10 %     10 %   10 %     10 %            the LLM, texts without pictures
+    mar       20 %     20 %   -        -               MAR, from class labels
+    teacher   -        -      15 %     -               the contrastive model (teacher.py)
+    toklip    -        -      10 %     -               TokLIP, from the teacher
+    1          5 %      5 %   -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
+    2         40 %     30 %   40 %     65 %            to draw and to read together
+    reca      -        10 %   -        -               to draw a picture from its own understanding of it (reca.py)
 
 All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
 stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
@@ -36,19 +37,22 @@ from ..training.recipe import Config, StageConfig
 from ..weights.safetensors import open_tensors, save_safetensors
 from ..world.source import ShapesData, training_texts
 from .discrete import Discrete
+from .reca import reca_losses
 from .teacher import Teacher, contrast_batch
 from .toklip import TokLIP, toklip_loss
 from .vq import vq_loss
 
 PLAIN = {"vae": 0.25, "llm": 0.10, "2": 0.65}
 SHARES = {"harmon": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.40},
+          "reca": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.30, "reca": 0.10},
           "toklip": {"vae": 0.25, "llm": 0.10, "teacher": 0.15, "toklip": 0.10, "2": 0.40},
           "codes": PLAIN, "masked": PLAIN}
 SYSTEMS = tuple(SHARES)
+HARMON = ("harmon", "reca")                                      # the others are Discrete
 TRAINED = {"teacher": "picture.,text.,log_scale,bias", "toklip": "toklip."}      # other parts: a stage's train_parts
 CODE_DIM = 8                                                     # as LlamaGen's
 CONTRAST = 64                                                    # pictures in a batch of teacher and toklip
-LATENTS = ("mar", "1", "2")                                      # parts that read latents, which are encoded once
+LATENTS = ("mar", "1", "2", "reca")                              # parts that read latents, which are encoded once
 
 # of the systems without MAR, by preset: the codebook, the towers of teacher and TokLIP, and the LLM, whose last number
 # is layers without and with TokLIP
@@ -64,7 +68,8 @@ def settings(name, preset):
     vae, joint = config.stages["vae"], config.stages["2"]
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
-    if name != "harmon":
+    config.stages["reca"] = replace(joint, lr=0.25 * joint.lr, hide_all=0.0)     # gently: it is to keep what it knows
+    if name not in HARMON:
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],
                                    num_hidden_layers=OWN[preset]["layers"][name == "toklip"])
@@ -74,7 +79,7 @@ def settings(name, preset):
 
 def build(name, preset, config):
     """(model, its teacher or None) with random weights. config: HarmonConfig of `settings`."""
-    if name == "harmon":
+    if name in HARMON:
         return Harmon(config), None
     own, teacher = OWN[preset], None
     if name == "toklip":
@@ -135,7 +140,10 @@ class System:
         elif part == "toklip":
             batch = contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)
             yield toklip_loss(self.model.toklip, self.model.vae, self.teacher, *batch)
-        elif part == "vae" and self.name != "harmon":
+        elif part == "reca":
+            order_generator = torch.Generator().manual_seed(rng.getrandbits(48))
+            yield from reca_losses(self.config.stages[part], self.model, self.batches, rng, generator, order_generator)
+        elif part == "vae" and self.name not in HARMON:
             yield vq_loss(self.model.vae, self.batches.images(rng, self.config.stages["vae"].batch, self.size))
         else:
             yield from stage_losses(self.config, part, self.model, self.batches, rng, generator)
@@ -178,7 +186,7 @@ class System:
     @torch.no_grad()
     def measure_scale(self):
         """Harmon's VAE: latents of unit variance, as the diffusion schedule expects. It follows from the weights."""
-        if self.name == "harmon":
+        if self.name in HARMON:
             rng, vae = random.Random(f"{self.seed}/scale"), self.model.vae
             latents = torch.cat([vae.moments(self.batches.images(rng, 64, self.size))[0] for _ in range(4)])
             vae.config.scale = round(1 / latents.std().item(), 4)
