@@ -122,14 +122,14 @@ def check_outputs(args, rows):
         check_output(args.gif, "--gif", (".gif",))
     if args.save_each:
         check_folder(args.save_each, "--save-each")          # made later, when there is something to put in it
-    each = {Path(args.save_each or ".").resolve() / EACH(r, c) for r in range(rows) for c in range(args.n)}
+    folder = args.save_each and Path(args.save_each).resolve()
     files = {flag: Path(path).resolve() for flag, path in (("--image", args.image), ("--out", args.out),
                                                            ("--gif", args.gif)) if path}
     for flag, path in files.items():
         if flag != "--image" and path == files.get("--image"):
             raise ValueError(f"{path.name} is the picture that --image reads, and would be overwritten; pass another "
                              f"{flag}")
-        if args.save_each and path in each:
+        if path.parent == folder and any(path.name == EACH(r, c) for r in range(rows) for c in range(args.n)):
             raise ValueError(f"{path.name} of {flag} would be overwritten; pass another --save-each")
 
 

@@ -20,9 +20,9 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
 What you get. OUT/final is the trained model, for sample.py and chat.py; OUT/stage_NAME the model after a stage.
 OUT/samples, OUT/curves.png and OUT/log.jsonl show how it goes; OUT/results.json is the evaluation at the end.
 
-When it stops. A finished stage is skipped (delete OUT/stage_NAME to repeat it). An interrupted one goes on with
---resume and the flags of its first start; without --resume it is an error: hours of work are neither lost nor mixed.
-While a run goes on, a second one in its OUT is refused.
+When it stops. A finished stage is skipped (delete OUT/stage_NAME and those behind it to repeat them). An interrupted
+one goes on with --resume and the flags of its first start; without --resume it is an error: hours of work are neither
+lost nor mixed. While a run goes on, a second one in its OUT is refused.
 
 More than one process. A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s
 depends on nothing but (seed, stage, step, s). So one process with two shards trains the same model as two processes, up

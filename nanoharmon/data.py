@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .cli import Parser, first_of, run_main
+from .cli import Parser, first_of, one_line, run_main
 from .files import check_output, write_bytes
 from .pictures import captioned, file_bytes, grid, pad_square, read_image
 from .training import formats
@@ -40,9 +40,10 @@ def report(entries, problems):
         lines.append(f"conversations: {len(turns)}, of {turns[0]} to {turns[-1]} questions; "
                      f"{sum(e.path is None for e in entries)} without a picture")
     if labels := Counter(e.label for e in entries if e.label is not None):
-        lines.append(f"labels: {len(labels)}; {first_of([f'{label} {n}' for label, n in labels.most_common()], 10)}")
+        lines.append(f"labels: {len(labels)}; " +
+                     one_line(first_of([f"{label} {n}" for label, n in labels.most_common()], 10)))
     if problems:
-        lines += ["broken:", *(f"  {problem}" for problem in dict.fromkeys(problems))]
+        lines += ["broken:", *(f"  {one_line(problem)}" for problem in dict.fromkeys(problems))]
     return lines, entries
 
 
@@ -74,7 +75,7 @@ def main(argv=None):
     except ValueError as e:
         raise ValueError(f"{e}; name another DIR or FILE.json, or pass --images DIR") from None
     lines, entries = report(found.entries, found.problems)
-    print(f"{args.source}: {lines[0]}", *found.notes, *lines[1:], sep="\n")
+    print(f"{args.source}: {lines[0]}", *map(one_line, found.notes), *lines[1:], sep="\n")
     if picture := sheet(entries):
         write_bytes(out, file_bytes(picture))
         print(f"wrote {out}")

@@ -299,7 +299,7 @@ def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
     add_lines(photos / "metadata.jsonl", [*rows * 4, {"file_name": "cut.png"}, "{", {"file_name": "caf\udce9.png"}])
     found, name = import_(photos, tmp_path / "cache")
     assert "3 broken" in found and "cut.png: damaged or truncated" in found and "line 62: " in found
-    assert "caf\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / name, "").rows
+    assert "caf\\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / name, "").rows
     add_lines(photos / "metadata.jsonl", [{"file_name": "gone.png"}])
     with pytest.raises(ValueError, match="4 of 64 entries are broken.*5%"):
         import_(photos, tmp_path / "new")

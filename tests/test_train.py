@@ -135,6 +135,14 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
         assert "preset pico -> micro" in err and "--out" in err
 
 
+def test_a_stage_is_not_trained_behind_one_that_would_not_know_it(done, tmp_path, capsys):
+    for name in "vae", "mar":
+        shutil.copytree(done / f"stage_{name}", tmp_path / f"stage_{name}")
+    shutil.copy(done / "train_config.json", tmp_path)
+    err = failing([*BASE, *STEPS, "--out", tmp_path], capsys)        # stage 1 would begin from stage_mar, without it
+    assert "stage llm comes before stage mar" in err and f"delete {tmp_path / 'stage_mar'}" in err
+
+
 def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
     base, final = [*BASE, "--data.scenes", "60", "--stage_1.steps=2", "--stage_2.steps=2"], str(done / "final")
     flags = [*base, "--out", str(tmp_path)]

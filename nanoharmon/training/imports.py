@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..cli import bar
+from ..cli import bar, one_line
 from ..files import content_hash, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
@@ -224,10 +224,11 @@ def import_source(source, cache, progress=lambda x, **_: x):
         shutil.rmtree(part, ignore_errors=True)
         raise
     lines = [*source.notes, f"{name}: {total} entries, {len(rows)} pictures, {len(held)} of them held out, "
-             f"{len(classes)} classes, {len(problems)} broken", *(f"  {problem}" for problem in problems[:10])]
+             f"{len(classes)} classes, {len(problems)} broken",
+             *(f"  {one_line(problem)}" for problem in problems[:10])]
     if len(problems) > 10:
         lines.append(f"  ... all in {folder / 'about.json'}")
-    lines += [f"  {note}" for note in found.notes]
+    lines += [f"  {one_line(note)}" for note in found.notes]
     if 0 < len(rows) < FEWEST:
         lines.append(f"  note: fewer than {FEWEST} different pictures, so none is held out: what is measured and shown "
                      f"is what is trained on")

@@ -273,6 +273,9 @@ def check(run):
                          f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
     if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
+    if finished and todo and STAGES.index(todo[0]) < STAGES.index(finished[-1]):
+        raise ValueError(f"stage {todo[0]} comes before stage {finished[-1]}, which is finished and would not know it; "
+                         f"delete {out / f'stage_{finished[-1]}'} to repeat both, or pass another --out")
     sources = find_sources(run.config, out, begun=bool(finished or begun))
     if done or begun:
         check_settings(run, begun, sources)
