@@ -318,9 +318,10 @@ def main(argv=None):
     check_mix(run.config.data)
     if rank == 0 and notes:
         print(*notes, sep="\n")
-    if args.dry_run:
-        return print_stages(replace(run, world_size=world_size))
     with FolderLock(run.out) as lock:
+        if args.dry_run:
+            lock.take(make=False)                                # what another process trains now was not interrupted
+            return print_stages(replace(run, world_size=world_size))
         if torchrun:                                             # the others are there, and wait
             with Stop(rank) as stop:
                 return worker(rank, world_size, None, stop, run, lock)

@@ -15,6 +15,7 @@ from PIL import Image
 
 import train
 from nanoharmon.cli import run_main
+from nanoharmon.files import FolderLock
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
@@ -133,6 +134,12 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
     for plan in [], ["--dry-run"]:
         err = failing([*BASE, *STEPS, "--out", done, "--preset", "micro", *plan], capsys)
         assert "preset pico -> micro" in err and "--out" in err
+
+
+def test_a_run_that_goes_on_is_not_called_interrupted(tmp_path, capsys):
+    with FolderLock(tmp_path) as lock:
+        lock.take()
+        assert "is in use by process" in failing(llm(tmp_path, "--dry-run"), capsys)
 
 
 def test_a_stage_is_not_trained_behind_one_that_would_not_know_it(done, tmp_path, capsys):
