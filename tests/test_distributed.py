@@ -137,7 +137,7 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "worker", lambda _, procs, *more: started.append((procs, more[-1].config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(resume, "check_parts", lambda run: None)
+    monkeypatch.setattr(resume, "check_parts", lambda run: (None, []))
 
     def start(*more):
         resumed = ["--resume"] * (tmp_path / "train_config.json").exists()
