@@ -176,8 +176,8 @@ def main(argv=None):
     prompts = read_prompts(args)
     if args.dry_run and len(prompts) > 1:
         raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
+    image = open_image(args.image) if args.image else None           # first: its name may be none that a file can have
     check_outputs(args, len(prompts))
-    image = open_image(args.image) if args.image else None
     from nanoharmon.plans import settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
     if args.explain:
