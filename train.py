@@ -149,7 +149,7 @@ def train(run):
             model.mar.resize_positions(model.vae.grid_of(stage.size, stage.size)[0])
         train_stage(run, name, pipe, batches)
         if name == "vae":
-            measure_scale(run, model, batches)
+            measure_scale(run.config, model, batches)
         pipe.meta["size"] = stage.size or run.config.stages["1"].size
         weights = whole(model.state_dict(), run.is_main)         # gathered from all processes, where they are sharded
         if run.is_main:

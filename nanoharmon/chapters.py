@@ -77,6 +77,15 @@ class Chapter:
     sizes: dict = field(default_factory=dict)                    # what the letters stand for
 
 
+def next_piece(choice):
+    """The steps in which the LLM says a thought or an answer. choice: how a piece is picked."""
+    return [Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
+                 "piece: all that they know about the next one."),
+            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
+                 "next:", likeliest),
+            Step(Qwen.generate, "ids", "B", f"{choice} It is appended, and so on until <|im_end|>:", pieces)]
+
+
 def chapters():
     """New ones for every walk, to be filled."""
     return [
@@ -85,12 +94,7 @@ def chapters():
             Step(Tokenizer.drawing, "-> ids", "", "The request, cut into word pieces:", pieces),
             Step(Pipeline.think, "ids", "B, T", "The number of each piece in the vocabulary."),
             Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
-            Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
-                 "piece: all that they know about the next one."),
-            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
-                 "next:", likeliest),
-            Step(Qwen.generate, "ids", "B", "One is picked at random by these probabilities. It is appended, and so on "
-                 "until <|im_end|>:", pieces),
+            *next_piece("One is picked at random by these probabilities."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
         Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "Every picture is drawn twice at once: for its "
@@ -176,11 +180,6 @@ def chapters():
             Step(Harmon.embed_with_images, "-> embeds", "B, L, E", "Put into the places that were kept, buffers last."),
         ]),
         Chapter("The LLM answers", Qwen.generate, "From here on it is a language model like any other.", [
-            Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
-                 "piece: all that they know about the next one."),
-            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
-                 "next:", likeliest),
-            Step(Qwen.generate, "ids", "B", "The likeliest is taken (--temperature 0). It is appended, and so on until "
-                 "<|im_end|>:", pieces),
+            *next_piece("The likeliest is taken (--temperature 0)."),
         ]),
     ]

@@ -1,7 +1,6 @@
 """Batches of the shapes world, mixes, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,7 +123,7 @@ def test_latents_have_unit_variance():
     torch.manual_seed(0)
     config = Config.preset("pico")
     model, made = Harmon(config.model), Batches([SCENES], [1])
-    measure_scale(SimpleNamespace(config=config), model, made)
+    measure_scale(config, model, made)
     size = config.stages["vae"].size
     with torch.no_grad():
         std = model.vae.encode(made.images(random.Random(1), 64, size)).std().item()

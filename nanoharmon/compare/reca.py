@@ -13,10 +13,12 @@ one template instead of 360.
 """
 from ..mar import random_split
 from ..tokenizer import DESCRIBE, GENERATE_ANYTHING, pad
+from ..training.losses import understanding_losses
 
 
-def requests(tokenizer, n, placeholders, rng, drop=0.1):
-    """n requests that show a picture of so many places: ids, with IMAGE there, and is_real (n, T), right-padded."""
+def requests(tokenizer, n, placeholders, rng, drop):
+    """n requests that show a picture of so many places: ids, with IMAGE there, and is_real (n, T), right-padded. drop:
+    share of those that say "Generate an image."."""
     rows = [tokenizer.chat([{"role": "user", "content": [
         placeholders, "\n" + (GENERATE_ANYTHING if rng.random() < drop else DESCRIBE)]}])[0] for _ in range(n)]
     return pad(rows, tokenizer.pad, "cpu")
@@ -41,7 +43,4 @@ def reca_losses(stage, model, batches, rng, generator, order_generator):
     ids, is_real = requests(batches.tokenizer, stage.batch, latents.shape[1] + batches.buffers, rng, stage.caption_drop)
     loss = reca_loss(model, latents, ids, is_real, grid, generator, order_generator)
     yield loss, {"generation": loss}
-    m = stage.understanding_batch
-    for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
-        loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
-        yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}
+    yield from understanding_losses(stage, model, batches, rng, stage.understanding_batch, grid)

@@ -31,6 +31,7 @@ from ..pipeline import Pipeline
 from ..pictures import to_pixels
 from ..tokenizer import Tokenizer
 from ..training.batches import Batches
+from ..training.latents import measure_scale
 from ..training.losses import stage_losses
 from ..training.optim import EMA, lr_factor, make_optimizers, select, set_lr
 from ..training.recipe import Config, StageConfig
@@ -129,7 +130,7 @@ class System:
         for kind, module in self.modules().items():
             module.load_state_dict({name.removeprefix(f"{kind}."): tensors[name].clone() for name in tensors
                                     if name.startswith(f"{kind}.")})
-        self.measure_scale()
+        self.set_scale()
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -181,15 +182,12 @@ class System:
         ema.copy_to(params)
         module.eval()
         if part == "vae":
-            self.measure_scale()
+            self.set_scale()
 
-    @torch.no_grad()
-    def measure_scale(self):
-        """Harmon's VAE: latents of unit variance, as the diffusion schedule expects. It follows from the weights."""
+    def set_scale(self):
+        """Harmon's VAE: latents of unit variance. It follows from the weights, so no file has it; codes need none."""
         if self.name in HARMON:
-            rng, vae = random.Random(f"{self.seed}/scale"), self.model.vae
-            latents = torch.cat([vae.moments(self.batches.images(rng, 64, self.size))[0] for _ in range(4)])
-            vae.config.scale = round(1 / latents.std().item(), 4)
+            measure_scale(self.config, self.model, self.batches)
 
     @torch.no_grad()
     def encode_scenes(self):

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from ..pictures import to_pixels
 
 
-def measure_scale(run, model, batches):
-    """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance."""
-    rng = random.Random(f"{run.config.data.seed}/scale")         # the same pictures in every process
-    size = run.config.stages["vae"].size
+def measure_scale(config, model, batches):
+    """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance. config: Config."""
+    rng = random.Random(f"{config.data.seed}/scale")             # the same pictures in every process
+    size = config.stages["vae"].size
     with torch.no_grad():
         latents = torch.cat([model.vae.moments(batches.images(rng, 64, size))[0] for _ in range(8)])
-    run.config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
+    config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
 
 
 def load_latents(run, pipe, batches, size):

@@ -37,6 +37,11 @@ def stage_losses(config, name, model, batches, rng, generator):
             loss = model.generation_loss(latents, ids, is_real, grid, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all)
             yield loss * (len(ids) / n), {"generation": loss}
-        for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
-            loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
-            yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}
+        yield from understanding_losses(stage, model, batches, rng, m, grid)
+
+
+def understanding_losses(stage, model, batches, rng, m, grid):
+    """The pieces of m conversations of a stage (StageConfig), about pictures of grid (h, w)."""
+    for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
+        loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
+        yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}

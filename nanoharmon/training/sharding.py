@@ -10,8 +10,8 @@ whole in every process, and averaged as without sharding (parallel.py): FSDP's h
 methods. Whatever runs a block or gathers weights must be done by all processes: saving, and drawing on the way.
 
 Simplified: one stage per start, because what is frozen may not change after the first forward; AdamW, since Muon needs
-whole matrices; no fp16; every process first builds the whole model. Tests use gloo on CPU, and one
-process on a GPU (nccl); several GPUs were never at hand.
+whole matrices; no fp16; every process first builds the whole model. Tests use gloo on CPU, and one process on a GPU
+(nccl); several GPUs were never at hand.
 """
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
