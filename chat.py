@@ -10,27 +10,29 @@
     > /draw a red circle left of a blue square
     (a red circle at the left and a blue square in the middle; drawing-001.png; ask about it)
     > what color is the square?
-    blue
+    (square: at the left a red circle, in the middle a blue square) blue
 
 A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
+How much of it the model reads: nanoharmon/conversation.py.
 """
 import json
 import os
+import re
 import sys
+from argparse import BooleanOptionalAction
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import nanoharmon          # noqa: F401, before torch: it sets how idle threads wait
 import torch
-from tqdm import tqdm
 
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
+from nanoharmon.conversation import Conversation
 from nanoharmon.files import check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
-from nanoharmon.plans import settled
 from nanoharmon.replies import check_length, check_sampling, stream, usual_length
 from nanoharmon.weights.convert import load_llm
 from nanoharmon.words import note_unseen
@@ -39,11 +41,16 @@ SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant." 
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
   /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it
+  /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
   /help         this list
   /quit         leave (so do Ctrl-D and Ctrl-C)
   anything else is said to the model"""
+# how an error of the library begins, and what helps those who typed a line
+FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
+         "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
+         "prompt is ": "type a shorter text"}
 
 
 def parse_args(argv=None):
@@ -53,11 +60,13 @@ def parse_args(argv=None):
     add("--prompt", metavar="TEXT", help="ask this, print the answer, leave")
     add("--temperature", type=number(float, 0, 100), default=0.0, help="0: the likeliest words; 1: random (default 0)")
     add("--top-p", type=number(float, 0.01, 1), default=1.0, help="choose among the likeliest of this mass (default 1)")
-    add("--max-new-tokens", type=number(int, 1, 10**6), help="longest answer, in tokens (default: a 16th of the "
-        "model's context, 64 to 512)")
+    add("--max-new-tokens", type=number(int, 1, 10**6), help="longest answer, in tokens (default: an eighth of "
+        "the model's context, 64 to 512)")
     add("--system", metavar="TEXT", help="a system turn, before the first question (default: none; Qwen2.5's own with "
         "--llm, where the directory's chat template has it)")
     add("--fast", action="store_true", help="/draw with few iterations and steps: a measured choice (docs/RESULTS.md)")
+    add("--look", action=BooleanOptionalAction, help="about a picture: first say what is seen, in brackets, until what "
+        "was asked for is found (default: as the checkpoint has learned)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")
     explain_flags(parser, "with --prompt: ")
     model_flags(parser)
@@ -67,11 +76,14 @@ def parse_args(argv=None):
     if args.dry_run and not args.explain:
         parser.error("--dry-run is for --explain, expected both; pass --explain")
     if args.dry_run:
-        refuse_beside(parser, args, "--dry-run", ("temperature", "top_p", "seed", "device", "dtype"), "says nothing")
+        refuse_beside(parser, args, "--dry-run", ("temperature", "top_p", "seed", "device", "dtype", "look"),
+                      "says nothing")
     if args.llm and (args.ckpt or args.image):
         parser.error("--llm is a language model alone, expected neither --ckpt nor --image beside it; pass one of them")
     if args.fast and (args.llm or args.prompt is not None):
         parser.error("--fast is for /draw, which neither --prompt nor --llm leads to; drop it")
+    if args.look is not None and (args.llm or args.prompt is not None and not args.image):
+        parser.error("--look is about a picture, and there is none; pass --image FILE")
     if args.top_p < 1 and not args.temperature:
         parser.error("--top-p is for random words, and --temperature is 0; pass --temperature 0.7 besides, or drop it")
     return args
@@ -81,7 +93,7 @@ class TextPipeline:
     """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures. system: its own system prompt, put
     first where a conversation has none; None = nothing."""
 
-    NEEDS_PICTURES = "/image", "/draw"       # the commands that it cannot obey
+    NEEDS_PICTURES = "/image", "/draw", "/edit"       # the commands that it cannot obey
     meta = {}                                # nothing is known of its training
 
     def __init__(self, llm, tokenizer, system=None):
@@ -124,94 +136,40 @@ def own_system(folder):
     return None
 
 
-class Chat:
-    """A conversation. `messages` are {"role", "content"}; None in a content list is the next of `pictures`."""
+def help_for(pipe):
+    """The commands that this model can obey."""
+    cannot = getattr(pipe, "NEEDS_PICTURES", ())
+    lines = [line for line in HELP.splitlines() if line.split()[0] not in cannot]
+    return "\n".join(lines).replace("; .png: the last picture", "" if cannot else "; .png: the last picture")
 
-    def __init__(self, pipe, args):
-        self.pipe, self.args = pipe, args
-        self.cannot = getattr(pipe, "NEEDS_PICTURES", ())
-        llm = pipe.llm if self.cannot else pipe.model.llm
-        self.most = args.max_new_tokens or usual_length(llm.config)
-        self.noted = set()                   # unseen words that were noted, and are not noted again
-        self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
-        self.reset()
 
-    def help(self):
-        """The commands that this model can obey."""
-        lines = [line for line in HELP.splitlines() if line.split()[0] not in self.cannot]
-        return "\n".join(lines).replace("; .png: the last picture", "" if self.cannot else "; .png: the last picture")
+def note(chat, words):
+    """Say which of these words the model has never met."""
+    if unseen := note_unseen(chat.pipe.meta, [words], chat.noted):
+        print(unseen, file=sys.stderr)
 
-    def reset(self):
-        self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
-        self.pictures, self.names = [], []
-        self.waiting = 0                     # pictures, the last of `pictures`, that the next question will show
 
-    def show(self, picture, name):
-        self.pictures.append(picture)
-        self.names.append(str(name))
-        self.waiting += 1
-
-    def note(self, words):
-        """Say which of these words the model has never met."""
-        if note := note_unseen(self.pipe.meta, [words], self.noted):
-            print(note, file=sys.stderr)
-
-    def ask(self, words):
-        """Stream the answer, and " ..." where --max-new-tokens cut it. The turn joins the conversation when the answer
-        is there, without the dots, or not at all."""
-        content = [None, "\n"] * self.waiting + [words] if self.waiting else words
-        messages, answer = self.messages + [{"role": "user", "content": content}], ""
-        reply = self.pipe.reply(messages, self.pictures, temperature=self.args.temperature, top_p=self.args.top_p,
-                                max_new_tokens=self.most, seed=self.args.seed + len(messages) // 2)
-        is_cut = False
-        while True:
-            try:
-                piece = next(reply)
-            except StopIteration as end:
-                is_cut = end.value
-                break
-            answer += piece
-            yield piece
-        if is_cut:
-            yield " ..."
-        self.messages, self.waiting = messages + [{"role": "assistant", "content": answer.strip()}], 0
-
-    def draw(self, words):
-        """Draw, save under the next free number, show. Returns the path and the thought, "" if it has none."""
-        number = 1
-        while (path := Path(f"drawing-{number:03d}.png")).exists():
-            number += 1
-        check_output(path, "the folder you start chat.py in")
-        plan = self.pipe.drawing_options([words], fast=self.args.fast)
-        seed, thought = self.args.seed + self.drawn, ""
-        if plan["think"]:
-            [thought] = self.pipe.think([words], seed)
-        with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
-            [picture] = self.pipe.draw([thought or words], seed=seed, progress=bar.update, **settled(plan))
-        write_bytes(path, file_bytes(picture))
-        self.drawn += 1
-        self.show(picture, path)
-        return path, thought
-
-    def save(self, name):
-        path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if self.cannot else 3])
-        if path.resolve() in [Path(shown).resolve() for shown in self.names]:
-            raise ValueError(f"{path} is a picture of this conversation, and would be overwritten; pass another name")
-        if path.suffix.lower() == ".png":
-            if not self.pictures:
-                raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
-            write_bytes(path, file_bytes(self.pictures[-1]))
-            return
-        names = iter(self.names)
-        turns = [{**m, "content": [{"image": next(names)} if part is None else part for part in
-                                   (m["content"] if isinstance(m["content"], list) else [m["content"]])]}
-                 for m in self.messages]
-        if path.suffix.lower() == ".json":
-            words = json.dumps(turns, indent=2, ensure_ascii=False)
-        else:
-            words = "\n".join(m["role"] + ": " + "".join(f"[{part['image']}]" if isinstance(part, dict) else part
-                                                         for part in m["content"]) for m in turns)
-        write_bytes(path, (words + "\n").encode("utf-8", "replace"))
+def save(chat, name):
+    """Write the conversation, or its last picture, into a file."""
+    cannot = getattr(chat.pipe, "NEEDS_PICTURES", ())
+    path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if cannot else 3])
+    if path.resolve() in [Path(shown).resolve() for shown in chat.names]:
+        raise ValueError(f"{path} is a picture of this conversation, and would be overwritten; pass another name")
+    if path.suffix.lower() == ".png":
+        if not chat.pictures:
+            raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
+        write_bytes(path, file_bytes(chat.pictures[-1]))
+        return
+    names = iter(chat.names)
+    turns = [{**m, "content": [{"image": next(names)} if part is None else part for part in
+                               (m["content"] if isinstance(m["content"], list) else [m["content"]])]}
+             for m in chat.messages]
+    if path.suffix.lower() == ".json":
+        words = json.dumps(turns, indent=2, ensure_ascii=False)
+    else:
+        words = "\n".join(m["role"] + ": " + "".join(f"[{part['image']}]" if isinstance(part, dict) else part
+                                                     for part in m["content"]) for m in turns)
+    write_bytes(path, (words + "\n").encode("utf-8", "replace"))
 
 
 def file_name(words):
@@ -227,7 +185,7 @@ def command(chat, line):
     rest = rest.strip()
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
-    if name in chat.cannot:
+    if name in getattr(chat.pipe, "NEEDS_PICTURES", ()):
         chat.pipe.drawing_options()                              # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
@@ -237,21 +195,28 @@ def command(chat, line):
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")
     elif name == "/draw":
-        chat.note(rest)
+        note(chat, rest)
         path, thought = chat.draw(rest)
-        print(f"({thought}; {path}; ask about it)" if thought else f"({path}; ask about it)")
+        print(thought if path is None else f"({thought}; {path}; ask about it)" if thought else
+              f"({path}; ask about it)")
+    elif name == "/edit":
+        if not (found := re.fullmatch(r"(\d+) *, *(\d+) *, *(\d+) *, *(\d+) +(.+)", rest)):
+            raise ValueError(f"/edit needs a box and a text, got {rest!r:.80}; type /edit x0,y0,x1,y1 TEXT")
+        *region, words = found.groups()
+        note(chat, words)
+        print(f"({chat.edit(tuple(map(int, region)), words)}; ask about it)")
     elif name == "/save":
-        chat.save(rest)
+        save(chat, rest)
         print(f"(wrote {rest})")
     elif name == "/reset":
         chat.reset()
         print("(forgotten)")
     elif name == "/help":
-        print(chat.help())
+        print(help_for(chat.pipe))
     elif name in ("/quit", "/exit"):
         return False
     else:
-        raise ValueError(f"unknown command {name}{nearest(name, chat.help().split())}; see /help")
+        raise ValueError(f"unknown command {name}{nearest(name, help_for(chat.pipe).split())}; see /help")
     return True
 
 
@@ -260,8 +225,9 @@ def talk(chat):
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline                  # noqa: F401: arrow keys and history for input()
-        known = "/image FILE", "/draw TEXT", "/reset", "/save FILE", "/help", "/quit"
-        print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in chat.cannot))
+        cannot = getattr(chat.pipe, "NEEDS_PICTURES", ())
+        known = "/image FILE", "/draw TEXT", "/edit BOX TEXT", "/reset", "/save FILE", "/help", "/quit"
+        print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in cannot))
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -273,13 +239,13 @@ def talk(chat):
                 if not command(chat, line):
                     return
             elif line:
-                chat.note(line)
+                note(chat, line)
                 for piece in chat.ask(line):
                     print(piece, end="", flush=True)
                 print()
         except (ValueError, OSError) as e:
-            if str(e).startswith("conversation is "):            # in_words would name --prompt
-                e = f"the {e}; type /reset, or start again with a smaller --max-new-tokens"
+            for start, fix in FIXES.items():                     # in_words would name flags
+                e = f"the {e}; {fix}" if str(e).startswith(start) else e
             print("error:", in_words(e), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")
@@ -299,12 +265,15 @@ def main(argv=None):
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
         pipe = load_pipeline(args.ckpt, args.device, args.dtype)
-    chat = Chat(pipe, args)
+    llm = getattr(pipe, "llm", None) or pipe.model.llm
+    chat = Conversation(pipe, seed=args.seed, look=args.look, system=args.system, drawing={"fast": args.fast},
+                        temperature=args.temperature, top_p=args.top_p,
+                        max_new_tokens=args.max_new_tokens or usual_length(llm.config))
     for picture, name in zip(pictures, args.image):
         chat.show(picture, name)
     if args.prompt is None:
         return talk(chat)
-    chat.note(args.prompt)
+    note(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:
         for piece in chat.ask(args.prompt):
             print(piece, end="", flush=True)

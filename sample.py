@@ -4,7 +4,7 @@
     python sample.py --prompt "two green rings" --prompt "a white cross" --n 8 --seed 7 --out rings.png
     python sample.py --prompt "a yellow circle" --gif unmask.gif              watch the tokens being uncovered
     python sample.py --prompt "a circle and a ring" --no-think                without saying first what will be where
-    python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        a part anew: seldom right so far
+    python sample.py --prompt "a red square" --image in.png --region 0,0,48,48        a part anew, and nothing else
     python sample.py --prompts-file prompts.txt --fast --save-each out/       a measured faster way, and one file each
     python sample.py --explain --n 1 --prompt "a red circle"                  what happens inside, step by step
 
@@ -87,6 +87,7 @@ def size(words):
 
 
 def box(words):
+    """"x0,y0,x1,y1" -> a part of a picture, in pixels."""
     try:
         x0, y0, x1, y1 = map(int, words.split(","))
     except ValueError:
@@ -171,6 +172,16 @@ def make_gif(frames):
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
+def think(pipe, prompts, n, seed):
+    """{prompt: a thought for each of its n pictures}. Raises ValueError for what the model refuses."""
+    from nanoharmon.tokenizer import REFUSAL
+    thoughts = {prompt: pipe.think([prompt] * n, seed) for prompt in dict.fromkeys(prompts)}
+    for prompt, said in thoughts.items():
+        if refused := [thought for thought in said if thought.startswith(REFUSAL)]:
+            raise ValueError(f"refused: {prompt[:40]!r}: {refused[0]}")
+    return thoughts
+
+
 def main(argv=None):
     args = parse_args(argv)
     prompts = read_prompts(args)
@@ -203,14 +214,14 @@ def main(argv=None):
     options |= settled(plan)                 # thinking is done here, to be shown
     n, batch = args.n, args.batch or max(1, 16 // args.n)
     with walk, tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+        thoughts = think(pipe, prompts, n, args.seed) if plan["think"] else {}       # all, before any is drawn
         for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
             film, texts = [], [prompt for prompt in part for _ in range(n)]
             if plan["think"]:
                 texts = []
                 for prompt in part:
-                    thoughts = pipe.think([prompt] * n, args.seed)           # a thought for each picture
-                    bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts)]))
-                    texts += thoughts
+                    bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
+                    texts += thoughts[prompt]
             # the same seed for every prompt: rows do not depend on each other
             drawn = pipe.draw(texts, seed=args.seed, group=n, on_step=film.append if args.gif else None,
                               progress=lambda: bar.update(len(part)), **options)

@@ -6,6 +6,7 @@
     python train.py --resume                    go on after Ctrl-C, a crash or a power cut, bit for bit
     python train.py --data DIR                  your own pictures and texts, laid out as docs/DATA.md says
     python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed
+    python train.py --stage reca                afterwards, if you like: RecA, see below
     torchrun --nproc_per_node=4 train.py        several GPUs
 
 What happens. The first three stages stand in for what Harmon downloads; the others are those of the paper (sec. 3.3):
@@ -16,8 +17,11 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     1     the encoder is aligned with the LLM, which stays as it is
     2     everything but the VAE learns both tasks together, to draw and to answer
     3     the same at twice the resolution, and longest
+    reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: it learns to draw a
+          picture that the request shows, as it understands it, without a caption; questions go on
 
 What you get. OUT/final is the trained model, for sample.py and chat.py; OUT/stage_NAME the model after a stage.
+--stage reca leaves OUT/final as it is, and ends with OUT/final_reca and OUT/results_reca.json beside it.
 OUT/samples, OUT/curves.png and OUT/log.jsonl show how it goes; OUT/results.json is the evaluation at the end.
 
 When it stops. A finished stage is skipped (delete OUT/stage_NAME and those behind it to repeat them). An interrupted
@@ -60,7 +64,7 @@ from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import (Stop, average_gradients, average_values, is_lost, join, launch, leave,
                                           torchrun_says)
-from nanoharmon.training.recipe import HARMON_STAGES, STAGES, Config, check_training, quicken
+from nanoharmon.training.recipe import ALL_STAGES, HARMON_STAGES, Config, check_training, quicken
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
@@ -164,22 +168,27 @@ def train(run):
 
 
 def finish(run, pipe, batches):
-    """The short evaluation, and the checkpoint to use: float16 weights, config and tokenizer in OUT/final."""
-    results, stages = run.out / "results.json", run.out.glob("stage_*/config.json")
+    """The short evaluation, and the checkpoint to use: float16 weights, config and tokenizer in OUT/final. RecA's are
+    beside those of the model before it, so that one can compare them."""
+    beside = "_reca" if "reca" in run.config.stages else ""
+    final, results = run.out / f"final{beside}", run.out / f"results{beside}.json"
+    stages = [path for s in run.config.stages if (path := run.out / f"stage_{s}" / "config.json").exists()]
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
     own = [source for source in batches.sources if source.name != "shapes"]
     has_shapes, figures, prompt = len(own) < len(batches.sources), {}, "..."
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
     if has_shapes:
-        if run.config.stages["3"].thoughts:
-            pipe.meta["draw"]["think"] = True
+        if not own:                                              # other pictures have other texts than those of a world
+            pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
+            pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
+        pipe.meta["parts"] = run.config.stages["3"].parts > 0
         pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
-    pipe.save(run.out / "final", torch.float16)
-    pipe = Pipeline.load(run.out / "final", run.device)          # what is measured is what ships
+    pipe.save(final, torch.float16)
+    pipe = Pipeline.load(final, run.device)                      # what is measured is what ships
     if has_shapes:
         figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
-        prompt = "a red circle left of a blue square"
+        prompt = "a red circle left of a blue square" if run.config.data.max_objects > 1 else "a red circle"
     if own:
         figures_of_own, captions = show_final(run, pipe, own)
         run.say(*(f"{name}: {value:.4g}" for name, value in figures_of_own.items()))
@@ -188,7 +197,7 @@ def finish(run, pipe, batches):
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
     run.say(*summary(figures), f"all figures: {results}")
-    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {run.out / 'final'} --prompt "
+    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {final} --prompt "
             + shlex.quote(prompt))
 
 
@@ -201,7 +210,7 @@ def worker(rank, world_size, store, stop, run, lock=None):
             prepare(run, lock)                                   # it may take hours, when own pictures are imported
         run.wait()
         pipe, batches = train(run)
-        if run.is_main and not run.only:
+        if run.is_main and (not run.only or "reca" in run.only):
             finish(run, pipe, batches)
     except SystemExit:
         has_begun = (run.out / "train_config.json").exists()
@@ -233,8 +242,8 @@ def parse_args(argv=None):
     add("--preset", default="nano", metavar="NAME", help=f"sizes and stages: {', '.join(PRESETS)} (default nano)")
     add("--quick", action="store_true", help="a sixth of the time, for a first try: fewer steps, "
         "scenes of one object, small pictures (--quick --dry-run lists them)")
-    add("--stage", action="append", choices=STAGES, metavar="NAME", help="run only this stage (several times for "
-        f"several): {', '.join(STAGES)}")
+    add("--stage", action="append", choices=ALL_STAGES, metavar="NAME", help="run only this stage (several times "
+        f"for several): {', '.join(ALL_STAGES)} (which never runs unless it is named)")
     add("--train-parts", metavar="NAMES", help="train only parameters whose names begin so, in stages 1 to 3: "
         "mar.decoder,proj_out")
     add("--out", metavar="DIR", help="everything is written there (default out/PRESET, or out/PRESET-quick)")
@@ -270,12 +279,16 @@ def parse_args(argv=None):
         sys.exit(0)
     if args.quick:
         quicken(config)
+    if "reca" not in (args.stage or ()):                         # it runs only when it is named
+        del config.stages["reca"]
     # with a slash, for these are files, whatever their name
     mix = parse_mix([f"{name}/:1" for name in args.data + args.llava] + (args.mix or "").split(","))
     if mix or args.mix:
         config.data.mix = tuple(f"{name}:{weight:g}" for name, weight in mix)
     config.data.images = args.images or ""
     for flag in rest:
+        if flag.startswith("--stage_reca.") and "reca" not in config.stages:
+            raise ValueError(f"{flag}: stage reca runs only when it is named; pass --stage reca besides, or drop it")
         if flag.startswith("--") and "." not in flag:
             meant = nearest_field(flag, config, parser._option_string_actions)
             raise ValueError(f"unknown flag {flag}{meant}; see --help")

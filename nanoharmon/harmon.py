@@ -81,17 +81,19 @@ class Harmon(nn.Module):
     # --- training --------------------------------------------------------------------------------------------------
 
     def generation_loss(self, latents, ids, is_real, grid=None, split=None, t=None, noise=None, generator=None,
-                        order_generator=None, hide_all=0.0):
+                        order_generator=None, hide_all=0.0, pictures=None):
         """Diffusion loss of the hidden tokens given the prompt and the visible ones. A scalar.
 
         latents (B, S, C) of the picture; ids (B, T) the prompt, right-padded; is_real (B, T). split: (visible, hidden)
         indices; split, t and noise are random when not given: order_generator, on the host, decides which tokens are
-        hidden, and how many; generator, on the device, the rest. hide_all: see random_split.
+        hidden, and how many; generator, on the device, the rest. hide_all: see random_split. pictures (N, S, C):
+        latents that the prompt shows, at IMAGE in ids, as for understanding (RecA, arXiv 2509.07295).
         """
         visible, hidden = split or random_split(self.config.mar, *latents.shape[:2], latents.device, order_generator,
                                                 hide_all)
         encoded, embeds = self.see(latents, visible, grid)                       # (B, U+K, D), (B, K+U, E)
-        summed = self.through_llm(encoded, embeds, self.llm.embed(ids), is_real)           # (B, U+K, D)
+        text = self.embed_with_images(pictures, ids, grid, self.config.grad_scale)         # (B, T, E)
+        summed = self.through_llm(encoded, embeds, text, is_real)                # (B, U+K, D)
         z = self.mar.decode(summed, visible, grid, hidden)                       # (B, S-K, D)
         return self.mar.loss(z, latents, hidden, t, noise, generator)
 

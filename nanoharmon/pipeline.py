@@ -19,8 +19,8 @@ from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import plan_drawing
 from .qwen import KVCache
-from .replies import check_length, check_sampling, readable, stream
-from .tokenizer import IMAGE, pad
+from .replies import check_length, check_sampling, readable, seen_and_said, stream, usual_length
+from .tokenizer import IMAGE, LOOK, REFUSAL, pad
 from .weights.checkpoint import load_weights, open_checkpoint
 from .weights.recognise import in_place_of_a_folder
 from .weights.safetensors import save_safetensors
@@ -36,7 +36,9 @@ class Pipeline:
 
     def __init__(self, model, tokenizer, meta=None):
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.meta = meta or {}              # "size": pixels of the last training stage; "draw": default options
+        # "size": pixels of the last training stage; "draw": default options; "look": whether it looks before answering;
+        # "turns": how many it has learned to keep apart (conversation.py); "parts": whether it has drawn parts alone
+        self.meta = meta or {}
 
     @property
     def device(self):
@@ -99,7 +101,8 @@ class Pipeline:
                      temperature=temperature, cfg_schedule=cfg_schedule, think=think, fast=fast)
         plan = self.drawing_options(prompts, **given)
         if plan["think"]:
-            prompts = self.think(prompts, seed)
+            thoughts = self.think(prompts, seed)
+            prompts = [p if t.startswith(REFUSAL) else t for p, t in zip(prompts, thoughts)]
             plan = self.drawing_options(prompts, **given)                                 # these may be too long
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
@@ -122,7 +125,8 @@ class Pipeline:
                 on_step(self.unfinished(latents, visible, grid))
             if progress is not None:
                 progress()
-        ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0)
+        part = region is not None and bool(self.meta.get("parts"))               # else it only knows whole pictures
+        ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
         latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_step=step, **options)
         return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
@@ -133,7 +137,8 @@ class Pipeline:
 
         "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
         request to draw with text instead of a picture. A prompt that it has no answer to stays as it is. Hotter, it
-        errs more about relations; colder, all answers to "a circle" are the same (docs/LOG.md).
+        errs more about relations; colder, all answers to "a circle" are the same (docs/LOG.md). An answer that begins
+        with REFUSAL says that it cannot be drawn; `draw` then draws the prompt itself.
         """
         prompts = arguments.texts("prompts", prompts)
         temperature, _, max_new_tokens, seed = check_sampling(temperature, 1.0, max_new_tokens, seed)
@@ -156,9 +161,10 @@ class Pipeline:
     def dtype(self):
         return self.model.llm.lm_head.weight.dtype
 
-    def prompt_ids(self, prompts, guided):
-        """Right-padded ids and is_real of drawing requests, the unconditional ones after them when guided."""
-        rows = [self.tokenizer.drawing(p) for p in prompts]
+    def prompt_ids(self, prompts, guided, part=False):
+        """Right-padded ids and is_real of drawing requests, the unconditional ones after them when guided. part: they
+        are about a part of the picture."""
+        rows = [self.tokenizer.drawing(p, part) for p in prompts]
         rows += [self.tokenizer.drawing(None)] * len(prompts) if guided else []
         return pad(rows, self.tokenizer.pad, self.device)
 
@@ -172,35 +178,48 @@ class Pipeline:
 
     # --- understanding ---------------------------------------------------------------------------------------------
 
+    def looks(self, look=None):
+        """Whether to look at pictures before answering: as told, else as the checkpoint has learned."""
+        return bool(self.meta.get("look", False)) if look is None else arguments.truth("look", look)
+
     @torch.no_grad()
-    def reply(self, messages, images=(), size=None, temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
+    def reply(self, messages, images=(), size=None, temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0,
+              look=None):
         """Stream the assistant's next turn, as pieces of text. Returns whether max_new_tokens cut it.
 
         messages: [{"role", "content"}]; content a string, or a list where each None stands for the next of `images`.
+        look: begin the reply about pictures with LOOK (replies.py); None = as the checkpoint has it.
         """
+        max_new_tokens = usual_length(self.model.config.llm) if max_new_tokens is None else max_new_tokens
         sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
-        ids = self.chat_ids(messages, size, max_new_tokens)
+        look = self.looks(look) and bool(len(images))
+        ids = self.chat_ids(messages, size, max_new_tokens, look)
         embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
+        if look:
+            yield LOOK
         return (yield from stream(self.model.llm, self.tokenizer, embeds, *sampling))
 
     def answer(self, image, question, **options):
-        """One answer to one question about a picture."""
+        """One answer to one question about a picture; what it looked at is left out."""
         [question] = arguments.texts("questions", [question])
-        return "".join(self.reply([{"role": "user", "content": [None, "\n" + question]}], [image], **options)).strip()
+        said = "".join(self.reply([{"role": "user", "content": [None, "\n" + question]}], [image], **options))
+        return seen_and_said(said)[1]
 
     @torch.no_grad()
-    def answers(self, images, questions, size=None, max_new_tokens=64):
+    def answers(self, images, questions, size=None, max_new_tokens=None, look=None):
         """Greedy answers to one question per picture, as one batch; the same as `answer` one by one."""
         images, questions = as_pictures(images), arguments.texts("questions", questions)
-        max_new_tokens = check_sampling(max_new_tokens=max_new_tokens)[2]
+        max_new_tokens = usual_length(self.model.config.llm) if max_new_tokens is None else max_new_tokens
+        max_new_tokens, look = check_sampling(max_new_tokens=max_new_tokens)[2], self.looks(look)
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} pictures and {len(questions)} questions, expected one for each")
         if not images:
             return []
-        rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max_new_tokens)
+        rows = [self.chat_ids([{"role": "user", "content": [None, "\n" + q]}], size, max_new_tokens, look)
                 for q in questions]
         ids, is_real = pad(rows, self.tokenizer.pad, self.device, left=True)
-        return self.say(self.embed(ids, images, size), is_real, max_new_tokens)
+        said = self.say(self.embed(ids, images, size), is_real, max_new_tokens)
+        return [seen_and_said(LOOK * look + " " + text)[1] for text in said]
 
     @torch.no_grad()
     def likelihoods(self, images, questions, candidates, size=None):
@@ -208,7 +227,7 @@ class Pipeline:
 
         candidates: a list of texts per question. A log-probability is the sum over the tokens of the answer and the
         <|im_end|> after it; it is not divided by their number. Pictures and questions pass through the LLM once, as one
-        batch; all candidates follow as a second one that reads its cache.
+        batch; all candidates follow as a second one that reads its cache. It never looks first.
         """
         images, questions = as_pictures(images), arguments.texts("questions", questions)
         candidates = arguments.choices("candidates", candidates)
@@ -234,21 +253,19 @@ class Pipeline:
         sums = (logs * is_said).sum(1).split([len(texts) for texts in candidates])
         return [row.tolist() for row in sums]
 
-    def chat_ids(self, messages, size, max_new_tokens):
-        """Ids of a conversation whose reply is to come. Raises ValueError when the context is too short for both."""
-        ids, _ = self.tokenizer.chat(self.count_images(arguments.conversation(messages), size))
-        return check_length(ids, self.model.config.llm, max_new_tokens)
+    def chat_ids(self, messages, size, max_new_tokens, look=False):
+        """Ids of a conversation whose reply is to come, with as many placeholders as a picture has for each None; look:
+        the reply is begun with LOOK. Raises ValueError when the context is too short for both."""
+        n = self.placeholders(size)
+        messages = [m if isinstance(m["content"], str) else
+                    {**m, "content": [n if part is None else part for part in m["content"]]}
+                    for m in arguments.conversation(messages)]
+        return check_length(self.tokenizer.chat(messages, look=look)[0], self.model.config.llm, max_new_tokens)
 
     def placeholders(self, size):
         """How many places of the conversation one picture takes: S + U."""
         h, w = self.grid_of(size)
         return h * w + self.model.config.mar.buffer_size
-
-    def count_images(self, messages, size):
-        """Replace None by the number of placeholders of a picture."""
-        n = self.placeholders(size)
-        return [{**m, "content": [n if part is None else part for part in m["content"]]}
-                if not isinstance(m["content"], str) else m for m in messages]
 
     def embed(self, ids, images, size):
         images = as_pictures(images)

@@ -1,7 +1,14 @@
-"""What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context."""
+"""What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context.
+
+And how it looks before it answers (ours; the mirror image of thinking before drawing): its reply is begun with LOOK.
+It has learned to go on with what it looks for and what is where, until that is met, and then with the answer.
+"""
+import re
+
 import torch
 
 from . import arguments
+from .tokenizer import LOOK
 
 
 @torch.no_grad()
@@ -31,8 +38,8 @@ def check_sampling(temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
 
 
 def usual_length(config):
-    """How long an answer may be when nobody says it: a 16th of the context (LLMConfig), 64 to 512 tokens."""
-    return min(512, max(64, config.max_position_embeddings // 16))
+    """How long an answer may be when nobody says it: an eighth of the context (LLMConfig), 64 to 512 tokens."""
+    return min(512, max(64, config.max_position_embeddings // 8))
 
 
 def check_length(ids, config, max_new_tokens):
@@ -42,3 +49,15 @@ def check_length(ids, config, max_new_tokens):
         raise ValueError(f"conversation is {len(ids)} tokens long, expected at most {limit} (the context) less "
                          f"{max_new_tokens} for the reply")
     return ids
+
+
+LOOKED = re.compile(rf"{LOOK}(.* an? [\w ]+): (.*)", re.DOTALL)           # a look ends with a thing that was seen
+
+
+def seen_and_said(reply):
+    """"look: cross: at the top a ring, in the middle a cross: no" -> what was looked at, and the answer "no", which is
+    "" where the reply ends in the middle of the look."""
+    if found := LOOKED.fullmatch(reply):
+        return found[1].strip(), found[2].strip()
+    looks, rest = reply.startswith(LOOK), reply.removeprefix(LOOK).strip()
+    return (rest, "") if looks and ": " in rest else ("", rest)

@@ -5,8 +5,9 @@ strings and integers, an integer n standing for a picture of n placeholders. In 
 
     <|im_start|>user\\n [n x IMAGE] \\n Is there a circle? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>
 
-Only what the assistant says, and the <|im_end|> after it, is supervised. The special tokens are put in by id: the same
-characters typed by a user are encoded as plain text, never as control tokens.
+Only what the assistant says, and the <|im_end|> after it, is supervised; not LOOK, with which a reply can be begun for
+the assistant. The special tokens are put in by id: the same characters typed by a user are encoded as plain text, never
+as control tokens.
 
 `train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
 """
@@ -14,11 +15,15 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
+GENERATE_PART = "Generate this part of the image: {}"        # ours: of a picture whose other parts stay
 GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
 DESCRIBE = "describe the image."            # what the captions of training answer
+LOCATE = "say what is where."               # ours: what the fullest description answers
+LOOK = "look:"                              # ours: a reply that is begun so says first what it sees (replies.py)
+REFUSAL = "sorry, "                         # ours: a request to draw that is answered so is not drawn
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IMAGE = -200                                # stands in the ids for one image token or buffer (the official number)
 IGNORE = -100                               # label of a token that is not supervised
@@ -69,6 +74,7 @@ class Tokenizer:
     def train(cls, texts, vocab_size):
         """A byte-level BPE from an iterable of texts."""
         tokenizer = HFTokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Lowercase()               # a small model has better things to learn
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+|\s"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -102,10 +108,11 @@ class Tokenizer:
     def decode(self, ids):
         return self.inner.decode([i for i in ids if i >= 0], skip_special_tokens=True)
 
-    def chat(self, messages, reply=True):
+    def chat(self, messages, reply=True, look=False):
         """Ids and labels of a conversation (two lists of the same length).
 
-        reply=True ends with an open assistant turn, ready for generation, when the last message is the user's.
+        reply=True ends with an open assistant turn, ready for generation, when the last message is the user's; look
+        begins that turn with LOOK.
         """
         ids, labels = [], []
 
@@ -115,22 +122,25 @@ class Tokenizer:
 
         for message in messages:
             role, content = message["role"], message["content"]
+            learned = role == "assistant"
             if role != "assistant" and isinstance(content, str):
                 add([self.im_start] + self.encode(role + "\n" + content))        # in one piece, as official
             else:
                 add([self.im_start] + self.encode(role + "\n"))
+                if learned and isinstance(content, str) and content.startswith(LOOK):
+                    add(self.encode(LOOK))
+                    content = content.removeprefix(LOOK)
                 for part in [content] if isinstance(content, str) else content:
-                    new = [IMAGE] * part if isinstance(part, int) else self.encode(part)
-                    add(new, supervised=role == "assistant")
-            add([self.im_end], supervised=role == "assistant")
+                    add([IMAGE] * part if isinstance(part, int) else self.encode(part), learned)
+            add([self.im_end], learned)
             add(self.newline)
         if reply and messages[-1]["role"] == "user":
-            add([self.im_start] + self.encode("assistant\n"))
+            add([self.im_start] + self.encode("assistant\n") + self.encode(LOOK) * look)
         return ids, labels
 
-    def drawing(self, prompt=None):
-        """Ids of the request to draw `prompt`; None = the unconditional request."""
-        text = GENERATE_ANYTHING if prompt is None else GENERATE.format(prompt)
+    def drawing(self, prompt=None, part=False):
+        """Ids of the request to draw `prompt`; None = the unconditional request. part: it is about a part only."""
+        text = GENERATE_ANYTHING if prompt is None else (GENERATE_PART if part else GENERATE).format(prompt)
         return self.chat([{"role": "user", "content": text}])[0]
 
 

@@ -1,13 +1,14 @@
 """Which words a checkpoint has met: training stores them, and who types another one is told so.
 
 They are in "meta" of config.json, "words": all of them, sorted, with spaces between. Only a language model that was
-made by train.py has them: one that was given (--llm, --init) knows words that no text here holds. Letters count as they
-are written, for the tokenizer takes "Red" and "red" for two words. A word that is met is not thereby understood.
+made by train.py has them: one that was given (--llm, --init) knows words that no text here holds. "Red" is "red", as it
+is to the tokenizers that train.py makes. A word that is met is not thereby understood.
 """
 import random
 import re
 
 from .cli import first_of
+from .world.phrases import SORRY
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 MOST_WORDS = 10**5                           # a list of more would say little, and swell config.json
@@ -16,7 +17,7 @@ MOST_DRAWN = 2000                            # texts of a stage that are looked 
 
 def words_of(text):
     """The words of a text, in its order: ["is", "it", "a", "cat's", "toy"]."""
-    return WORD.findall(text)
+    return WORD.findall(text.lower())
 
 
 def training_words(config, sources):
@@ -35,13 +36,22 @@ def drawn_texts(config, source):
     for name, stage in config.stages.items():
         if name == "llm":
             for _ in range(min(MOST_DRAWN, stage.steps * stage.batch)):
-                yield from (text for _, text in source.text(rng)[0])
+                yield from met(source.text(rng)[0])
         elif name in ("1", "2", "3"):
             for _ in range(min(MOST_DRAWN, stage.steps * stage.batch)):
                 yield source.prompt(source.generation_item(rng)[1], rng)
+            for _ in range(min(MOST_DRAWN, round(stage.steps * stage.batch * stage.parts))):
+                yield source.part(rng, 1, 1)[-1]
             for _ in range(min(MOST_DRAWN, stage.steps * stage.understanding_batch)):
                 _, item = source.understanding_item(rng, stage.thoughts)
-                yield from (text for _, text in source.conversation(item, rng))
+                yield from met(source.conversation(item, rng))
+
+
+def met(turns):
+    """The texts of a conversation but for what is refused: of "a house" nothing is learned."""
+    for (_, asked), (_, said) in zip(turns[::2], turns[1::2]):
+        if SORRY not in said:
+            yield from (asked, said)
 
 
 def note_unseen(meta, texts, noted=None):
@@ -52,14 +62,8 @@ def note_unseen(meta, texts, noted=None):
     if meta.get("words") is None:
         return ""
     met, noted = set(meta["words"].split()), set() if noted is None else noted
-    words = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in met and w not in noted]
-    noted.update(words)
-    small, new = [w for w in words if w.lower() in met], [w for w in words if w.lower() not in met]
-    said = [f"{shown(new)} never occurred in the training of this checkpoint, so it has not learned what "
-            + ("they mean" if len(new) > 1 else "it means")] if new else []
-    said += [f"{shown(small)} occurred there in small letters only"] if small else []
-    return "note: " + "; ".join(said) if said else ""
-
-
-def shown(words):
-    return first_of([f"{word[:40]!r}" for word in words], 8)
+    new = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in met and w not in noted]
+    noted.update(new)
+    meaning = "they mean" if len(new) > 1 else "it means"
+    return (f"note: {first_of([repr(word[:40]) for word in new], 8)} never occurred in the training of this checkpoint, "
+            f"so it has not learned what {meaning}") if new else ""

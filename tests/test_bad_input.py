@@ -33,11 +33,11 @@ from nanoharmon.pipeline import Pipeline
 from nanoharmon.qwen import Qwen
 from nanoharmon.training import memory
 from nanoharmon.weights.safetensors import save_safetensors
-from nanoharmon.world import language
+from nanoharmon.world import prompts
 from test_pipeline import make_pipeline
 
 MAIN = {module.__name__.split(".")[-1]: module.main for module in (
-    sample, chat, train, convert, bench, evaluate, language, data, probe, featuremap, quality, study, contrast, memory,
+    sample, chat, train, convert, bench, evaluate, prompts, data, probe, featuremap, quality, study, contrast, memory,
     nanoharmon.__main__)} | {"figures": figures.main}
 WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "train_eye", "run_study"}
 LOAD = functools.cache(Pipeline.load)                        # equal names hold equal checkpoints, if any

@@ -2,6 +2,7 @@
 import errno
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import sample
 from nanoharmon.arguments import threads_asked
 from nanoharmon.cli import run_main, text
 from nanoharmon.pictures import captioned, font_for, open_image
+from nanoharmon.tokenizer import LOOK
 from nanoharmon.training.parallel import torchrun_says
 from test_pipeline import make_pipeline
 
-CHAT = chat.Chat
+CONVERSATION = chat.Conversation
 P = ["--prompt", "a red circle"]
 
 
@@ -99,14 +101,14 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
 
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
     pipe = make_pipeline(draw={"steps": 2, "iters": 3, "think": True})
-    thoughts = pipe.think(["a red circle"] * 2, seed=5)
+    thoughts = pipe.think(["a red circle"] * 2, seed=7)
     monkeypatch.setattr("nanoharmon.pipeline.load_pipeline", lambda *_: pipe)
     for flags in ([], ["--no-think"]):
-        sample.main([*P, "--n", "2", "--seed", "5", "--save-each", "each" + "".join(flags), *flags])
+        sample.main([*P, "--n", "2", "--seed", "7", "--save-each", "each" + "".join(flags), *flags])
         out = capsys.readouterr().out
         assert all((words in out) != bool(flags) for words in thoughts) and f"think {not flags}" in out
     first, plain = (np.asarray(Image.open(name)) for name in ("each/000_0.png", "each--no-think/000_0.png"))
-    assert (first == np.asarray(pipe.draw(["a red circle"] * 2, seed=5)[0])).all() and (first != plain).any()
+    assert (first == np.asarray(pipe.draw(["a red circle"] * 2, seed=7)[0])).all() and (first != plain).any()
 
 
 def test_prompts_come_from_flags_and_files(here):
@@ -126,10 +128,11 @@ def test_options_are_taken(ckpt, here, capsys):
 
 
 def type_in(monkeypatch, ckpt, *lines, flags=()):
-    """Run the loop on scripted input; returns the Chat."""
+    """Run the loop on scripted input; returns the Conversation."""
     made = []
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-    monkeypatch.setattr(chat, "Chat", lambda *args: made.append(CHAT(*args)) or made[-1])
+    monkeypatch.setattr(chat, "Conversation", lambda *args, **options: made.append(CONVERSATION(*args, **options))
+                        or made[-1])
     chat.main(["--ckpt", ckpt, "--max-new-tokens", "6", *flags])
     return made[0]
 
@@ -149,6 +152,81 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     assert all(m["content"] in out for m in talk.messages[1::2])
     assert "(drawing-002.png; ask about it)" in out and "error" not in err
     assert json.loads(Path("talk.json").read_text(encoding="utf-8"))[4]["content"][0] == {"image": "drawing-003.png"}
+
+
+def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
+    seen = "cross: at the top a red ring, in the middle a blue cross"
+    replies = [f" {seen}: blue", f" ring: at the top a red ring; {seen}: above it", " sorry, no", f" {seen[7:]}: two",
+               f" ring: at the top a red ring; {seen[:-6]}"]
+    says = iter(replies)
+
+    def stream(*_):
+        reply = next(says)
+        yield from re.findall(r"\W*\w+", reply)
+        return reply == replies[-1]                                   # the last one is cut in the middle of its look
+    monkeypatch.setattr("nanoharmon.pipeline.stream", stream)
+    talk = type_in(monkeypatch, ckpt, "/image red.png", *"abcde", flags=["--look"])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"({seen}) blue", f"(ring: at the top a red ring; {seen}) above it", "sorry, no", f"({seen[7:]}) two",
+        f"({replies[-1][1:]}) ...", ""]
+    assert [m["content"] for m in talk.messages[1::2]] == [LOOK + reply for reply in replies]
+    says = iter(replies)
+    assert [talk.answer("f") for _ in replies] == ["blue", "above it", "sorry, no", "two", ""]
+
+
+def test_looking_begins_the_reply_and_batches_say_the_same(ckpt, here):
+    pipe, pictures = chat.load_pipeline(ckpt), [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    asked = [{"role": "user", "content": [None, "\nwhich?"]}]
+    ids = pipe.chat_ids(asked, None, 9)
+    assert pipe.chat_ids(asked, None, 9, look=True) == ids + pipe.tokenizer.encode(LOOK)
+    [first, *_], [at_once, *_] = (list(pipe.reply(asked, pictures[:1], look=look, max_new_tokens=9)) for look in (True, False))
+    assert first == LOOK != at_once
+    assert pipe.answers(pictures, ["which?"] * 2, look=True, max_new_tokens=9) == [
+        pipe.answer(picture, "which?", look=True, max_new_tokens=9) for picture in pictures]
+    assert next(pipe.reply([{"role": "user", "content": "hi"}], look=True)) != LOOK                # there is no picture
+
+
+def test_what_is_read_of_a_long_conversation(ckpt):
+    pipe = chat.load_pipeline(ckpt)
+    talk = chat.Conversation(pipe)
+    talk.pictures = ["first", "second", "third"]
+    turns = ["hi", "ho", [None, "\n", None, "\n", "a"], "b", "c", "d", [None, "\n", "e"], *"fghijklm"]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    assert talk.recent(messages) == (messages, talk.pictures)
+    pipe.meta["turns"] = 3
+    read, pictures = talk.recent(messages)
+    assert [m["content"] for m in read] == [[None, "\n", "e"], "f", "k", "l", "m"] and pictures == ["third"]
+    read, pictures = talk.recent(messages[:5])
+    assert [m["content"] for m in read] == [[None, "\n", "a"], "b", "c"]
+    told = {"role": "system", "content": "be short"}
+    read, pictures = talk.recent([told, *[messages[i] for i in (0, 1, 4, 5, 4, 5, 4, 5, 4)]])
+    assert [m["content"] for m in read] == ["be short", "c", "d", "c", "d", "c"] and not pictures
+    assert talk.recent([told, *messages])[0] == [told, *talk.recent(messages)[0]]
+    del pipe.meta["turns"]
+
+
+def test_a_request_that_the_model_refuses_is_not_drawn(here, capsys, monkeypatch):
+    pipe = make_pipeline(draw={"steps": 2, "iters": 3, "think": True})
+    monkeypatch.setattr(pipe, "say", lambda embeds, *_: ["sorry, not this"] * len(embeds))
+    monkeypatch.setattr(chat, "load_pipeline", lambda *_: pipe)
+    talk = type_in(monkeypatch, "x", "/draw a house")
+    assert "sorry, not this" in capsys.readouterr().out and not talk.pictures and not list(here.glob("drawing*"))
+    monkeypatch.setattr("nanoharmon.pipeline.load_pipeline", lambda *_: pipe)
+    assert call(sample.main, [*P, "--n", "1"]) == 2 and "refused: 'a red circle': sorry, not this; pass --no-think" in capsys.readouterr().err
+    sample.main([*P, "--n", "1", "--no-think"])
+
+
+def test_a_part_of_the_last_picture_is_changed(ckpt, here, capsys, monkeypatch):
+    talk = type_in(monkeypatch, ckpt, "/edit 0,0,8,8 a ring", "/image red.png", "/edit", "/edit 0,0,8,8",
+                   "/edit 0,0,-8,8 a ring", "/edit 0,0,99,8 a ring", "/edit  0, 0,8, 8  a ring", "/edit here a ring")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 6 and "no picture" in errors[0] and "--" not in "".join(errors)
+    assert all("type /edit x0,y0,x1,y1 TEXT" in line for line in errors[1:])
+    drawn = talk.pipe.draw(["a ring"], image=talk.pictures[0], region=(0, 0, 8, 8))[0]
+    assert talk.names == ["red.png", "drawing-001.png"] and talk.pictures[1].tobytes() == drawn.tobytes()
+    small = CONVERSATION(talk.pipe, drawing={"size": 16})
+    small.draw("a ring")
+    assert small.pictures[0].size == (16, 16)                         # drawings are drawn as asked
 
 
 def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
@@ -175,7 +253,7 @@ def test_file_names_are_those_that_people_type_and_pictures_are_not_overwritten(
 def test_a_text_only_chat_refuses_pictures_at_once_and_marks_what_was_cut(ckpt, here, capsys, monkeypatch):
     pipe = make_pipeline()
     monkeypatch.setattr(chat, "load_pipeline", lambda *_: chat.TextPipeline(pipe.model.llm, pipe.tokenizer))
-    talk = type_in(monkeypatch, ckpt, "/image red.png", "/draw a ring", "/save a.png", "/help", "hello")
+    talk = type_in(monkeypatch, ckpt, "/image red.png", "/draw a ring", "/save a.png", "/help", "hello there")
     out, err = capsys.readouterr()
     assert err.count("neither sees nor draws") == 2 and "ending in .json, .txt;" in err and "/image" not in out
     assert talk.messages[1]["content"] + " ...\n" in out and "..." not in talk.messages[1]["content"]

@@ -21,7 +21,7 @@ from nanoharmon.training.batches import make_batches
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.parallel import average_gradients
-from nanoharmon.training.recipe import STAGES, Config
+from nanoharmon.training.recipe import ALL_STAGES, Config
 from nanoharmon.training.sharding import clip_gradients, shard_blocks, whole
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.world.source import ShapesData, training_texts
@@ -84,7 +84,7 @@ def close(a, b, limit):
 @pytest.mark.parametrize("device, amp, limit", [
     ("cpu", torch.bfloat16, 0.1), *(pytest.param("cuda", *case, marks=gpu) for case in (
         (None, 1e-3), (torch.bfloat16, 0.1), (torch.float16, 0.05)))])
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ALL_STAGES)
 def test_losses_and_gradients_of_every_stage(name, device, amp, limit):
     if device == "cpu" and name not in ("mar", "2"):
         pytest.skip("one stage of each kind is enough")

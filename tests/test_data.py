@@ -9,12 +9,12 @@ import torch
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
-from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
+from nanoharmon.tokenizer import IGNORE, IMAGE, LOOK, Tokenizer
 from nanoharmon.training.batches import Batches, parse_mix
 from nanoharmon.training.latents import encode_share, latents_path, measure_scale, new_cache
 from nanoharmon.training.recipe import Config, DataConfig
 from nanoharmon.vae import VAE
-from nanoharmon.world import language, shapes
+from nanoharmon.world import language, phrases, prompts, shapes
 from nanoharmon.world.source import ShapesData, training_texts
 
 CONFIG = DataConfig(scenes=60, board=2)
@@ -34,13 +34,27 @@ def scene_of(latents):
 
 
 def test_prompts_belong_to_their_pictures(data, monkeypatch):
-    monkeypatch.setattr(language, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
+    monkeypatch.setattr(prompts, "draw_prompt", lambda scene, rng: language.caption(scene, random.Random(1)))
     pieces = list(data.generation(random.Random(0), 12, 16, 0.0))
     for latents, ids, is_real in pieces:
         assert latents.shape == (6, 4, 4) and ids.shape == is_real.shape
         for latent, row, real in zip(latents, ids, is_real):
             assert language.caption(scene_of(latent), random.Random(1)) in data.tokenizer.decode(row[real].tolist())
     assert pieces[0][2].sum(1).max() <= pieces[1][2].sum(1).min()     # the shorter half comes first
+
+
+def test_requests_of_reca_show_the_picture_and_say_nothing_about_it(data, monkeypatch):
+    monkeypatch.setattr(prompts, "draw_prompt", lambda *_: pytest.fail("asks for a prompt"))
+    said, numbers = [], []
+    for latents, ids, is_real in data.reconstruction(random.Random(0), 200, 16, caption_drop=0.25):
+        numbers += latents[:, 0, 0].tolist()
+        for row in (row[real].tolist() for row, real in zip(ids, is_real)):
+            assert row.count(IMAGE) == 4 + 2
+            said.append(data.tokenizer.decode(row))
+    shares = Counter(said)
+    assert len(shares) == 2 and "describe the image." in shares.most_common()[0][0]
+    assert abs(shares.most_common()[1][1] - 50) < 20 and "generate an image." in shares.most_common()[1][0]
+    assert len(set(numbers)) > 50                                     # of all 60 scenes
 
 
 def test_shares_of_a_batch_are_as_asked(data):
@@ -53,8 +67,7 @@ def test_shares_of_a_batch_are_as_asked(data):
             bare += (~(ids == IMAGE).any(1)).tolist()
             assert len(latents) == (ids == IMAGE).any(1).sum()
             for row, marks in zip(ids[~(ids == IMAGE).any(1)], labels[~(ids == IMAGE).any(1)]):
-                said = data.tokenizer.decode(marks[marks != IGNORE].tolist())
-                assert said and f"assistant\n{said}" in data.tokenizer.decode(row.tolist())
+                assert (marks != IGNORE).any() and torch.equal(row[marks != IGNORE], marks[marks != IGNORE])
         two = [len(s.objects) == len({o.pair for o in s.objects}) == 2 for s in scenes]
         found = np.mean([nothing, bare, two], axis=1)
         expected = share, share, share + 0.45 * (1 - share)           # by chance 0.45 are of two different objects
@@ -77,19 +90,56 @@ def test_understanding_supervises_answers_only_and_holds_places_for_the_picture(
 
 
 def test_thoughts_say_what_a_prompt_leaves_open():
-    rng = random.Random(0)
+    rng, refused = random.Random(0), 0
     for _ in range(200):
         (_, request), (_, said) = SCENES.thought(rng)
+        if said == phrases.SORRY:                                     # what the world does not have
+            refused += 1
+            continue
         prompt, objects = request.removeprefix("Generate an image: "), language.parse_description(said).objects
         for o in objects:
             assert o.pair in shapes.SEEN and o.shape in prompt
             assert " ".join(o.pair) in prompt or not set(shapes.COLORS) & set(prompt.split())       # given or left open
-        mentions = [prompt.find(" ".join(o.pair)) for o in objects]
-        assert mentions == sorted(mentions)
         if found := language.parse_caption(prompt):
             assert found[0] == Counter(o.pair for o in objects)
             by_pair = {o.pair: o for o in objects}
             assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
+    assert 10 < refused < 60
+
+
+def test_a_look_is_learned_but_not_to_begin_one(data):
+    looked = 0
+    for i in range(40):
+        turns = SCENES.conversation(i, random.Random(i))
+        ids, labels = data.encode(turns)
+        learned = data.tokenizer.decode([i for i in labels if i != IGNORE])
+        assert learned == "".join(text.removeprefix(LOOK) for role, text in turns if role == "assistant").lower()
+        assert data.tokenizer.decode(ids).count(f"assistant\n{LOOK}") == sum(text.startswith(LOOK) for _, text in turns)
+        looked += any(text.startswith(LOOK) for _, text in turns)
+    assert 15 < looked < 35                                           # the others answer at once
+
+
+def test_parts_are_drawn_anew_as_their_prompt_says_whatever_was_there(data):
+    """Board 2, a grid of 2x2 tokens: a cell is a token."""
+    seen = Counter()
+    for seed in range(40):
+        before, after, ids, is_real, (visible, hidden) = data.parts(random.Random(seed), 8, 16)
+        rng = random.Random(seed)
+        cells = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2)))
+        assert sorted(torch.cat([visible, hidden], 1)[0].tolist()) == [0, 1, 2, 3] and hidden.shape[1] in (1, 2)
+        for latent, picture, row, real, part in zip(before, after, ids, is_real, hidden.tolist()):
+            _, box, scene, prompt = SCENES.part(rng, *cells)
+            assert torch.equal(picture, to_pixels(torch.from_numpy(shapes.render(scene, 16))[None])[0])
+            assert data.tokenizer.decode(row[real].tolist()).startswith(f"user\ngenerate this part of the image: {prompt}")
+
+            def split(objects):
+                where = [(int(o.y * 2) * 2 + int(o.x * 2) in part, o) for o in objects]
+                return [[o for is_in, o in where if is_in == kind] for kind in (True, False)]
+            (was, stayed), (now, same) = split(scene_of(latent).objects), split(scene.objects)
+            assert stayed == same and all(o.pair in shapes.SEEN for o in now) and len(scene.objects) <= 4
+            assert {o.shape for o in now} == {s for s in shapes.SHAPES if s in prompt.replace("drawing", "")}
+            seen[bool(was), bool(now)] += 1
+    assert min(seen.values()) > 20 and len(seen) == 4                # neither follows from the other
 
 
 def test_class_pictures_have_the_class_of_their_scene(data):

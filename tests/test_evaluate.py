@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.evals import evaluate, geneval, probe, quality, reading
+from nanoharmon.evals import evaluate, geneval, probe, quality, reading, talking
 from nanoharmon.evals.common import fresh_scene, rate, wilson, workers
 from nanoharmon.evals.geneval import draw_scores, match
 from nanoharmon.evals.reading import answer_scores, pope_questions
 from nanoharmon.pipeline import Pipeline
-from nanoharmon.tokenizer import DESCRIBE
+from nanoharmon.tokenizer import DESCRIBE, LOCATE
 from nanoharmon.training.recipe import Config
-from nanoharmon.world import language, shapes
+from nanoharmon.world import language, prompts, questions, shapes
 from nanoharmon.world.judge import Detected, detect
 from nanoharmon.world.source import ShapesData
 
 SIDE = 48
-METAS = {meta["prompt"]: meta for task in language.TASKS for unseen in (False, True)
-         for meta in language.geneval_prompts(task, 100, 0, unseen)}
+METAS = {meta["prompt"]: meta for task in prompts.TASKS for unseen in (False, True)
+         for meta in prompts.geneval_prompts(task, 100, 0, unseen)}
 
 
 class Fake:
@@ -47,13 +47,13 @@ class Fake:
         rng = random.Random(seed)
         return [Image.fromarray(self.draw_one(METAS.get(prompt, prompt), rng)) for prompt in prompts]
 
-    def answers(self, images, questions, size, max_new_tokens):
+    def answers(self, images, questions, size, max_new_tokens, look=None):
         return [self.reply(np.asarray(image), q) for image, q in zip(images, questions)]
 
-    def likelihoods(self, images, questions, candidates, size):
+    def likelihoods(self, images, asked, candidates, size):
         """Sure of what it says: the candidate that is the reply, or else none in particular."""
-        return [[-1.0 + language.is_right(reply, language.QA("", c, "")) for c in row]
-                for reply, row in zip(self.answers(images, questions, size, 12), candidates)]
+        return [[-1.0 + questions.is_right(reply, questions.QA("", c, "")) for c in row]
+                for reply, row in zip(self.answers(images, asked, size, 12), candidates)]
 
 
 def test_wilson_interval_matches_known_values():
@@ -65,7 +65,7 @@ def test_wilson_interval_matches_known_values():
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 def right_picture(meta, rng):
-    return shapes.render(language.scene_for(meta, rng), SIDE)
+    return shapes.render(prompts.scene_for(meta, rng), SIDE)
 
 
 def another_prompts_picture(meta, rng):
@@ -74,7 +74,7 @@ def another_prompts_picture(meta, rng):
 
 def test_an_artist_who_draws_what_is_asked_gets_everything():
     results, pictures = draw_scores(Fake(right_picture), n=8, images_per_prompt=2)
-    for group, tasks in ("seen", language.TASKS), ("unseen", geneval.COLORED):
+    for group, tasks in ("seen", prompts.TASKS), ("unseen", geneval.COLORED):
         assert set(results[group]) - {"reasons"} == {"overall", "color", "shape", "number", *tasks}
         assert min(v["rate"] for k, v in results[group].items() if k != "reasons") >= 0.98
         for _, meta, picture in pictures[group]:
@@ -103,12 +103,21 @@ def test_objects_are_matched_most_alike_first():
 
 
 def test_what_is_said_before_drawing_is_judged_beside_the_picture():
-    for scene, low, high in (language.scene_for, 1, 1), (lambda _, rng: shapes.random_scene(rng), 0, 0.1):
+    for scene, low, high in (prompts.scene_for, 1, 1), (lambda _, rng: shapes.random_scene(rng), 0, 0.1):
         artist = Fake(lambda said, _: shapes.render(language.parse_description(said), SIDE),
                       say=lambda meta, rng: language.describe(scene(meta, rng), rng))
         for found in draw_scores(artist, n=6, images_per_prompt=1)[0].values():                  # both alike
             assert all(words == found[task] for task, words in found["words"].items() if task != "overall")
             assert low <= found["words"]["overall"]["rate"] <= high
+
+
+def test_what_is_refused_is_wrong_even_where_the_drawing_is_right():
+    circle = right_picture(METAS["a circle"], random.Random(0))
+    for said, right in ("what?", 1), ("sorry, no", 0):
+        artist = Fake(lambda *_: circle, say=lambda *_: said)
+        found, _ = draw_scores(artist, n=5, images_per_prompt=1, tasks=("single_object",))
+        assert found["seen"]["overall"]["right"] == right
+    assert found["seen"]["reasons"]["single_object"] == {"refused": 5}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -132,18 +141,26 @@ def oracle(image, question):
         return str(len(that_are(found[1].replace("crosse", "cross"))))
     if found := re.fullmatch(r"what (color|shape) is the (.+)\?", question):
         return getattr(that_are(found[2])[0], found[1]) if that_are(found[2]) else "nothing"
+    if question == LOCATE:
+        return language.locate(shapes.Scene(tuple(shapes.Object(o.shape, o.color, o.x, o.y, o.r, ()) for o in objects), 0))
+    if found := re.fullmatch(r"what is ((?:at|in) .+)\?", question):
+        there = [o for o in objects if language.place_of(o) == found[1]]
+        return language.phrase(there[0].color, there[0].shape) if there else "nothing"
     found = re.fullmatch(r"(?:is|where is) the (.+) (left of|right of|above|below|relative to) the (.+)\?", question)
+    if not found:
+        found = re.fullmatch(r"where is the (.+)\?", question)
+        return language.place_of(that_are(found[1])[0]) if that_are(found[1]) else "nothing"
     if not (that_are(found[1]) and that_are(found[3])):
         return "nothing"
-    related = shapes.relation(that_are(found[1])[0], that_are(found[3])[0], 1)
-    return f"{related} it" if found[2] == "relative to" else "yes" if related == found[2] else "no"
+    side = questions.sides(that_are(found[1])[0], that_are(found[3])[0]) or []
+    return " and ".join(side) + " it" if found[2] == "relative to" else "yes" if found[2] in side else "no"
 
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_a_perfect_reader_gets_everything(unseen):
     scores = answer_scores(Fake(reply=oracle), n=40, unseen=unseen)
     likelier = scores["vqa"].pop("likelihood")
-    assert set(scores["vqa"]) == set(likelier) == {"exist", "count", "color", "shape", "relation", "overall"}
+    assert set(scores["vqa"]) - {"locate", "caption"} == set(likelier) == {*reading.CANDIDATES, "overall"}
     assert min(v["rate"] for v in (*scores["vqa"].values(), *likelier.values(), scores["caption"])) >= 0.95
     for figures in scores["pope"].values():
         assert min(figures["accuracy"]["rate"], figures["f1"], figures["likelihood"]["rate"]) >= 0.95
@@ -173,7 +190,10 @@ def test_likelihoods_are_those_of_one_answer_at_a_time(pico):
 
 @pytest.mark.parametrize("sampling", reading.SAMPLINGS)
 def test_pope_questions_are_balanced_and_true(sampling):
-    rows = pope_questions(Fake, sampling, 60, 0) + pope_questions(Fake, sampling, 60, 0, unseen=True)
+    rows, unseen = pope_questions(Fake, sampling, 60, 0), pope_questions(Fake, sampling, 60, 0, unseen=True)
+    named = [any(" ".join(pair) in question for pair in shapes.UNSEEN) for _, question, _ in unseen]
+    assert all(named) if sampling != "popular" else not any(named)    # of no and yes alike: it must not tell them apart
+    rows += unseen
     assert [r[2] for r in rows] == ["yes", "no"] * 60
     for scene, question, answer in rows:
         words = set(re.fullmatch(r"is there an? (.+)\?", question)[1].split()) - {"object"}
@@ -183,14 +203,23 @@ def test_pope_questions_are_balanced_and_true(sampling):
         assert len(words) == (1 if sampling == "popular" else 2)
 
 
+def test_questions_about_unseen_pairs_are_about_them():
+    rows = reading.questions_of(Fake, "held out", 8, 0, unseen=True)
+    assert {qa.kind for *_, qa in rows} == set(questions.KINDS) and len(rows) == 8 * len(questions.KINDS)
+    for scene, _, qa in rows:
+        about = scene.objects if qa.kind in reading.OF_ALL else filter(None, (qa.about, qa.other))
+        assert not shapes.UNSEEN.isdisjoint(o.pair for o in about), qa
+
+
 # --- honesty ----------------------------------------------------------------------------------------------------------
 
 def test_scenes_are_none_of_the_training_scenes():
     trained = {ShapesData(Config.preset("nano").data).scene(i) for i in range(1000)}
     fresh = [{fresh_scene(Fake, seed, i, unseen) for i in range(150)}
-             for seed in (0, "0/vqa", "0/pope") for unseen in (False, True)]
+             for seed in (0, "0/vqa", "0/pope", "0/questions", "0/chat/0/0") for unseen in (False, True)]
     fresh.append({probe.probe_scene(Fake, 0, kind, i) for kind in ("single", "many", "pair", "unseen")
                   for i in range(100)})
+    fresh.append({talking.edited(random.Random(f"eval/0/edit/add/{i}"), Fake, "add", SIDE)[0] for i in range(100)})
     assert len(set.union(trained, *fresh)) == len(trained) + sum(map(len, fresh))
     pairs = [{o.pair for o in scene.objects} & shapes.UNSEEN for scene in fresh[0] | fresh[1]]
     assert sum(map(bool, pairs)) == len(fresh[1])               # always in the unseen group, never in the other

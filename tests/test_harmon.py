@@ -159,6 +159,32 @@ def test_pictures_fill_their_places_in_order(model):
         assert torch.equal(embeds[ids != IMAGE], model.llm.embed(ids[ids != IMAGE]))
 
 
+def test_a_prompt_can_show_the_picture_and_the_encoder_learns_through_it(model):
+    """RecA, of pictures that are all hidden: no image token but those that the prompt shows reaches the encoder."""
+    U, mul, order = model.config.mar.buffer_size, model.config.mar.diffusion_batch_mul, torch.arange(36).expand(2, 36)
+    tokens, ids = torch.randn(2, 36, 4), torch.tensor([[5] + [IMAGE] * (36 + U) + [6, 7]] * 2)
+    is_real, options = torch.ones(ids.shape), {"split": (order[:, :0], order), "t": torch.arange(72 * mul),
+                                               "noise": torch.randn(72 * mul, 4)}
+    first = model.mar.z_proj.weight                                          # where image tokens enter the encoder
+
+    def by_hand(scale):
+        shown, words = model.see(tokens)[1], model.llm.embed(torch.tensor([[5, 6, 7]] * 2))
+        text = torch.cat([words[:, :1], scale * shown + (1 - scale) * shown.detach(), words[:, 1:]], dim=1)
+        summed = model.through_llm(*model.see(tokens, order[:, :0]), text, is_real)
+        return model.mar.loss(model.mar.decode(summed, order[:, :0], None, order), tokens, order, options["t"],
+                              options["noise"])
+    for scale in 1.0, model.config.grad_scale:
+        model.config.grad_scale, usual = scale, model.config.grad_scale
+        loss = model.generation_loss(tokens, ids, is_real, pictures=tokens, **options)
+        model.config.grad_scale = usual
+        check(f"loss, {scale}", loss.detach(), by_hand(scale).detach())
+        got, wanted = (torch.autograd.grad(x, first)[0] for x in (loss, by_hand(scale)))
+        assert wanted.abs().max() > 0
+        check(f"gradient, {scale}", got, wanted, 1e-4 * wanted.abs().max().item())
+    in_words = model.generation_loss(tokens, ids.clamp(min=0), is_real, **options)
+    assert torch.autograd.grad(in_words, first)[0].abs().max() == 0
+
+
 @pytest.fixture(scope="module")
 def learned():
     """A pico model that has seen one batch 250 times, in both tasks: four prompts, four pictures, four captions."""

@@ -14,7 +14,8 @@ from nanoharmon.pictures import pad_square, split_region
 from nanoharmon.pipeline import Pipeline, pick_dtype
 from nanoharmon.plans import settled
 from nanoharmon.tokenizer import IMAGE, Tokenizer
-from nanoharmon.world.language import caption, questions
+from nanoharmon.world.language import caption
+from nanoharmon.world.questions import questions
 from nanoharmon.world.shapes import random_scene, render
 
 FAST = {"steps": 3, "iters": 4}
@@ -102,6 +103,8 @@ def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper(pipe, t
     part = dict(image=RED, region=(0, 0, 8, 8))              # its place is told already: no thought
     assert [thinker.drawing_options(["x"], **given)["think"]
             for given in ({}, dict(think=False), part, dict(part, think=True))] == [True, False, False, True]
+    parts = Pipeline(pipe.model, pipe.tokenizer, {"size": 32, "draw": own, "parts": True})   # trained without guidance
+    assert [parts.drawing_options(["x"], **given)["cfg"] for given in ({}, part, dict(part, cfg=2.0))] == [2.5, 1, 2]
 
 
 def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_named(pipe, pictures, tmp_path):

@@ -11,7 +11,7 @@ from nanoharmon.evals import quality
 from nanoharmon.evals.quality import frechet, within
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
-from nanoharmon.world import language, shapes
+from nanoharmon.world import prompts, shapes
 
 BOARD = {"layout": "board", "board": 3}
 
@@ -56,11 +56,11 @@ class Artist:
     def __init__(self):
         torch.manual_seed(0)
         self.model = Harmon(pico())
-        self.metas = {meta["prompt"]: meta for task in language.TASKS for meta in language.geneval_prompts(task, 30, 0)}
+        self.metas = {meta["prompt"]: meta for task in prompts.TASKS for meta in prompts.geneval_prompts(task, 30, 0)}
 
-    def draw(self, prompts, size, seed):
+    def draw(self, texts, size, seed):
         rng = random.Random(seed)
-        scenes = [language.scene_for(self.metas[p], rng) for p in prompts]
+        scenes = [prompts.scene_for(self.metas[p], rng) for p in texts]
         return [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
 
     def pixels(self, images):

@@ -142,11 +142,17 @@ def test_results_of_the_readme_are_those_of_the_shipped_checkpoint():
     seen, unseen = found["geneval"]["seen"], found["geneval"]["unseen"]
     for task in ("single_object", "two_object", "counting", "colors", "position", "color_attr", "overall"):
         assert row(text, task)[2:5] == [percent(seen[task]), percent(unseen.get(task)), percent(direct[task])]
-    seen, unseen = ({f"existence, {s}": found["pope"][group][s]["accuracy"] for s in found["pope"][group]} |
-                    {f"questions: {k}": found["vqa"][group][k] for k in "color shape count relation overall".split()} |
-                    {"caption": found["caption"][group]} for group in ("seen", "unseen"))
+    kinds = "color shape count relation where place what overall".split()
+    seen, unseen = ({"existence": found["pope"][group]["adversarial"]["accuracy"], "caption": found["caption"][group]} |
+                    {f"questions: {kind}": found["vqa"][group][kind] for kind in kinds} for group in ("seen", "unseen"))
     for name in seen:
         assert row(text, name)[2:4] == [percent(seen[name]), percent(unseen[name])]
+    talk = stored("results_talking")
+    shown = {"questions in other words": talk["phrases"]["questions, held out"],
+             "requests in other words": talk["phrases"]["requests, held out"],
+             "conversations of eight turns": talk["chat"]["turn"], "a part drawn anew": talk["edit"]}
+    for name, rates in shown.items():
+        assert row(text, name)[2] == percent(rates["overall"])
     assert row(text, "VAE reconstructions")[2] == percent(found["vae"]["right"])
 
 
@@ -155,9 +161,10 @@ def test_results_in_full_are_those_of_the_shipped_checkpoint():
     def rates(found):
         return {percent(found)} if "rate" in found else set().union(*(rates(v) for v in found.values()
                                                                       if isinstance(v, dict)))
-    text = section(RESULTS, "Drawing") + section(RESULTS, "Answering")
+    text = "".join(section(RESULTS, title) for title in ("Drawing", "Answering", "Talking"))
     shown = re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", text)
-    assert len(shown) > 90 and set(shown) <= rates(stored("results")) | rates(stored("results_no_think"))
+    files = "results", "results_no_think", "results_no_look", "results_talking"
+    assert len(shown) > 150 and set(shown) <= set().union(*(rates(stored(name)) for name in files))
 
 
 def test_probe_table_is_the_stored_one():

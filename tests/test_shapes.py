@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from nanoharmon.world.judge import detect, judge, judge_scene
-from nanoharmon.world.language import (NUMBERS, TASKS, caption, caption_is_right, class_name, describe, draw_prompt,
-                                       geneval_prompts, is_right, parse_caption, parse_description, questions,
-                                       scene_for)
-from nanoharmon.world.shapes import (COLORS, NUM_CLASSES, OPPOSITE, RELATIONS, SEEN, SEEN_CLASSES, SHAPES,
+from nanoharmon.world.language import (caption, caption_is_right, class_name, describe, inventory, locate, objects_in,
+                                       parse_caption, parse_description, parse_location)
+from nanoharmon.world.phrases import outside
+from nanoharmon.world.prompts import OURS, TASKS, draw_prompt, geneval_prompts, scene_for, wording
+from nanoharmon.world.questions import questions
+from nanoharmon.world.shapes import (COLORS, NUM_CLASSES, OPPOSITE, SEEN, SEEN_CLASSES, SHAPES,
                                      UNSEEN, Scene, class_scene, random_scene, relation, render, scene_class)
 
 
@@ -39,8 +41,11 @@ def test_objects_keep_apart_and_inside_and_unseen_pairs_are_never_drawn_or_named
             assert all(abs(c - p) <= 10 for c, p in zip(o.rgb, COLORS[o.color]))
         assert 1 <= len(scene.objects) <= 4 and 15 <= scene.background <= 45
         drawn.update(o.pair for o in scene.objects)
-        texts = [caption(scene, rng), draw_prompt(scene, rng), describe(scene, rng)]
-        assert not any(mentions_unseen(text) for text in texts + [qa.question for qa in questions(scene, rng)])
+        texts = [caption(scene, rng), draw_prompt(scene, rng), describe(scene, rng),
+                 draw_prompt(scene, rng, varied=True)]
+        asked = questions(scene, rng) + questions(scene, rng, ways="training")
+        texts += [qa.question for qa in asked] + [outside(rng)[0]]
+        assert not any(mentions_unseen(text) for text in texts)
     assert set(drawn) == set(SEEN)
 
 
@@ -73,45 +78,6 @@ def test_captions_parse_back_and_are_right_unless_altered():
     assert not any(map(parse_caption, ["", "a red", "two red circle", "a red circle with", "a pink circle"]))
 
 
-def truth(question, scene):
-    """The answer from the scene, the question read word by word."""
-    words = [w if w == "cross" else "cross" if w == "crosses" else w.removesuffix("s")
-             for w in question.rstrip("?").removeprefix("where ").split()]
-
-    def find(words):
-        return [o for o in scene.objects if all(w == "object" or w in (o.color, o.shape) for w in words)]
-
-    if question.startswith("is there"):
-        return "yes" if find(words[3:]) else "no"
-    if question.startswith("how many"):
-        return NUMBERS[len(find(words[2:-2]))]
-    if question.startswith("what"):
-        (o,) = find(words[4:])
-        return getattr(o, words[1])
-    (a,), (b,) = find(words[2:4]), find(words[-2:])
-    across, down = abs(a.x - b.x), abs(a.y - b.y)
-    is_so = {"left of": a.x < b.x and across >= 1.5 * down, "right of": a.x > b.x and across >= 1.5 * down,
-             "above": a.y < b.y and down >= 1.5 * across, "below": a.y > b.y and down >= 1.5 * across}
-    if question.startswith("where is"):
-        return [name for name in RELATIONS if is_so[name]][0] + " it"
-    return "yes" if is_so[" ".join(words[4:-3])] else "no"
-
-
-def test_answers_are_true_and_balanced_and_checked_by_their_content():
-    rng, asked, exist = random.Random(9), Counter(), Counter()
-    for scene in scenes(600, 9):
-        for qa in questions(scene, rng):
-            assert truth(qa.question, scene) == qa.answer, qa
-            assert is_right(f" {qa.answer.upper()}. ", qa)
-            assert qa.kind != "count" or is_right(str(NUMBERS.index(qa.answer)), qa)
-            wrong = {"yes", "no", "two", "red", "circle", "left of it", "", qa.answer + " ring"} - {qa.answer}
-            assert not any(is_right(answer, qa) for answer in wrong)
-            asked[qa.kind] += 1
-            exist[qa.answer] += qa.kind == "exist"
-    assert set(asked) == {"exist", "color", "shape", "count", "relation"}
-    assert abs(exist["yes"] - exist["no"]) < 0.02 * exist.total()
-
-
 def test_descriptions_parse_back_and_decide_the_relations_of_a_board():
     rng = random.Random(5)
     for scene in [random_scene(rng, allow_unseen=True) for _ in range(300)]:
@@ -123,6 +89,39 @@ def test_descriptions_parse_back_and_decide_the_relations_of_a_board():
             x, y = sorted(again.objects, key=lambda o: o.pair != a.pair)
             assert relation(x, y) == relation(a, b)
     assert parse_description("a red ring at the door") is None
+
+
+def test_looks_and_inventories_parse_back():
+    rng = random.Random(5)
+    for scene in [random_scene(rng, allow_unseen=True) for _ in range(300)]:
+        found = parse_location(locate(scene))
+        assert sorted(found.values()) == sorted(o.pair for o in scene.objects) and len(found) == len(scene.objects)
+        assert all(scene_of == o.pair for o in scene.objects for scene_of in
+                   [found[("at the top", "", "at the bottom")[int(o.y * 3)] + (" left", "", " right")[int(o.x * 3)]
+                          if int(o.y * 3) != 1 else ("at the left", "in the middle", "at the right")[int(o.x * 3)]]])
+        assert objects_in(inventory(scene)) == Counter(o.pair for o in scene.objects)
+    assert parse_location("at the top a red ring and at the top a blue ring") is None
+    assert parse_location("at the door a red ring") is None
+
+
+def test_prompts_of_our_tasks_and_other_words_of_all():
+    rng = random.Random(8)
+    for task in TASKS + OURS:
+        for meta in geneval_prompts(task, 12, 3):
+            image = render(scene_for(meta, rng), 96)
+            assert judge(image, meta)["correct"], meta
+            for held_out in (False, True):
+                words = wording(meta, rng, held_out)
+                assert all(item["class"][:4] in words and item.get("color", "") in words for item in meta["include"])
+    here = {"tag": "place", "include": [{"class": "ring", "count": 1, "color": "red", "cell": [0, 2]}]}
+    there = here | {"include": [here["include"][0] | {"cell": [2, 2]}]}
+    image = render(scene_for(here, rng), 96)
+    assert judge(image, here)["correct"] and judge(image, there)["reason"] == "wrong place"
+    apart = {"tag": "beside", "include": [{"class": "ring", "count": 1, "color": "red", "cell": [0, 0]},
+                                          {"class": "ring", "count": 1, "color": "blue", "cell": [2, 0]}]}
+    close = {"tag": "beside", "include": [{"class": "ring", "count": 1, "color": "red"},
+                                          {"class": "ring", "count": 1, "color": "blue", "position": ["next to", 0]}]}
+    assert judge(render(scene_for(apart, rng), 96), close)["reason"] == "wrong place"
 
 
 def test_geneval_prompts():

@@ -41,7 +41,8 @@ def test_request_to_draw_is_the_official_prompt():
     "", "  two  spaces ", "tabs\tand\n\nlines\r\n", "naïve 日本語 🦊👩‍👩‍👧 العربية", "\x00\x7f\ufeff",
     "".join(map(chr, range(256))), "x" * 1000, TYPED])
 def test_any_text_survives_the_round_trip(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    expected = text.lower() if tokenizer.inner.normalizer else text   # those that `train` makes know no capital letters
+    assert tokenizer.decode(tokenizer.encode(text)) == expected
 
 
 def settings_lost(tokenizer, folder):

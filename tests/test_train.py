@@ -2,6 +2,7 @@
 import functools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
 from nanoharmon.training.given import recall
 from nanoharmon.training.parallel import Stop
-from nanoharmon.training.recipe import STAGES, Config
+from nanoharmon.training.recipe import STAGES, Config, check_sizes
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import latest_state, load_state
 from nanoharmon.world.source import training_texts
@@ -60,7 +61,7 @@ def unseen(monkeypatch):
 
 def test_words_of_training_are_stored_where_the_llm_was_made_here(done, tmp_path, unseen):
     made = Pipeline.load(done / "final").meta["words"].split()
-    assert {"Generate", "circle", "what"} < set(made) and "house" not in made
+    assert {"generate", "circle", "what"} < set(made) and "house" not in made
     train.main([*BASE, "--init", str(done / "final"), "--stage", "1", "--stage_1.steps=1", "--out", str(tmp_path)])
     assert "words" not in Pipeline.load(tmp_path / "stage_1").meta
 
@@ -182,6 +183,53 @@ def test_given_weights_that_changed_while_a_stage_was_interrupted_are_an_error(d
         recall(run)
 
 
+def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path, capsys, monkeypatch, unseen):
+    for name in (*(f"stage_{s}" for s in STAGES), "cache", "final"):
+        shutil.copytree(done / name, tmp_path / name)
+    for name in "train_config.json", "results.json":
+        shutil.copy(done / name, tmp_path)
+    flags = [*BASE, *STEPS, "--out", str(tmp_path)]
+    train.main([*flags, "--dry-run"])
+    assert "| reca" not in capsys.readouterr().out
+    train.main([*flags, "--stage", "reca", "--dry-run"])
+    assert re.search(r"\| reca .*\| 20 .* to do", capsys.readouterr().out)
+    assert "stage reca runs only when it is named; pass --stage reca" in failing([*flags, "--stage_reca.lr=1"], capsys)
+    (tmp_path / "stage_3").rename(tmp_path / "3")
+    assert "stage 3 in" in failing([*flags, "--stage", "reca"], capsys)
+    (tmp_path / "3").rename(tmp_path / "stage_3")
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    args, real = [], train.stage_losses
+    with monkeypatch.context() as m:
+        m.setattr(train, "stage_losses", lambda *given: args.append(given) or real(*given))
+        train.main([*BASE, *STEPS, "--stage", "reca", "--out", str(tmp_path / "whole")])
+    save = run.save_state
+    with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
+        m.setattr(run, "save_state", lambda *args, **options: (save(*args, **options), 1 / 0))
+        train.main([*flags, "--stage", "reca"])
+    train.main([*flags, "--stage", "reca", "--resume"])
+    before, after = weights(tmp_path / "stage_3"), weights(tmp_path / "stage_reca")
+    assert same(after, weights(tmp_path / "whole" / "stage_reca"))
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], before[k])}
+    assert moved == {"mar", "llm", "proj_in", "proj_out"}
+    assert same(weights(tmp_path / "final"), weights(done / "final")) and (tmp_path / "results_reca.json").exists()
+    train.main(flags)                                                # what does not name reca is not about it
+    assert f"see {tmp_path / 'results.json'}; nothing to do" in capsys.readouterr().out
+    final, reca = (Pipeline.load(tmp_path / name) for name in ("final", "final_reca"))
+    assert final.meta == reca.meta and reca.draw(["a ring"], steps=1, iters=1)[0].size == (32, 32)
+
+    def losses(name):
+        """Of drawing what is shown, and of understanding; of batches that no step had."""
+        (config, stage, _, batches, *_), found = args[-1], {"generation": 0.0, "understanding": 0.0}
+        model = Pipeline.load(tmp_path / name).model
+        for seed in range(16):
+            generator = torch.Generator().manual_seed(seed)
+            for _, logged in real(config, stage, model, batches, random.Random(seed), generator):
+                found.update({label: found[label] + value.item() for label, value in logged.items()})
+        return found
+    old, new = losses("stage_3"), losses("stage_reca")
+    assert len(args) == 20 and all(new[label] < 0.95 * old[label] for label in old), (old, new)
+
+
 def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path, unseen):
     train.main([*BASE, "--init", str(done / "stage_2"), "--stage", "2", "--stage_2.steps=2", "--optim.checkpointing",
                 "true", "--train-parts", "mar.decoder,proj_out", "--out", str(tmp_path)])
@@ -287,12 +335,22 @@ def test_the_end_tells_the_main_figures():
 
 
 def test_quick_shortens_what_is_not_given():
-    run, full = train.parse_args(["--quick", "--stage_2.steps", "7"])[0], train.parse_args([])[0]
+    run, full = train.parse_args(["--quick", "--stage_2.steps", "7", "--stage", "reca"])[0], train.parse_args([])[0]
     stages = run.config.stages
     assert stages["2"].steps == 7 and stages["3"].steps == full.config.stages["3"].steps // 4
-    assert {stages[name].size for name in STAGES if name != "llm"} == {full.config.stages["2"].size}
+    assert {stage.size for name, stage in stages.items() if name != "llm"} == {full.config.stages["2"].size}
     assert all(stage.warmup <= stage.steps // 4 for name, stage in stages.items() if name != "2")
     assert str(run.out) == "out/nano-quick" and run.changed == {"stage_2.steps": "7"}
+    assert set(stages) - set(full.config.stages) == {"reca"}
+
+
+def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():
+    config = Config.preset("nano")
+    config.data.board, config.data.mix = 4, ("my/shapes:1", "shapes2")
+    check_sizes(config)
+    config.data.mix = "my/shapes:1", "shapes:2"
+    with pytest.raises(ValueError, match="--stage_3.parts 0"):
+        check_sizes(config)
 
 
 def test_pictures_of_ones_own_are_judged_by_their_psnr(monkeypatch):

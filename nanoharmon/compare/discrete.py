@@ -91,11 +91,12 @@ class Discrete(nn.Module):
             embeds = layer(embeds, rope, may_attend, None, i)
         return self.code_head(model.norm(embeds)[:, -S:]).float()
 
-    def generation_loss(self, latents, ids, is_real, grid=None, generator=None, order_generator=None, hide_all=0.0):
+    def generation_loss(self, latents, ids, is_real, grid=None, split=None, generator=None, order_generator=None,
+                        hide_all=0.0):
         """Cross-entropy of the codes: of all, or of the hidden ones. Arguments as in Harmon; a scalar."""
         codes, is_hidden = latents.squeeze(-1).long(), None                      # (B, S)
         if self.masked:
-            _, hidden = random_split(self.config.mar, *codes.shape, codes.device, order_generator, hide_all)
+            _, hidden = split or random_split(self.config.mar, *codes.shape, codes.device, order_generator, hide_all)
             is_hidden = torch.zeros_like(codes, dtype=torch.bool).scatter(1, hidden, True)
         logits = self.code_logits(codes, ids, is_real, is_hidden)
         return F.cross_entropy(logits[is_hidden], codes[is_hidden]) if self.masked else F.cross_entropy(

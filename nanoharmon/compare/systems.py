@@ -10,7 +10,7 @@ Each system is trained from nothing, in parts, one after the other. A part gets 
     toklip    -        -      10 %     -               TokLIP, from the teacher
     1          5 %      5 %   -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
     2         40 %     30 %   40 %     65 %            to draw and to read together
-    reca      -        10 %   -        -               to draw a picture from its own understanding of it (reca.py)
+    reca      -        10 %   -        -               to draw a picture from its own understanding of it (RecA)
 
 All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
 stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
@@ -38,7 +38,6 @@ from ..training.recipe import Config, StageConfig
 from ..weights.safetensors import open_tensors, save_safetensors
 from ..world.source import ShapesData, training_texts
 from .discrete import Discrete
-from .reca import reca_losses
 from .teacher import Teacher, contrast_batch
 from .toklip import TokLIP, toklip_loss
 from .vq import vq_loss
@@ -69,7 +68,7 @@ def settings(name, preset):
     vae, joint = config.stages["vae"], config.stages["2"]
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
-    config.stages["reca"] = replace(joint, lr=0.25 * joint.lr, hide_all=0.0)     # gently: it is to keep what it knows
+    config.stages["reca"].size = joint.size
     if name not in HARMON:
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],
@@ -141,9 +140,6 @@ class System:
         elif part == "toklip":
             batch = contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)
             yield toklip_loss(self.model.toklip, self.model.vae, self.teacher, *batch)
-        elif part == "reca":
-            order_generator = torch.Generator().manual_seed(rng.getrandbits(48))
-            yield from reca_losses(self.config.stages[part], self.model, self.batches, rng, generator, order_generator)
         elif part == "vae" and self.name not in HARMON:
             yield vq_loss(self.model.vae, self.batches.images(rng, self.config.stages["vae"].batch, self.size))
         else:

@@ -47,7 +47,7 @@ def see(root, image):
     from nanoharmon.evals.common import fresh_scene
     from nanoharmon.pictures import open_image
     from nanoharmon.pipeline import load_pipeline
-    from nanoharmon.world import language, shapes
+    from nanoharmon.world import questions, shapes
 
     pipe = load_pipeline(root / "checkpoints/nano")
     if image:
@@ -59,10 +59,10 @@ def see(root, image):
         scene = fresh_scene(pipe, "course", i)
         picture = Image.fromarray(shapes.render(scene, pipe.size))
         picture.resize((288, 288), Image.Resampling.NEAREST).save(f"see_{i}.png")
-        for qa in language.questions(scene, random.Random(i)):
+        for qa in questions.questions(scene, random.Random(i)):
             said = pipe.answer(picture, qa.question)
-            right += language.is_right(said, qa)
-            rows.append([f"see_{i}.png", qa.question, said, qa.answer, "yes" if language.is_right(said, qa) else "no"])
+            right += questions.is_right(said, qa)
+            rows.append([f"see_{i}.png", qa.question, said, qa.answer, "yes" if questions.is_right(said, qa) else "no"])
     print(markdown_table(["picture", "question", "your model says", "the truth", "right"], rows))
     print(f"{right} of {len(rows)} right. The pictures are here: see_0.png, see_1.png, see_2.png")
 
@@ -152,11 +152,11 @@ def unify(root, prompt):
 
     from nanoharmon.pictures import grid
     from nanoharmon.pipeline import load_pipeline
-    from nanoharmon.world import language
+    from nanoharmon.world import prompts
     from nanoharmon.world.judge import judge
 
     pipe = load_pipeline(root / "checkpoints/nano")
-    metas = {m["prompt"]: m for task in language.TASKS for m in language.geneval_prompts(task, 5000, 0)}
+    metas = {m["prompt"]: m for task in prompts.TASKS for m in prompts.geneval_prompts(task, 5000, 0)}
     tiles = []
     for think in (False, True):
         pictures = pipe.draw([prompt] * 4, iters=9, steps=25, think=think, seed=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..cli import markdown_table
 from ..files import read_json
 from ..weights.states import versions
-from ..world import language, shapes
+from ..world import prompts, shapes
 from ..world.judge import judge
 
 HEADER = ["minutes", "drawn right, %", "questions, %", "captions, %", "seed", "command", "commit", "steps"]
@@ -33,8 +33,8 @@ def minutes(lines):
 def naive(n=100, pictures=4):
     """The row of no model at all: each of the prompts of the evaluation is answered with random scenes."""
     rng, rates = random.Random(0), []
-    for task in language.TASKS:
-        metas = [m for m in language.geneval_prompts(task, n, 0) for _ in range(pictures)]
+    for task in prompts.TASKS:
+        metas = [m for m in prompts.geneval_prompts(task, n, 0) for _ in range(pictures)]
         rates.append(statistics.mean(judge(shapes.render(shapes.random_scene(rng), 96), m)["correct"] for m in metas))
     return markdown_table(HEADER, [["0.0", f"{100 * statistics.mean(rates):.1f}", "-", "-", 0,
                                     "a random scene for each prompt", commit(), 0]])

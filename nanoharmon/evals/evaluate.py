@@ -8,8 +8,11 @@
     geneval   pictures drawn for GenEval's six tasks, judged, for seen and unseen color-shape pairs: geneval.py
     vae       reconstructions of fresh scenes, judged; PSNR
     pope      "is there a red circle?": random, popular and adversarial questions (POPE, arXiv 2305.10355)
-    vqa       questions about existence, color, shape, count and relation; pope and vqa: see reading.py
+    vqa       questions about existence, color, shape, count, places and relations; pope and vqa: see reading.py
     caption   descriptions: every object, count and stated relation must be right
+    phrases   other words for questions and requests, some never met in training; what the world does not have
+    chat      conversations of eight turns: drawings, pictures, questions; phrases, chat and edit: see talking.py
+    edit      a part of a picture drawn anew: replaced, added, removed
     probe     what a linear layer reads from frozen features (probe.py)
     quality   how drawn pictures are distributed: a Frechet distance, precision and recall (quality.py)
 
@@ -18,6 +21,7 @@ intervals; they treat pictures as independent, although several share a prompt, 
 (they are equally large, so that is GenEval's mean of the tasks).
 """
 import sys
+from argparse import BooleanOptionalAction
 
 import numpy as np
 import torch
@@ -38,10 +42,13 @@ from .geneval import REASONS, draw_scores
 from .probe import probe_scores
 from .quality import check_count, psnr, quality_scores
 from .reading import answer_scores
+from .talking import chat_scores, edit_scores, phrase_scores
 
-BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "probe", "quality")
+BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "phrases", "chat", "edit", "probe", "quality")
+TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
-SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "probe": 1000, "quality": 400}
+SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "phrases": 50, "chat": 50, "edit": 50,
+         "probe": 1000, "quality": 400}
 
 
 # --- vae --------------------------------------------------------------------------------------------------------------
@@ -72,7 +79,7 @@ def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None):
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 def run_benchmarks(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, size=None, pool=None, progress=None,
-                   **options):
+                   look=None, **options):
     """The named benchmarks, n samples each (default SIZES; a fourth of it for unseen pairs): (results, pictures)."""
     results, pictures, common = {}, {}, dict(seed=seed, size=size, pool=pool, progress=progress)
     for bench in benches:
@@ -85,10 +92,12 @@ def run_benchmarks(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, s
             results[bench] = probe_scores(pipe, count, **common)
         elif bench == "quality":
             results[bench] = quality_scores(pipe, count, **common, **options)
+        elif bench in TALKING:
+            results[bench] = TALKING[bench](pipe, count, look=look, **common, **options)
         else:
-            results[bench] = {
-                "seen": answer_scores(pipe, count, benches=[bench], **common)[bench],
-                "unseen": answer_scores(pipe, max(4, count // 4), unseen=True, benches=[bench], **common)[bench]}
+            asked = common | {"look": look, "benches": [bench]}
+            results[bench] = {"seen": answer_scores(pipe, count, **asked)[bench],
+                              "unseen": answer_scores(pipe, max(4, count // 4), unseen=True, **asked)[bench]}
     return results, pictures
 
 
@@ -101,9 +110,9 @@ def flatten(results, name=""):
 
 
 def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **options):
-    """A short look at all but probe and quality, as one flat dict: what train.py prints at its end."""
+    """A short look at the first five, as one flat dict: what train.py prints at its end."""
     with workers(pipe, procs) as pool:
-        results, _ = run_benchmarks(pipe, BENCHES[:-2], n, images_per_prompt, seed, pool=pool, progress=progress,
+        results, _ = run_benchmarks(pipe, BENCHES[:5], n, images_per_prompt, seed, pool=pool, progress=progress,
                                     **options)
     return flatten(results)
 
@@ -122,12 +131,15 @@ def main(argv=None):
         ", ".join(f"{k} {v}" for k, v in SIZES.items()) + "; a fourth of it for unseen pairs), or lines of the file")
     add("--images-per-prompt", type=number(int, 1, 1000), default=4, help="pictures drawn of every prompt (default 4)")
     drawing_flags(parser)
+    add("--look", action=BooleanOptionalAction, help="say first what is seen, until what was asked for is found "
+                                                     "(default: the checkpoint's own)")
     add("--out", default="out/eval", metavar="DIR", help="where results and pictures go (default out/eval)")
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
     options = drawing_options(args)
     if args.prompts or args.pope or args.images:
+        cli.refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
         return external.run_files(args, options)
     benches = args.bench.split(",") if args.bench else BENCHES
     for bench in benches:
@@ -142,14 +154,15 @@ def main(argv=None):
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,
-                                           tqdm, **options)
+                                           tqdm, look=args.look, **options)
     print(report.tables(results, REASONS))
     print("[low, high]: 95 % Wilson score intervals")
     report.save_grids(out, pictures)
     write_json(out / "results.json", {
         "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
         "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
-        "draw": {k: plan[k] for k in options} | {"size": plan["size"]}, "results": results})
+        "look": pipe.looks(args.look), "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
+        "results": results})
     print(f"wrote {out}/results.json" + (" and picture grids" if pictures else ""))
 
 

@@ -196,7 +196,7 @@ def check_fit(pipe, rows, size):
 
 def answer_file(pipe, folder, rows, size):
     images, asked = [open_image(Path(folder, row["image"])) for row in rows], [row["text"] for row in rows]
-    said = pipe.answers(images, asked, size=size, max_new_tokens=MAX_NEW_TOKENS)
+    said = pipe.answers(images, asked, size=size, max_new_tokens=MAX_NEW_TOKENS, look=False)
     return list(zip(said, map(str.lower, likeliest(pipe, images, asked, [YES_NO] * len(asked), size))))
 
 

@@ -9,20 +9,22 @@ from collections import Counter
 import numpy as np
 
 from ..plans import settled
-from ..world import language, shapes
+from ..tokenizer import REFUSAL
+from ..world import language, prompts, shapes
 from ..world.judge import judge
 from .common import batches, over_processes, rate
 
 COLORED = ("counting", "colors", "position", "color_attr")      # the tasks that can name an unseen pair
 REASONS = ("missing object", "extra object", "wrong count", "wrong shape", "wrong color", "wrong place",
-           "unclear object")
+           "unclear object", "refused")
 KEEP = 8                                                        # pictures and failures of each batch kept for the grids
 
 
 def draw_and_judge(pipe, metas, seed, options):
     """Draw and judge one batch: [(verdict, meta, picture or None)], pictures only for the first ones and failures.
 
-    When the model thinks first, meta["said"] is what it said, and meta["said right"] whether that fits the prompt.
+    When the model thinks first, meta["said"] is what it said, and meta["said right"] whether that fits the prompt. What
+    it refuses is wrong, whatever it would draw: sample.py draws nothing then.
     """
     prompts = [meta["prompt"] for meta in metas]
     plan = pipe.drawing_options(prompts, **options)
@@ -31,6 +33,9 @@ def draw_and_judge(pipe, metas, seed, options):
         metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, prompts)]
     pictures = [np.asarray(p) for p in pipe.draw(prompts, seed=seed, **options | settled(plan))]
     verdicts = [judge(p, meta) for p, meta in zip(pictures, metas)]
+    for verdict, meta in zip(verdicts, metas):
+        if meta.get("said", "").startswith(REFUSAL):
+            verdict |= {"correct": False, "reason": "refused"}
     kept = set(range(KEEP)) | set([i for i, v in enumerate(verdicts) if not v["correct"]][:KEEP])
     return [(v, m, p if i in kept else None) for i, (v, m, p) in enumerate(zip(verdicts, metas, pictures))]
 
@@ -41,7 +46,7 @@ def said_right(said, meta):
     return scene is not None and judge(shapes.render(scene, 96), meta)["correct"]
 
 
-def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=language.TASKS, unseen=True, pool=None, progress=None,
+def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=prompts.TASKS, unseen=True, pool=None, progress=None,
                 **options):
     """shapes-GenEval: n prompts per task, n / 4 of unseen pairs. options: cfg, iters, steps... of Pipeline.draw.
 
@@ -52,7 +57,7 @@ def draw_scores(pipe, n=100, images_per_prompt=4, seed=0, tasks=language.TASKS, 
     jobs, groups = [], []
     for task in tasks:
         for group in ("seen", "unseen") if unseen and task in COLORED else ("seen",):
-            metas = language.geneval_prompts(task, n if group == "seen" else max(1, n // 4), seed, group == "unseen")
+            metas = prompts.geneval_prompts(task, n if group == "seen" else max(1, n // 4), seed, group == "unseen")
             for k, part in enumerate(batches(metas * images_per_prompt)):
                 own = random.Random(f"eval/{seed}/geneval/{task}/{group}/{k}").getrandbits(48)
                 jobs.append((part, own, options))

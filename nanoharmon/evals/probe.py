@@ -37,7 +37,7 @@ from ..cli import Parser, model_flags, number
 from ..files import write_json
 from ..mar import MAR
 from ..pipeline import load_pipeline
-from ..world import language, shapes
+from ..world import prompts, shapes
 from .common import batches, out_folder, over_processes, placement, rate, wilson, workers
 from .report import markdown
 
@@ -60,7 +60,7 @@ def probe_scene(pipe, seed, kind, i):
             other_color, other = rng.choice(shapes.SEEN)
         meta = [{"class": other, "color": other_color, "count": 1}, {"class": "circle", "color": color, "count": 1,
                                                                      "position": [rng.choice(shapes.RELATIONS), 0]}]
-        other, circle = (scene := language.scene_for({"include": meta}, rng, **placement(pipe))).objects
+        other, circle = (scene := prompts.scene_for({"include": meta}, rng, **placement(pipe))).objects
         return shapes.Scene((circle, other), scene.background)
     objects = [rng.choice(UNSEEN)] if kind == "unseen" else None
     return shapes.random_scene(rng, objects, n=rng.randint(1, 4) if kind == "many" else 1, **placement(pipe))

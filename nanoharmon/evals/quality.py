@@ -36,7 +36,7 @@ from ..files import write_json
 from ..pictures import to_pictures, to_pixels
 from ..pipeline import load_pipeline
 from ..training.optim import Muon
-from ..world import language, shapes
+from ..world import prompts, shapes
 from . import report
 from .common import batches, drawing_flags, drawing_options, out_folder, over_processes, placement, rate, workers
 
@@ -158,11 +158,11 @@ def reconstruct(pipe, images):
 def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye=None, **options):
     """{row: {"Frechet", "precision, %", "recall, %"}} of n pictures each. options: cfg, iters... of Pipeline.draw."""
     size = size or pipe.size
-    tasks = [language.geneval_prompts(task, -(-n // len(language.TASKS)), seed) for task in language.TASKS]
+    tasks = [prompts.geneval_prompts(task, -(-n // len(prompts.TASKS)), seed) for task in prompts.TASKS]
     metas = [meta for group in zip(*tasks) for meta in group][:n]                # the six tasks in turn
 
     def scenes(name, metas):
-        return [language.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **placement(pipe))
+        return [prompts.scene_for(meta, random.Random(f"eval/{seed}/quality/{name}/{i}"), **placement(pipe))
                 for i, meta in enumerate(metas)]
 
     def renders(scenes):
@@ -172,7 +172,7 @@ def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye
     drawn = np.concatenate(over_processes(draw_part, pipe, jobs, pool, progress, "quality"))
     eye = eye or train_eye(size, placement(pipe), progress=progress)
     same = scenes("other", metas)
-    others, few = renders(same), renders(scenes("few", language.geneval_prompts("colors", n, seed)))
+    others, few = renders(same), renders(scenes("few", prompts.geneval_prompts("colors", n, seed)))
     clouds = {"drawn": drawn, "other renders": others, "VAE reconstructions": reconstruct(pipe, others),
               "single objects only": few, "blank": np.full_like(others, 30),
               "noise": np.random.default_rng(seed).integers(0, 256, others.shape, dtype=np.uint8)}

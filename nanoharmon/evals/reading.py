@@ -7,44 +7,47 @@ A question with a short answer is scored twice:
                   log-probability of the whole answer and its end, summed over tokens, not divided by their number
 
 The second asks what a model knows even if it would say it differently. It cannot be compared between kinds: guessing
-gets 1 of 2 yes/no questions right, 1 of 7 colors. Captions have no list of answers, so they are free text only.
+gets 1 of 2 yes/no questions right, 1 of 7 colors. Captions have no list of answers, so they are free text only. Only
+the first may look before it answers (`--look`).
 """
 import random
 
 from PIL import Image
 
 from ..tokenizer import DESCRIBE
-from ..world import language, shapes
+from ..world import language, questions, shapes
 from .common import BATCH, batches, fresh_scene, over_processes, rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
-CANDIDATES = {"is ": ("yes", "no"), "how many ": language.NUMBERS, "what color ": tuple(shapes.COLORS),
-              "what shape ": shapes.SHAPES, "where is ": tuple(f"{relation} it" for relation in shapes.RELATIONS)}
+LONGEST = 96                                # tokens of a reply: two looks at four objects, and the answer
+PHRASES = ["nothing", *(language.phrase(*pair) for pair in shapes.PAIRS)]
+CANDIDATES = {"exist": ("yes", "no"), "count": language.NUMBERS, "color": tuple(shapes.COLORS), "shape": shapes.SHAPES,
+              "relation": ("yes", "no"), "where": [f"{direction} it" for direction in questions.DIRECTIONS],
+              "place": list(language.CELLS), "what": PHRASES}
+OF_ALL = "exist", "none", "count", "locate", "caption"          # kinds of questions about all of a scene
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
-def candidates(question):
-    """The answers that a question of this form can have: known without the picture."""
-    return next(answers for form, answers in CANDIDATES.items() if question.startswith(form))
-
-
 def likeliest(pipe, images, asked, choices, size):
     """The likeliest of its choices for every question."""
     scores = pipe.likelihoods(images, asked, choices, size=size)
-    return [max(zip(row, answers))[1] for row, answers in zip(scores, choices)]
+    return [max(zip(row, answers), default=(0, None))[1] for row, answers in zip(scores, choices)]
 
 
-def answer_batch(pipe, scenes, asked, size, max_new_tokens, choose):
+def answer_batch(pipe, scenes, asked, kinds, size, look):
     images = [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
-    said = pipe.answers(images, asked, size=size, max_new_tokens=max_new_tokens)
-    chosen = likeliest(pipe, images, asked, list(map(candidates, asked)), size) if choose else [None] * len(said)
-    return list(zip(said, chosen))
+    said = pipe.answers(images, asked, size=size, max_new_tokens=LONGEST, look=look)
+    choices = [CANDIDATES.get(kind, ()) for kind in kinds]       # known without the picture; none for a caption
+    return list(zip(said, likeliest(pipe, images, asked, choices, size)))
 
 
-def ask(pipe, rows, size=None, pool=None, progress=None, title="", max_new_tokens=12, batch=BATCH, choose=True):
-    """[(free text, likeliest candidate)] for rows of (scene, question, ...); without `choose` the second is None."""
-    jobs = [([r[0] for r in part], [r[1] for r in part], size or pipe.size, max_new_tokens, choose)
+def ask(pipe, rows, size=None, pool=None, progress=None, title="", batch=BATCH, choose=True, look=None):
+    """[(free text, likeliest candidate)] for rows of (scene, question, QA or answer); without `choose` the second is
+    None."""
+    def kind(truth):
+        return getattr(truth, "kind", "exist") if choose else None
+    jobs = [([r[0] for r in part], [r[1] for r in part], [kind(r[2]) for r in part], size or pipe.size, look)
             for part in batches(rows, batch)]
     return [a for part in over_processes(answer_batch, pipe, jobs, pool, progress, title) for a in part]
 
@@ -55,7 +58,8 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
     """About n (scene, question, "yes" or "no"), half of them "no", both of the same kind of words.
 
     random: pairs like "red circle". popular: the words true of most training scenes (bare shapes, and colors).
-    adversarial: as random, but what is absent shares its color or shape with something present.
+    adversarial: as random, but what is absent shares its color or shape with something present. unseen: pairs that
+    training never showed, present or not; else "yes" to every strange pair would be right.
     """
     pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
     common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
@@ -67,17 +71,33 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
                  for w in (common if sampling == "popular" else pairs)}
         yes, no = ([w for w in words if words[w] == is_there] for is_there in (True, False))
         if unseen and sampling != "popular":
-            yes = [w for w in yes if tuple(w.split()) in shapes.UNSEEN]
+            yes, no = ([w for w in words if tuple(w.split()) in shapes.UNSEEN] for words in (yes, no))
         if sampling == "adversarial":
             no = [w for w in no if any(set(w.split()) & set(pair) for pair in present)]
-        rows += [(scene, language.exist_question(rng.choice(yes)), "yes"),
-                 (scene, language.exist_question(rng.choice(no)), "no")]
+        if yes and no:
+            rows += [(scene, questions.exist_question(rng.choice(yes)), "yes"),
+                     (scene, questions.exist_question(rng.choice(no)), "no")]
         i += 1
     return rows
 
 
+def questions_of(pipe, ways, n, seed, unseen=False):
+    """n (scene, question, QA) of each kind, asked in these ways. unseen: about an object of a pair that training never
+    showed, or (OF_ALL) about a scene with one."""
+    found, i = {kind: [] for kind in questions.KINDS if ways != "plain" or kind not in questions.NOT_PLAIN}, 0
+    while min(map(len, found.values())) < n and i < 50 * n:
+        rng = random.Random(f"eval/{seed}/{ways}/{i}")
+        scene = fresh_scene(pipe, f"{seed}/questions", i, unseen)
+        for qa in questions.questions(scene, rng, unseen, ways):
+            is_strange = qa.kind in OF_ALL or any(o and o.pair in shapes.UNSEEN for o in (qa.about, qa.other))
+            if len(found[qa.kind]) < n and (is_strange or not unseen):
+                found[qa.kind].append((scene, qa.question, qa))
+        i += 1
+    return [row for rows in found.values() for row in rows]
+
+
 def says(answer, word):
-    return language.is_right(answer, language.QA("", word, "exist"))
+    return questions.is_right(answer, questions.QA("", word, "exist"))
 
 
 def yes_no_scores(said, truth):
@@ -91,30 +111,29 @@ def yes_no_scores(said, truth):
 
 
 def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope", "vqa", "caption"), pool=None,
-                  progress=None, batch=BATCH):
+                  progress=None, batch=BATCH, look=None):
     """{"pope": {sampling: figures}, "vqa": {kind: rate, "overall"}, "caption": rate}; "likelihood" in the first two.
 
-    pope: n questions per sampling; vqa: one question of each kind per scene, n scenes; caption: n scenes.
+    pope: n questions per sampling; vqa: n of each kind; caption: n scenes.
     """
-    common, out, name = dict(size=size, pool=pool, progress=progress, batch=batch), {}, "unseen" if unseen else "seen"
+    common, out = dict(size=size, pool=pool, progress=progress, batch=batch, look=look), {}
+    name = "unseen" if unseen else "seen"
     if "pope" in benches:
         rows = [(*row, s) for s in SAMPLINGS for row in pope_questions(pipe, s, n, seed, unseen)]
         answers, out["pope"] = ask(pipe, rows, title="pope", **common), {}
         for s in SAMPLINGS:
             said, chosen, truth = zip(*[(*both, row[2]) for both, row in zip(answers, rows) if row[3] == s])
             out["pope"][s] = yes_no_scores(said, truth) | {"likelihood": rate([c == t for c, t in zip(chosen, truth)])}
-    scenes = [fresh_scene(pipe, f"{seed}/vqa", i, unseen) for i in range(n)]
     if "vqa" in benches:
-        rows = []
-        for i, scene in enumerate(scenes):
-            asked = language.questions(scene, random.Random(f"eval/{seed}/vqa/{name}/{i}"), allow_unseen=unseen)
-            rows += [(scene, qa.question, qa) for qa in {qa.kind: qa for qa in asked}.values()]
+        rows = questions_of(pipe, "plain", n, f"{seed}/vqa/{name}", unseen)
         answers = ask(pipe, rows, title="vqa", **common)
-        out["vqa"] = by_kind([(row[2].kind, language.is_right(said, row[2])) for (said, _), row in zip(answers, rows)])
-        out["vqa"]["likelihood"] = by_kind([(row[2].kind, c == row[2].answer) for (_, c), row in zip(answers, rows)])
+        out["vqa"] = by_kind([(row[2].kind, questions.is_right(said, row[2])) for (said, _), row in zip(answers, rows)])
+        out["vqa"]["likelihood"] = by_kind([(row[2].kind, c == row[2].answer) for (_, c), row in zip(answers, rows)
+                                            if row[2].kind in CANDIDATES])
     if "caption" in benches:
-        answers = ask(pipe, [(scene, DESCRIBE) for scene in scenes], title="caption", max_new_tokens=64, choose=False,
-                      **common)
+        scenes = [fresh_scene(pipe, f"{seed}/vqa", i, unseen) for i in range(n)]
+        answers = ask(pipe, [(scene, DESCRIBE, None) for scene in scenes], title="caption",
+                      choose=False, **common)
         out["caption"] = rate([language.caption_is_right(said, scene) for (said, _), scene in zip(answers, scenes)])
     return out
 

@@ -61,6 +61,22 @@ def tables(results, reasons=()):
                                  for kind in found["seen"]["likelihood"]}))
         elif bench == "caption":
             parts.append(titled("captions right, %", {"caption": found}))
+        elif bench == "phrases":
+            for what in "questions", "requests":
+                columns = {title: found[title] for title in found if title.startswith(what)}
+                parts.append(titled(f"{what} in the wordings of training and in others, right, %",
+                                    {kind: {title: by.get(kind) for title, by in columns.items()}
+                                     for kind in next(iter(columns.values()))}))
+            parts.append(titled("refused, %: of what the world has (none is right), of what it does not (all are)",
+                                {name: {"refused": found["refused"][name]} for name in found["refused"]}))
+        elif bench == "chat":
+            parts.append(titled("conversations, right, %", {f"turn {k}" if k.isdigit() else k: {"right": v} for k, v in
+                                                            found["turn"].items()}))
+            parts.append(titled("conversations by kind of turn, right, %", {k: {"right": v} for k, v in
+                                                                            found["kind"].items()}))
+            parts.append(titled("replies that are sentences, %", {"": {"sentences": found["sentences"]}}))
+        elif bench == "edit":
+            parts.append(titled("one cell drawn anew, right, %", {k: {"right": v} for k, v in found.items()}))
         elif bench == "quality":
             parts.append(titled("distribution of the pictures in the eye's feature space (quality.py); not FID", found))
         else:

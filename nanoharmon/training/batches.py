@@ -20,6 +20,8 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
                                                      prompt(item, rng)                     text
               pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
                                                      conversation(item, rng)               turns
+    reca      pictures, shown in the prompts         generation_item(rng, pairs)           row, item
+              conversations, as above
 
     any       pictures(rows, size) -> uint8 (n, size, size, 3)
               has(kind) -> whether there are usable "pictures", "captions" or "texts"
@@ -27,13 +29,15 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
               content (a text that differs when the pictures do)
 """
+import math
 import os
 
 import numpy as np
 import torch
 
-from ..pictures import to_pixels
-from ..tokenizer import IGNORE, pad
+from ..pictures import split_region, to_pixels
+from ..tokenizer import DESCRIBE, GENERATE_ANYTHING, IGNORE, pad
+from ..world.shapes import render
 from ..world.source import ShapesData
 from .folder import FolderData
 from .formats import TALKS
@@ -49,6 +53,7 @@ class Batches:
 
     def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
         self.sources, self.tokenizer, self.buffers, self.room, self.device = sources, tokenizer, buffers, room, device
+        self.shapes = next((source for source in sources if source.name == "shapes"), None)
         self.left_out = {source.name: source.leave_out(self.fits) for source in sources} if tokenizer else {}
         self.first_class, n = {}, 0                                  # of each source: classes are numbered on and on
         for source in sources:
@@ -101,6 +106,31 @@ class Batches:
                    for source, _, item in items]
         for picked, half in halves([(source, row) for source, row, _ in items], prompts, key=len):
             yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
+
+    def reconstruction(self, rng, n, size, caption_drop, pairs=0.0):
+        """Stage reca: as `generation`, but a prompt shows its picture, and says nothing about it: in ids, IMAGE is at
+        the S+U places of the picture, also where the rest is the unconditional prompt (as in RecA's released code)."""
+        rows = [(source, source.generation_item(rng, pairs)[0]) for source in self.pick(rng, n, "pictures")]
+        placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
+        texts = [GENERATE_ANYTHING if rng.random() < caption_drop else DESCRIBE for _ in rows]
+        prompts = [self.encode([("user", text)], placeholders)[0] for text in texts]
+        for picked, half in halves(rows, prompts, key=len):
+            yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
+
+    def parts(self, rng, n, size):
+        """Stages 2 and 3, shapes world: pictures of which one part is to be drawn anew, and prompts that say what is
+        there then. Latents before (n, S, C), pictures after (n, 3, size, size), ids and is_real (n, L), and the split:
+        visible (n, K) and hidden (n, S-K) indices."""
+        board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
+        cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
+        for _ in range(n):
+            i, box, scene, prompt = self.shapes.part(rng, *cells)
+            found.append((i, render(scene, size), prompt, *split_region(box, (board, board), (side, side))))
+        rows, after, prompts, hidden, visible = zip(*found)
+        ids, is_real = pad([self.tokenizer.drawing(p, part=True) for p in prompts], self.tokenizer.pad, self.device)
+        split = tuple(torch.from_numpy(np.stack(index)).to(self.device) for index in (visible, hidden))
+        return (self.latents_of([(self.shapes, row) for row in rows], size),
+                to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
     def understanding(self, rng, n, size, thoughts=0.0):
         """Stages 1 to 3: conversations about pictures. Yields for each half latents (m, S, C), then ids, labels and
@@ -207,7 +237,8 @@ def open_sources(config, cache, folders):
 
 def make_batches(config, sources, tokenizer, device):
     """The batches of a Config."""
-    S = max(config.stages[name].size // config.model.vae.stride for name in "123") ** 2
+    sizes = [stage.size for name, stage in config.stages.items() if name not in ("vae", "llm", "mar")]
+    S = (max(sizes) // config.model.vae.stride) ** 2
     buffers = config.model.mar.buffer_size
     return Batches(sources, [weight for _, weight in parse_mix(config.data.mix)], tokenizer, buffers,
                    config.model.llm.max_position_embeddings - S - buffers, device)

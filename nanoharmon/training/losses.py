@@ -33,15 +33,19 @@ def stage_losses(config, name, model, batches, rng, generator):
         yield loss, {"generation": loss}
     else:
         grid, m = model.vae.grid_of(stage.size, stage.size), stage.understanding_batch // shards
-        for latents, ids, is_real in batches.generation(rng, n, stage.size, stage.caption_drop, stage.pairs):
-            loss = model.generation_loss(latents, ids, is_real, grid, generator=generator, order_generator=host,
-                                         hide_all=stage.hide_all)
+        # stage reca: the request shows the picture (RecA, arXiv 2509.07295), else its caption says what to draw
+        requests = batches.reconstruction if name == "reca" else batches.generation
+        for latents, ids, is_real in requests(rng, n, stage.size, stage.caption_drop, stage.pairs):
+            shown = {"pictures": latents} if name == "reca" else {}
+            split = None                                         # at random, but for the batches that change a part
+            if batches.shapes and rng.random() < stage.parts:
+                before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size)
+                hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n, S-K, C)
+                with torch.no_grad():
+                    latents = before.scatter(1, hidden, model.vae.encode(after).gather(1, hidden))
+            loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
+                                         hide_all=stage.hide_all, **shown)
             yield loss * (len(ids) / n), {"generation": loss}
-        yield from understanding_losses(stage, model, batches, rng, m, grid)
-
-
-def understanding_losses(stage, model, batches, rng, m, grid):
-    """The pieces of m conversations of a stage (StageConfig), about pictures of grid (h, w)."""
-    for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
-        loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
-        yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}
+        for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
+            loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
+            yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}

@@ -96,7 +96,7 @@ class Blank:
     """Batches as those of batches.py, of nothing but shapes."""
 
     def __init__(self, model):
-        self.vae, self.buffers = model.vae, model.config.mar.buffer_size
+        self.vae, self.buffers, self.shapes = model.vae, model.config.mar.buffer_size, None
 
     def images(self, rng, n, size):
         return unfilled(n, 3, size, size)
@@ -122,6 +122,11 @@ class Blank:
         for rows, _ in halves(range(n), range(n), int):
             shape = len(rows), TEXT
             yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
+
+    def reconstruction(self, rng, n, size, *shares):
+        for latents, ids, is_real in self.generation(rng, n, size):
+            shown = latents.shape[1] + self.buffers
+            yield latents, *(unfilled(len(x), shown + TEXT, dtype=x.dtype) for x in (ids, is_real))
 
     def understanding(self, rng, n, size, *shares):
         for rows, _ in halves(range(n), range(n), int):

@@ -1,7 +1,8 @@
-"""How a model is trained: optimizer, data, and the six stages of every preset; what train.py's flags change.
+"""How a model is trained: optimizer, data, and the stages of every preset; what train.py's flags change.
 
 `--stage_2.lr 0.5`, `--optim.muon false`, `--data.seed 1`: every field is a flag (flags.py). The paper's stages are
-1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads.
+1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads; `reca` may come
+after them (RecA, arXiv 2509.07295).
 """
 from dataclasses import dataclass
 
@@ -49,9 +50,9 @@ class DataConfig:
 class StageConfig:
     steps: int = arg(1000, "optimizer steps")
     size: int = arg(48, "side of the pictures, in pixels; 0 where a stage has none", low=0, high=10**4)
-    batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; in stages 1 to "
-                        "3 the pictures to generate", low=0, high=10**6)
-    understanding_batch: int = arg(0, "stages 1 to 3: pictures to understand in a step, over all processes",
+    batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; from stage 1 "
+                        "on the pictures to generate", low=0, high=10**6)
+    understanding_batch: int = arg(0, "from stage 1 on: pictures to understand in a step, over all processes",
                                    low=0, high=10**6)
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup", low=0)
@@ -60,8 +61,10 @@ class StageConfig:
                                "that mar.mask_ratio gives (official: 0)", **SHARE)
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
-    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: a prompt, answered by "
-                               "what will be where (sample.py --think)", later=True, **SHARE)
+    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: mostly a prompt, "
+                               "answered by what will be where (sample.py --think)", later=True, **SHARE)
+    parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
+                            "prompt about that part (sample.py --region)", later=True, **SHARE)
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     understanding_weight: float = arg(1.0, "weight of the understanding loss (generation has 1); its gradient can be "
@@ -69,23 +72,28 @@ class StageConfig:
 
 
 STAGES = ("vae", "llm", "mar", "1", "2", "3")
+ALL_STAGES = (*STAGES, "reca")                                   # the last one only when --stage names it
 HARMON_STAGES = ("1", "2", "3")                                  # those of the paper
 NOT_VAE = "mar.,llm.,proj_in.,proj_out."
 ALIGN = "mar.,proj_in.,proj_out."                                # stage 1: the LLM stays frozen
 
 
 def nano_stages():
-    """A laptop CPU: 90 minutes. Where the numbers come from: docs/LOG.md."""
+    """A laptop CPU: 90 minutes. Where the numbers come from: docs/LOG.md. Those of reca were chosen, not tuned: gentle,
+    for it is to keep what the model knows."""
     return {
         "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
-        "llm": StageConfig(steps=800, size=0, batch=64, train_parts="llm."),
+        "llm": StageConfig(steps=1500, size=0, batch=96, train_parts="llm."),
         "mar": StageConfig(steps=1100, size=48, batch=128, lr=2.0, train_parts="mar."),
-        "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.03,
+        "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.05,
                          hide_all=0.6, train_parts=ALIGN),
-        "2": StageConfig(steps=1200, size=48, batch=96, understanding_batch=16, understanding_weight=0.03,
-                         hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.25, train_parts=NOT_VAE),
-        "3": StageConfig(steps=4000, size=96, batch=64, understanding_batch=16, understanding_weight=0.03,
-                         caption_drop=0.1, pairs=0.2, thoughts=0.25, train_parts=NOT_VAE, own_positions=True),
+        "2": StageConfig(steps=1100, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
+                         hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.4, train_parts=NOT_VAE),
+        "3": StageConfig(steps=2800, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
+                         caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.12,
+                         train_parts=NOT_VAE, own_positions=True),
+        "reca": StageConfig(steps=560, size=96, batch=64, understanding_batch=32, understanding_weight=0.05, lr=0.25,
+                            caption_drop=0.1, pairs=0.2, thoughts=0.4, train_parts=NOT_VAE),
     }
 
 
@@ -102,13 +110,16 @@ def micro_stages():
         "3": StageConfig(steps=10000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.5,
                          hide_all=0.1, caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE,
                          own_positions=True),
+        "reca": StageConfig(steps=2000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.125,
+                            caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE),
     }
 
 
 def harmon_stages():
     """The official sizes; learning rate, schedule and 50,000 steps of the released fine-tuning example.
 
-    The first three stages are meant to be given (--init, or --vae --llm --mar).
+    The first three stages are meant to be given (--init, or --vae --llm --mar). reca: the rate, steps and equal shares
+    of both tasks of RecA's release.
     """
     common = {"steps": 50000, "size": 256, "batch": 16, "warmup": 500}
     joint = {"understanding_batch": 4, "caption_drop": 0.1, "train_parts": NOT_VAE}
@@ -119,6 +130,7 @@ def harmon_stages():
         "1": StageConfig(**common, understanding_batch=4, train_parts=ALIGN),
         "2": StageConfig(**common, **joint),
         "3": StageConfig(**common | {"size": 512}, **joint),
+        "reca": StageConfig(**common | {"size": 512, "steps": 5000}, **joint | {"understanding_batch": 16}),
     }
 
 
@@ -133,6 +145,7 @@ def pico_stages():
         "1": StageConfig(**common, understanding_batch=4, train_parts=ALIGN),
         "2": StageConfig(**common, **joint),
         "3": StageConfig(**common | {"size": 32}, **joint, own_positions=True),
+        "reca": StageConfig(**common | {"size": 32}, **joint),
     }
 
 
@@ -170,11 +183,11 @@ def quicken(config):
     """
     size = config.stages["2"].size
     for name, stage in config.stages.items():
-        stage.steps = max(1, stage.steps // {"vae": 2, "mar": 3, "1": 6, "3": 4}.get(name, 8))
+        stage.steps = max(1, stage.steps // {"vae": 2, "mar": 3, "1": 6, "3": 4, "reca": 4}.get(name, 8))
         stage.warmup = min(stage.warmup, stage.steps // 4)
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
-    config.stages["3"].size = config.stages["vae"].size = size
+    config.stages["reca"].size = config.stages["3"].size = config.stages["vae"].size = size
     config.stages["vae"].batch *= 2                              # half the pixels of a batch at full size
     config.data.scenes, config.data.max_objects = config.data.scenes // 3, 1
 
@@ -223,13 +236,19 @@ def check_sizes(config):
     """Complain about pictures that are no whole number of tokens, or too many. Given parts have sizes of their own."""
     stages, model = config.stages, config.model
     stride, limit = model.vae.stride, model.llm.max_position_embeddings
+    names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
         tokens = (stage.size // stride) ** 2 + model.mar.buffer_size
-        if name in HARMON_STAGES and tokens + TEXT > limit:
+        if name == "reca":                                       # the picture is shown in the request, and then drawn
+            tokens *= 2
+        if name in (*HARMON_STAGES, "reca") and tokens + TEXT > limit:
             raise ValueError(f"--stage_{name}.size is {stage.size}, that is {tokens} tokens: with {TEXT} of text they "
                              f"exceed --llm.max_position_embeddings {limit}; change that flag")
+        if stage.parts and stage.size // stride % config.data.board and "shapes" in names:
+            raise ValueError(f"--stage_{name}.parts {stage.parts} hides cells of a board of {config.data.board}, which "
+                             f"{stage.size // stride} tokens a side do not fit; pass --stage_{name}.parts 0")
     if stages["vae"].size < stages["1"].size:
         raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
                          f"expected the larger of the two: the vae is trained on both")

@@ -31,7 +31,7 @@ from ..world.source import training_texts
 from .batches import parse_mix
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import STAGES, check_sizes
+from .recipe import ALL_STAGES, STAGES, check_sizes
 from .sharding import like, shard_blocks, whole
 
 # --- the state of a stage ---------------------------------------------------------------------------------------------
@@ -102,20 +102,20 @@ def made_by(run):
 
 def progress(out):
     """The finished stages, and {stage: step of its last state} of the interrupted ones."""
-    done = [s for s in STAGES if (out / f"stage_{s}" / "config.json").exists()]
-    states = {s: latest_state(out / f"stage_{s}") for s in STAGES if s not in done}
+    done = [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
+    states = {s: latest_state(out / f"stage_{s}") for s in ALL_STAGES if s not in done}
     return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
 
 
 def to_do(run):
     """The stages that this start trains, in their order."""
     finished, _ = progress(run.out)
-    return [s for s in STAGES if s not in finished and s not in run.given_stages and s in (run.only or STAGES)]
+    return [s for s in ALL_STAGES if s not in finished and s not in run.given_stages and s in (run.only or STAGES)]
 
 
 def begin(run, sources):
     """Pipeline of the last finished stage; of a new run, with given or random weights. It decides run.config.model."""
-    finished, _ = progress(run.out)
+    finished = [s for s in progress(run.out)[0] if s in run.config.stages]       # reca: only if this start names it
     for name in finished if run.is_main else ():         # left by a kill between the end of a stage and its tidying
         shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
     if finished:
@@ -271,9 +271,12 @@ def check(run):
         name, step = next(iter(begun.items()))
         raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
                          f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if "reca" in todo and "3" not in [*finished, *todo] and not run.given["init"]:
+        raise ValueError(f"stage reca goes on with a trained Harmon, and stage 3 in {out} is not finished; run --stage "
+                         f"3 first, or give one with --init")
     if any(s not in ("vae", "llm") for s in todo) and "vae" not in [*done, *todo]:
         raise ValueError(f"stage {todo[0]} needs the latents of a trained VAE, {out} has none; run --stage vae first")
-    if finished and todo and STAGES.index(todo[0]) < STAGES.index(finished[-1]):
+    if finished and todo and ALL_STAGES.index(todo[0]) < ALL_STAGES.index(finished[-1]):
         raise ValueError(f"stage {todo[0]} comes before stage {finished[-1]}, which is finished and would not know it; "
                          f"delete {out / f'stage_{finished[-1]}'} to repeat both, or pass another --out")
     sources = find_sources(run.config, out, begun=bool(finished or begun))

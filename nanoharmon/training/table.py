@@ -10,7 +10,8 @@ from .resume import check, progress
 
 # what each stage learns from (batches.py)
 LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
-               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions")}
+               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions"),
+               "reca": "pictures shown; captions, questions"}
 
 
 def print_stages(run):

@@ -10,13 +10,13 @@ from PIL import Image
 
 from ..mar import random_orders
 from ..pictures import captioned, grid, to_pictures, to_pixels
-from ..tokenizer import DESCRIBE
+from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
 from .plot import draw_curves, read_log
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
            "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]
-QUESTIONS = ["describe the image.", "how many objects are there?", "is there a red object?",
+QUESTIONS = [LOCATE, "describe the image.", "how many objects are there?", "is there a red object?",
              "what shape is the {color} object?"]
 
 
@@ -53,7 +53,7 @@ def snapshot_of_shapes(pipe, source, name, size):
     if name == "vae":
         return through_vae(pipe, source.pictures(range(-8, 0), size)), []
     if name == "llm":
-        texts = [language.describe(scene, random.Random(0)) + "\n" + question for question in questions]
+        texts = [language.locate(scene) + "\n" + question for question in questions]
         return [], [[text, "".join(pipe.reply([{"role": "user", "content": text}]))] for text in texts]
     if name == "mar":
         return from_classes(pipe, random.Random(0).sample(shapes.SEEN_CLASSES, 16), size), []

@@ -163,9 +163,10 @@ def check_meta(meta):
         whole = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most}"
         share = type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"
         text = type(value) is str, "text"
-        known = {"size": whole, "board": whole, "iters": whole, "steps": whole, "cfg": share, "temperature": share,
+        known = {"size": whole, "turns": (whole[0] and value > 1, "a whole number above 1"),
+                 "board": whole, "iters": whole, "steps": whole, "cfg": share, "temperature": share,
                  "sampler": text, "cfg_schedule": text, "words": (value is None or type(value) is str, "text"),
-                 "think": (type(value) is bool, "true or false"),
+                 **dict.fromkeys(("think", "look", "parts"), (type(value) is bool, "true or false")),
                  "layout": (value in ("board", "free"), "board or free")}
         is_good, expected = known.get(name, (True, ""))
         if not is_good:

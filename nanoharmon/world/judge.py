@@ -16,7 +16,7 @@ from itertools import permutations
 
 import numpy as np
 
-from .shapes import COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, relation
+from .shapes import COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, beside, relation
 
 NAMES = tuple(COLORS)
 PALETTE = np.array(list(COLORS.values()), np.float32)
@@ -211,14 +211,21 @@ def _whats_wrong(objects, meta):
                       for o, (_, item) in zip(order, wanted))]
     if not matches:
         return "wrong color"
-    if not any(_in_place(dict(zip((i for i, _ in wanted), order)), meta) for order in matches):
+    if not any(in_place(dict(zip((i for i, _ in wanted), order)), meta) for order in matches):
         return "wrong place"
     return ""
 
 
-def _in_place(by_item, meta):
-    return all(relation(by_item[i], by_item[item["position"][1]]) == item["position"][0]
-               for i, item in enumerate(meta["include"]) if "position" in item)
+def in_place(by_item: dict, meta: dict) -> bool:
+    """Whether objects, {place in meta's list: object}, are where the prompt wants them."""
+    for i, item in enumerate(meta["include"]):
+        if "cell" in item and [int(by_item[i].x * 3), int(by_item[i].y * 3)] != item["cell"]:
+            return False
+        related, other = item.get("position", (None, i))
+        if related and not (beside(by_item[i], by_item[other]) if related == "next to" else
+                            relation(by_item[i], by_item[other]) == related):
+            return False
+    return True
 
 
 def judge_scene(image: np.ndarray, scene: Scene, board: int = 3) -> bool:

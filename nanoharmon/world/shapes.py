@@ -124,6 +124,11 @@ def relation(a: Object, b: Object, clear: float = CLEAR) -> str | None:
     return None
 
 
+def beside(a: Object, b: Object, near: float = 0.42) -> bool:
+    """Whether two objects are next to each other: in neighbouring cells of a 3x3 board, not on its diagonal."""
+    return relation(a, b) is not None and (a.x - b.x) ** 2 + (a.y - b.y) ** 2 <= near ** 2
+
+
 def render(scene: Scene, size: int) -> np.ndarray:
     """The anti-aliased picture, uint8 (size, size, 3)."""
     side = size * SUPERSAMPLE

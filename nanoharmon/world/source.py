@@ -9,13 +9,13 @@ they take scenes from 0 to 10**9. Scenes for evaluation come from other seeds (e
 import functools
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 
-from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
-from . import language, shapes
+from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING, GENERATE_PART, LOCATE
+from . import language, phrases, prompts, questions, shapes
 
-LOCATE = "say what is where."                # the question that a description answers
 FRESH = 10 ** 9                              # scenes that nobody encodes: hardly any is met twice
 
 
@@ -52,25 +52,39 @@ class ShapesData:
         return shapes.render(self.scene(rng.randrange(FRESH)), size)
 
     def text(self, rng):
-        """Text stands in for pictures: a scene is described in words, then the same is asked as later about pictures.
-        Of a thought all words are learned, the prompt's as well: they are prompts the LLM will be conditioned on."""
-        kind = rng.random()
-        if kind < 0.4:
-            return self.thought(rng), True
-        scene = self.scene(rng.randrange(FRESH))
-        if kind < 0.9:
-            (_, first), *rest = self.questions(scene, rng)
-            return [("user", language.describe(scene, rng) + "\n" + first), *rest], False
-        return [("user", language.describe(scene, rng) + "\n" + DESCRIBE),
-                ("assistant", language.caption(scene, rng))], False
+        """A request to draw, or a question about a scene: what is where in it, told in words, stands in for its
+        picture. One question a text: later ones would have to tell the words of earlier looks from their own, and to
+        notice that one just named what is asked for is what takes longest to learn (docs/LOG.md)."""
+        if rng.random() < 0.3:
+            return self.thought(rng), False
+        if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
+            return turns([questions.sorry(rng)], look=False), False
+        scene = self.rich_scene(rng)
+        (_, question), reply = self.questions(scene, rng, 1, look=rng.random() < 0.9)[:2]
+        return [("user", language.locate(scene) + "\n" + question), reply], False
 
-    def thought(self, rng):
+    def rich_scene(self, rng):
+        """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, mostly
+        different ones (fewer where max_objects allows no more)."""
+        n = min(rng.choice((1, 2, 2, 3, 3, 4)), self.config.max_objects)
+        kinds = rng.sample(shapes.SEEN, rng.choice((n, max(1, n - 1))))
+        pairs = kinds + rng.choices(kinds, k=n - len(kinds))
+        return shapes.random_scene(rng, pairs, layout=self.config.layout, board=self.config.board)
+
+    def thought(self, rng, outside=0.12):
         """A request to draw, answered in words: what could be where. Half of them are about two objects, whose
-        relations are the hardest to learn; some requests name the places, which are then to be kept."""
-        two = self.config.max_objects > 1 and rng.random() < 0.5
-        scene = self.scene(rng.randrange(FRESH), 2 if two else None)
-        prompt = language.draw_prompt(scene, rng, places=rng.random() < 0.3)
-        return [("user", GENERATE.format(prompt)), ("assistant", language.think(scene, prompt))]
+        relations are the hardest to learn; some requests name the places, which are then to be kept. outside: share of
+        requests for what the world does not have."""
+        while rng.random() < outside:
+            text, is_request = phrases.outside(rng)
+            if is_request:
+                return [("user", GENERATE.format(text)), ("assistant", phrases.SORRY)]
+        kind = rng.random() if self.config.max_objects > 1 else 1
+        scene = self.rich_scene(rng) if kind < 0.35 else self.scene(rng.randrange(FRESH), 2 if kind < 0.75 else None)
+        varied = rng.random() < 0.6
+        prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
+        asked = prompts.request(prompt, rng) if varied else prompt
+        return [("user", GENERATE.format(asked)), ("assistant", language.think(scene, prompt))]
 
     @functools.cached_property
     def sorted_scenes(self):
@@ -100,31 +114,63 @@ class ShapesData:
         return i, i
 
     def understanding_item(self, rng, thoughts=0.0):
-        """thoughts: how often it is a thought, a text without a picture."""
+        """thoughts: how often it is a text without a picture."""
         if thoughts and rng.random() < thoughts:
             return None, None
         i = rng.randrange(self.rows)
         return i, i
 
     def prompt(self, i, rng):
-        return language.draw_prompt(self.scene(i), rng)
+        return prompts.draw_prompt(self.scene(i), rng)
+
+    def part(self, rng, across, down):
+        """A scene of which one part is to be drawn anew: its number, the part (x0, y0, x1, y1 in cells of the board),
+        the scene as it is then, and a prompt that says what the part holds: nothing, or something of another scene,
+        whatever was there. What was there shows in the tokens beside it, and must not decide (docs/LOG.md)."""
+        i, board = rng.randrange(self.rows), self.config.board
+        scene = self.scene(i)
+        x, y = rng.randrange(board - across + 1), rng.randrange(board - down + 1)
+        if rng.random() < 0.5:                                   # where there is something
+            o = rng.choice(scene.objects)
+            x, y = min(x, int(o.x * board)), min(y, int(o.y * board))
+            x, y = max(x, int(o.x * board) - across + 1), max(y, int(o.y * board) - down + 1)
+        cells = [(x + k, y + j) for j in range(down) for k in range(across)]
+        others, inside = [o for o in scene.objects if (int(o.x * board), int(o.y * board)) not in cells], []
+        if rng.random() < 0.5:                                   # each into a cell, where it was in its own
+            new = self.scene(rng.randrange(FRESH)).objects[:4 - len(others)]
+            inside = [replace(o, x=(k + o.x * board % 1) / board, y=(j + o.y * board % 1) / board)
+                      for o, (k, j) in zip(new, rng.sample(cells, rng.randint(1, len(cells))))]
+        part = shapes.Scene(tuple(inside), scene.background)
+        if not inside:
+            prompt = rng.choice(phrases.NOTHING)
+        else:
+            prompt = language.inventory(part) if rng.random() < 0.5 else prompts.draw_prompt(part, rng, places=False)
+            prompt = prompts.request(prompt, rng) if rng.random() < 0.3 else prompt
+        return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
+        """One to four questions. Most replies say first what they look at; the others answer at once, as they do with
+        --no-look."""
         if i is None:
-            return self.thought(rng)
-        scene = self.scene(i)
-        kind = rng.random()
-        if kind < 0.55:
-            return self.questions(scene, rng)
-        if kind < 0.8:
-            return [("user", DESCRIBE), ("assistant", language.caption(scene, rng))]
-        return [("user", LOCATE), ("assistant", language.describe(scene, rng))]
+            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)[0]
+        scene, kind = self.scene(i), rng.random()
+        if kind < 0.1:
+            return [("user", LOCATE), ("assistant", language.locate(scene))]
+        if kind < 0.2:
+            return [("user", DESCRIBE), ("assistant", language.inventory(scene))]
+        return self.questions(scene, rng, rng.choice((1, 2, 4)), look=kind < 0.9)
 
-    def questions(self, scene, rng):
-        """Up to four questions about a scene with their answers; relations, the hardest, are seldom left out."""
-        asked = language.questions(scene, rng)
-        asked.sort(key=lambda qa: rng.random() * (2 if qa.kind == "relation" else 1))            # the last four stay
-        return [turn for qa in asked[-4:] for turn in (("user", qa.question), ("assistant", qa.answer))]
+    def questions(self, scene, rng, n, look):
+        """Some n questions about a scene with their answers, half of them in all the ways in which people ask."""
+        asked = questions.dialogue(scene, rng, n, ways=rng.choice(("plain", "training")))
+        if rng.random() < 0.08:
+            asked[-1] = questions.sorry(rng)                     # the last one: what follows may go on from a question
+        return turns(asked, look)
+
+
+def turns(asked, look):
+    """The turns of questions and answers; look: each answer comes after what is looked at for it."""
+    return [turn for qa in asked for turn in (("user", qa.question), ("assistant", qa.reply if look else qa.answer))]
 
 
 def training_texts(config, n=4000):
@@ -132,7 +178,12 @@ def training_texts(config, n=4000):
     rng = random.Random(f"{config.seed}/tokenizer")
     for _ in range(n):
         scene = shapes.random_scene(rng, layout=config.layout, board=config.board)
-        yield from (GENERATE.format(language.draw_prompt(scene, rng)), language.caption(scene, rng),
-                    language.describe(scene, rng), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
-        for qa in language.questions(scene, rng):
-            yield from (qa.question, qa.answer)
+        prompt = prompts.draw_prompt(scene, rng, varied=True)
+        yield from (GENERATE.format(prompts.draw_prompt(scene, rng)), GENERATE.format(prompts.request(prompt, rng)),
+                    language.caption(scene, rng), language.inventory(scene), language.describe(scene, rng),
+                    language.locate(scene), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
+        for qa in questions.dialogue(scene, rng, 6):
+            yield from (qa.question, qa.reply)
+        if rng.random() < 0.1:
+            text, is_request = phrases.outside(rng)
+            yield from (phrases.SORRY, GENERATE.format(text) if is_request else text, GENERATE_PART.format(prompt))

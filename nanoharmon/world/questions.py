@@ -1,0 +1,262 @@
+"""Questions about a scene of the shapes world with their answers, one by one and as conversations.
+
+Every answer is true by construction. Questions are asked in the ways of phrases.py: in the plain one, as training mixes
+them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
+
+Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
+picture in reading order until that is found. So at each word there is one thing to find out: what was meant, what is at
+the next place, whether that is it. The answer can be read off the last words.
+
+Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
+to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
+"""
+import random
+import re
+from dataclasses import dataclass
+
+from ..tokenizer import LOOK
+from .language import (CELLS, NAMED, NUMBERS, inventory, locate, objects_in, parse_location, phrase, place_of, plural,
+                       reading_order)
+from .phrases import QUESTIONS, RELATIONS, SORRY, casual, choose, outside
+from .phrases import PLACES as PLACE_WAYS
+from .shapes import COLORS, OPPOSITE, PAIRS, SEEN, SHAPES, Object, Scene
+
+NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
+KINDS = ("exist", "none", "count", "color", "shape", "is color", "is not color", "relation", "where", "place", "what",
+         "locate", "caption")
+NOT_PLAIN = "none", "is color", "is not color"                    # kinds that are not asked in the plain way
+FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
+DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
+              "below and left of", "below and right of")
+
+
+@dataclass(frozen=True)
+class QA:
+    question: str
+    answer: str
+    kind: str                              # one of KINDS, or "outside"
+    look: str = ""                         # what is seen first; "" = there is nothing to look for
+    about: Object | None = None            # the only object that is asked about
+    other: Object | None = None            # that it is compared with
+    name: str = ""                         # what the question calls `about`, in plain words
+
+    @property
+    def reply(self) -> str:
+        """The answer after what is looked at for it: "look: cross: at the top a red ring, in the middle a blue cross:
+        blue"."""
+        return f"{LOOK} {self.look}: {self.answer}" if self.look else f"{LOOK} {self.answer}"
+
+
+def sides(a: Object, b: Object) -> list | None:
+    """Where `a` is as seen from `b`: ["above"], ["above", "left of"], ...; None when it is too close to say."""
+    found = []
+    for d, before, after in ((a.y - b.y, "above", "below"), (a.x - b.x, "left of", "right of")):
+        if NEAR < abs(d) < FAR:
+            return None
+        if abs(d) >= FAR:
+            found.append(before if d < 0 else after)
+    return found or None
+
+
+def look(scene: Scene, *targets) -> str:
+    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target;
+    everything when it has none. "cross: at the top left a red ring, in the middle a blue cross"; two targets make two
+    looks, with "; " between."""
+    looks = []
+    for name, wanted in targets:
+        seen = []
+        for o in sorted(scene.objects, key=reading_order):
+            seen.append(f"{place_of(o)} {phrase(*o.pair)}")
+            if o in wanted:
+                break
+        looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
+    return "; ".join(looks)
+
+
+def matches(words: str, o: Object) -> bool:
+    """Whether an object is what `words` ("circle", "red object", "red circle", "thing") names."""
+    return all(word in (o.shape, o.color, *NOUNS) for word in words.split())
+
+
+def names(o: Object, scene: Scene, may_name=SEEN) -> list:
+    """All words that name this object of the scene and no other one. The shape alone comes most often: by their color
+    things are found much sooner (docs/LOG.md)."""
+    words = [o.shape] * 3 + [f"{o.color} object"] + ([" ".join(o.pair)] * 2 if o.pair in may_name else [])
+    return [w for w in words if sum(matches(w, other) for other in scene.objects) == 1]
+
+
+def exist_question(words: str) -> str:
+    """ "is there a red circle?" """
+    return f"is there {_a(words)}?"
+
+
+def _a(words):
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
+    """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
+    training uses), "held out"."""
+    may_name = PAIRS if allow_unseen else SEEN
+    noun = (lambda: "object") if ways == "plain" else lambda: rng.choice(NOUNS)
+    pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
+            "color": [f"{color} object" for color in COLORS]}
+    count = {w: sum(matches(w, o) for o in scene.objects) for group in pool.values() for w in group}
+    found = []
+
+    def add(kind, answer, about=None, other_object=None, wanted=None, **words):
+        """words: what stands in the gaps of the patterns. What is looked for is called as in them, in plain words
+        (`at`: a place), and is `about` and `other_object`, or any of `wanted`."""
+        sought = [words[k].removeprefix("the ") for k in ("thing", "the", "other") if k in words]
+        sought = sought or [words.pop("at", "")]
+        words = {k: w.replace("object", noun()) if ways != "plain" else w for k, w in words.items()}
+        if "thing" in words:
+            words |= {"a": _a(words["thing"]), "s": plural(words["thing"])}
+        way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
+        text = way.format(**words)
+        if ways == "held out":
+            text = text.rstrip("?.") if rng.random() < 0.3 else text
+        targets = [wanted] if wanted is not None else [[o] for o in (about, other_object) if o] or [[]]
+        found.append(QA(text if ways != "training" else casual(text, rng), answer, kind,
+                        look(scene, *zip(sought, targets)), about, other_object, sought[0]))
+
+    # existence: balanced yes and no; half of the "no" share color or shape with something present
+    wants = [("exist", want) for want in rng.sample((True, False), 2)]
+    if ways != "plain":
+        wants.append(("none", rng.random() < 0.5))
+    for kind, want in wants:
+        group = pool[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
+        fits = [w for w in group if (count[w] > 0) == want]
+        close = [w for w in fits if any(set(w.split()) & {o.color, o.shape} for o in scene.objects)]
+        if not want and close and rng.random() < 0.5:
+            fits = close
+        if fits:
+            words = rng.choice(fits)
+            there = [o for o in scene.objects if matches(words, o)]
+            add(kind, "yes" if want == (kind == "exist") else "no", there[0] if len(there) == 1 else None,
+                wanted=there, thing=words)
+
+    # counts: mostly of something present, else anything (so often "zero")
+    present = [w for w in count if count[w]] + ["object"]
+    anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
+    for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
+        add("count", NUMBERS[count.get(words, len(scene.objects))], thing=words)
+
+    # the color of what its shape alone tells apart, the shape of what its color does
+    for o in scene.objects:
+        if count[o.shape] == 1:
+            add("color", o.color, o, the=f"the {o.shape}")
+            if o.pair in may_name and ways != "plain":
+                is_so = rng.random() < 0.5
+                other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
+                kind = rng.choice(("is color", "is color", "is not color"))
+                add(kind, "yes" if is_so == (kind == "is color") else "no", o, the=f"the {o.shape}", color=other)
+        if count[f"{o.color} object"] == 1:
+            add("shape", o.shape, o, the=f"the {o.color} object")
+        if free := names(o, scene, may_name):
+            words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in free else rng.choice(free)
+            add("place", place_of(o), o, the=f"the {words}")
+
+    # relations, asked both ways: yes or no, and by name. half of the "no" ask for the opposite, the likeliest mistake
+    pairs = [(a, b, s) for a in scene.objects for b in scene.objects if a is not b and (s := sides(a, b))
+             and names(a, scene, may_name) and names(b, scene, may_name)]
+    for kind in ("relation", "where") if pairs else ():
+        a, b, side = rng.choice(pairs)
+        words = [[" ".join(o.pair)] if ways == "plain" and " ".join(o.pair) in (free := names(o, scene, may_name))
+                 else names(o, scene, may_name) for o in (a, b)]
+        the, other = (f"the {rng.choice(w)}" for w in words)
+        if kind == "where":
+            add("where", " and ".join(side) + " it", a, b, the=the, other=other)
+            continue
+        is_so, related = rng.random() < 0.5, rng.choice(side)
+        if not is_so:
+            related = OPPOSITE[related] if rng.random() < 0.5 else rng.choice([r for r in RELATIONS if r not in side])
+        rel = related if ways == "plain" else choose(RELATIONS[related], rng, ways == "held out")
+        add("relation", "yes" if is_so else "no", a, b, the=the, other=other, rel=rel)
+
+    # what is at a place: mostly a taken one. (Two objects may share one, but not on a 3x3 board.)
+    at = {place_of(o): o for o in scene.objects}
+    alone = len(at) == len(scene.objects)
+    place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
+    if alone and (place not in at or at[place].pair in may_name):
+        words = place if ways == "plain" else choose(PLACE_WAYS[place], rng, ways == "held out")
+        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=words,
+            at=place)
+    if all(o.pair in may_name for o in scene.objects):
+        add("caption", inventory(scene))
+        if alone:
+            add("locate", locate(scene))
+    rng.shuffle(found)
+    return found
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+# how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
+WAIT = {"relation": 0.5, "where": 0.6, "locate": 1.5, "place": 1.3, "exist": 1.3}
+AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
+IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
+      "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
+
+
+def dialogue(scene: Scene, rng: random.Random, n: int, **options) -> list:
+    """About n questions, as people ask one after the other: some go on from the one before ("and the square?",
+    "what color is it?"). options: as of `questions`, ways "training" unless given."""
+    options = {"ways": "training"} | options
+    asked = sorted(questions(scene, rng, **options), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
+    rng.shuffle(asked)
+    may_name, talk = PAIRS if options.get("allow_unseen") else SEEN, []
+    for qa in asked:
+        if len(talk) >= n:
+            break
+        talk.append(qa)
+        if qa.about is None or len(talk) >= n or rng.random() > 0.3:
+            continue
+        o = qa.about
+        if qa.kind in ("color", "place"):
+            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene, may_name)
+                      if qa.kind == "place" or w == other.shape]
+            if others:
+                other, name = rng.choice(others)
+                talk.append(QA(rng.choice(AND).format(the=f"the {name}"), other.color if qa.kind == "color" else
+                               place_of(other), qa.kind, look(scene, (name, [other])), other, name=name))
+        elif qa.kind in ("exist", "what", "shape"):
+            kind = rng.choice([k for k in IT if k != qa.kind])
+            answer = {"color": o.color, "shape": o.shape, "place": place_of(o)}[kind]
+            talk.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (qa.name, [o])), o, name=qa.name))
+    return talk
+
+
+def sorry(rng: random.Random, held_out: bool = False) -> QA:
+    """A question that the world has no answer to."""
+    while True:
+        text, is_request = outside(rng, held_out)
+        if not is_request:
+            return QA(text, SORRY, "outside")
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+def normal(answer: str) -> list:
+    """The words of an answer; digits as number words."""
+    words = re.sub(r"[^a-z0-9 ]", " ", answer.lower()).split()
+    return [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
+
+
+def is_right(answer_text: str, qa: QA) -> bool:
+    """Lenient about case, dots, spaces and digits, and about the order in which objects are listed; strict about
+    content."""
+    if qa.kind == "caption":
+        return objects_in(answer_text) is not None and objects_in(answer_text) == objects_in(qa.answer)
+    if qa.kind == "locate":
+        return parse_location(answer_text) is not None and parse_location(answer_text) == parse_location(qa.answer)
+    return normal(answer_text) == normal(qa.answer)
+
+
+ANSWERS = {" ".join(normal(a)) for a in ("yes", "no", "nothing", *NUMBERS, *COLORS, *SHAPES, *CELLS, SORRY, *NAMED,
+                                         *(f"{d} it" for d in DIRECTIONS))}
+
+
+def is_sentence(reply: str) -> bool:
+    """Whether a reply is one that the world's language has, right or wrong: the grammar check of the benchmarks."""
+    return " ".join(normal(reply)) in ANSWERS or objects_in(reply) is not None or parse_location(reply) is not None

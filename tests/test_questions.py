@@ -1,0 +1,149 @@
+"""Questions, conversations and the many ways to ask.     python -m pytest -q tests/test_questions.py"""
+import random
+import re
+from collections import Counter
+
+from nanoharmon.world import phrases
+from nanoharmon.world.language import NUMBERS, locate, parse_location, place_of
+from nanoharmon.world.questions import (DIRECTIONS, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence, matches,
+                                        questions, sorry)
+from nanoharmon.world.shapes import COLORS, random_scene
+
+
+def scenes(n, seed):
+    rng = random.Random(seed)
+    return [random_scene(rng, layout=("board", "free")[i % 2]) for i in range(n)]
+
+
+def truth(question, scene):
+    """The answer from the scene, the plain question read word by word."""
+    words = [w if w == "cross" else "cross" if w == "crosses" else w.removesuffix("s")
+             for w in question.rstrip("?").removeprefix("where ").split()]
+
+    def find(words):
+        return [o for o in scene.objects if all(w == "object" or w in (o.color, o.shape) for w in words)]
+
+    if question.startswith("is there"):
+        return "yes" if find(words[3:]) else "no"
+    if question.startswith("how many"):
+        return NUMBERS[len(find(words[2:-2]))]
+    if match := re.match("what is ((?:at|in) .+)[?]", question):
+        there = [f"{'an' if o.color[0] in 'aeiou' else 'a'} {o.color} {o.shape}" for o in scene.objects
+                 if place_of(o) == match[1]]
+        return there[0] if there else "nothing"
+    if question.startswith("what"):
+        (o,) = find(words[4:])
+        return getattr(o, words[1])
+    if question.startswith("where is") and "relative" not in question:
+        (o,) = find(words[2:])
+        return place_of(o)
+    the = [i for i, w in enumerate(words) if w == "the"]
+    (a,), (b,) = find(words[the[0] + 1:the[0] + 3]), find(words[the[1] + 1:])
+    side = {"above": a.y < b.y - 1 / 8, "below": a.y > b.y + 1 / 8, "left of": a.x < b.x - 1 / 8,
+            "right of": a.x > b.x + 1 / 8}
+    if question.startswith("where is"):
+        return " and ".join(name for name in side if side[name]) + " it"
+    return "yes" if side[" ".join(words[the[0] + 3:the[1]])] else "no"
+
+
+def test_answers_are_true_and_balanced_and_checked_by_their_content():
+    rng, asked, exist = random.Random(9), Counter(), Counter()
+    for scene in scenes(600, 9):
+        for qa in questions(scene, rng):
+            if qa.kind not in ("locate", "caption"):
+                assert truth(qa.question, scene) == qa.answer, qa
+            assert is_right(f" {qa.answer.upper()}. ", qa) and is_sentence(qa.answer)
+            assert qa.kind != "count" or is_right(str(NUMBERS.index(qa.answer)), qa)
+            wrong = {"yes", "no", "two", "red", "circle", "left of it", "", qa.answer + " ring"} - {qa.answer}
+            assert not any(is_right(answer, qa) for answer in wrong)
+            asked[qa.kind] += 1
+            exist[qa.answer] += qa.kind == "exist"
+    assert set(asked) == set(KINDS) - set(NOT_PLAIN)
+    assert abs(exist["yes"] - exist["no"]) < 0.02 * exist.total()
+
+
+def test_other_words_have_the_same_answers():
+    """All ways to ask one kind of question leave the same gaps to fill; and yes is as frequent as no."""
+    for kind, (known, held_out) in phrases.QUESTIONS.items():
+        assert len(known) + len(held_out) >= (12 if kind not in NOT_PLAIN else 6) and not set(known) & set(held_out)
+        fields = {frozenset(re.findall(r"{(\w+)}", way)) & {"the", "other", "rel", "place", "color"}
+                  for way in known + held_out}
+        assert len(fields) == 1, kind
+    def bare(text):
+        return re.sub(r"[?.!,]", "", text).strip()
+    for known, held_out in phrases.QUESTIONS.values():                # nor does what is added around a way make another
+        added = [first + way for way in known for first in phrases.FIRST]
+        added += [way.rstrip("?.") + last for way in known for last in phrases.LAST]
+        assert not set(map(bare, known + tuple(added))) & set(map(bare, held_out))
+    known, held_out = phrases.ALONE
+    around = [(first, "") for first in phrases.AROUND[0]] + [("", last) for last in phrases.AROUND[1]]
+    assert not {bare(first + way + last) for way in known for first, last in around} & set(map(bare, held_out))
+    core = {f"{asking}{verb} {picture}{{x}}" for asking in phrases.ASKING for verb in phrases.VERBS
+            for picture in phrases.PICTURES}
+    known = {bare(first + text + last + end) for text in core.union(phrases.BARE) for first, last in [("", "")] + around
+             for end in ("", " please")}
+    assert not known & set(map(bare, phrases.HELD_OUT_REQUESTS))
+    for table in (phrases.RELATIONS, phrases.PLACES):
+        words = [w for known, held_out in table.values() for w in {*known, *held_out}]
+        assert len(words) == len(set(words))                          # no words with two meanings
+    yes = Counter()
+    rng = random.Random(2)
+    for scene in scenes(300, 4):
+        for ways in ("training", "held out"):
+            for qa in questions(scene, rng, ways=ways):
+                if qa.kind in ("is color", "is not color"):
+                    color = next(c for c in qa.question.replace("?", " ").replace(":", " ").replace(",", " ").split()
+                                 if c in COLORS)
+                    assert (qa.answer == "yes") == ((color == qa.about.color) == (qa.kind == "is color")), qa
+                yes[qa.kind, qa.answer] += 1
+    for kind in ("none", "is color", "is not color", "relation"):
+        assert 0.8 < yes[kind, "yes"] / yes[kind, "no"] < 1.25, (kind, yes[kind, "yes"], yes[kind, "no"])
+
+
+def test_conversations_go_on_from_the_question_before():
+    rng, follow = random.Random(3), 0
+    for scene in scenes(200, 3):
+        talk = dialogue(scene, rng, 6)
+        assert len(talk) <= 6
+        for before, qa in zip(talk, talk[1:]):
+            if re.match("(and|what about|how about) the ", qa.question) and qa.about:
+                assert qa.kind == before.kind and qa.answer == (qa.about.color if qa.kind == "color" else
+                                                                place_of(qa.about))
+                follow += 1
+            if qa.question in ("what color is it?", "where is it?", "what shape is it?"):
+                assert qa.about is before.about
+                assert qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about))
+                follow += 1
+    assert follow > 30
+
+
+def test_a_look_names_what_it_looks_for_and_goes_through_the_places_until_it_is_seen():
+    rng, ends = random.Random(5), Counter()
+    for scene in scenes(200, 5)[::2]:                                 # on a board no place has two objects
+        everything = [(place_of(o), o.pair) for o in sorted(scene.objects, key=lambda o: (int(o.y * 3), int(o.x * 3)))]
+        for qa in questions(scene, rng, ways="training") + dialogue(scene, rng, 6):
+            for part, wanted in zip(qa.look.split("; "), (qa.about, qa.other)):
+                name, _, part = part.rpartition(": ")
+                seen = list(parse_location(part).items())
+                assert seen == everything[:len(seen)] and bool(name) == (qa.kind not in ("locate", "caption"))
+                assert not wanted or name == place_of(wanted) or matches(name, wanted)
+                assert not wanted or seen[-1] == (place_of(wanted), wanted.pair) or qa.kind in ("exist", "none")
+                ends[qa.kind, len(seen) < len(everything)] += 1
+            assert len(qa.look.split("; ")) == 1 + (qa.other is not None)
+            assert qa.reply == f"look: {qa.look}: {qa.answer}"
+            if qa.kind in ("count", "locate", "caption"):
+                assert len(seen) == len(everything)
+    assert ends["exist", True] > 20 and ends["relation", True] > 10 and ends["place", True] > 20
+
+
+def test_only_sentences_of_the_world_are_sentences():
+    for reply in ("yes", "three", "in the middle", "a red circle", "two red circles and a blue ring", phrases.SORRY,
+                  *(f"{direction} it" for direction in DIRECTIONS), locate(scenes(1, 1)[0])):
+        assert is_sentence(reply), reply
+    for reply in ("", "left of the", "yes blue square", "a yellow cross and ayes", "ayes", "at the", "a red", "sorry"):
+        assert not is_sentence(reply), reply
+    said = [sorry(random.Random(i), held_out) for i in range(50) for held_out in (False, True)]
+    assert all(qa.answer == phrases.SORRY and qa.kind == "outside" for qa in said)
+    for known, held_out in (phrases.THINGS, phrases.SMALL_TALK, phrases.OTHER_COLORS, phrases.TOO_MANY):
+        assert not set(known) & set(held_out)
+    assert not is_right("sorry", QA("", phrases.SORRY, "outside"))
