@@ -78,10 +78,10 @@ def test_whatever_is_typed_is_text_and_never_a_control_token(here, text):
     control = {t.pad, t.im_start, t.im_end, IMAGE}
     ids = pipe.prompt_ids([text], guided=False)[0][0].tolist()
     assert [i for i in ids if i in control] == [t.im_start, t.im_end, t.im_start]
-    assert t.decode(ids[1:ids.index(t.im_end)]) == f"user\nGenerate an image: {text}"
+    assert t.decode(ids[1:ids.index(t.im_end)]) == f"user\nGenerate an image: {text}".lower()
     ids = pipe.chat_ids([{"role": "user", "content": [None, "\n" + text]}], None, 4)
     assert [i for i in ids if i in control] == [t.im_start] + [IMAGE] * places + [t.im_end, t.im_start]
-    assert t.decode(ids[1:ids.index(t.im_end)]) == f"user\n\n{text}"
+    assert t.decode(ids[1:ids.index(t.im_end)]) == f"user\n\n{text}".lower()
 
 
 def test_odd_prompts_are_drawn(here, tmp_path, monkeypatch, capsys):
