@@ -37,7 +37,7 @@ COMMANDS = {
         "--think": None, "--fast": None, "--explain": None, "--dry-run": None, "--batch": "2", "--ckpt": "other",
         "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
     "chat": (chat.main, "--ckpt ckpt --prompt hello", {
-        "--image": "red.png", "--prompt": "what", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "2",
+        "--image": "red.png", "--prompt": "two", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "1",
         "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring", "--fast": None,
         "--explain": None, "--dry-run": None}),
     "chat about a picture": (chat.main, "--ckpt ckpt --image red.png --prompt x", {"--look": None}),
