@@ -12,8 +12,7 @@
     > what color is the square?
     (square: at the left a red circle, in the middle a blue square) blue
 
-A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
-How much of it the model reads: nanoharmon/conversation.py.
+What a conversation is, and how much of it the model reads: nanoharmon/conversation.py.
 """
 import json
 import os

@@ -102,6 +102,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
     count = {w: sum(matches(w, o) for o in scene.objects) for group in pool.values() for w in group}
+    called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
     def add(kind, answer, about=None, other_object=None, wanted=None, **words):
@@ -153,17 +154,16 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, the=f"the {o.shape}", color=other)
         if count[f"{o.color} object"] == 1:
             add("shape", o.shape, o, the=f"the {o.color} object")
-        if free := names(o, scene, may_name):
-            words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in free else rng.choice(free)
+        if called[o]:
+            words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
             add("place", place_of(o), o, the=f"the {words}")
 
     # relations, asked both ways: yes or no, and by name. half of the "no" ask for the opposite, the likeliest mistake
     pairs = [(a, b, s) for a in scene.objects for b in scene.objects if a is not b and (s := sides(a, b))
-             and names(a, scene, may_name) and names(b, scene, may_name)]
+             and called[a] and called[b]]
     for kind in ("relation", "where") if pairs else ():
         a, b, side = rng.choice(pairs)
-        words = [[" ".join(o.pair)] if ways == "plain" and " ".join(o.pair) in (free := names(o, scene, may_name))
-                 else names(o, scene, may_name) for o in (a, b)]
+        words = [[" ".join(o.pair)] if ways == "plain" and " ".join(o.pair) in called[o] else called[o] for o in (a, b)]
         the, other = (f"the {rng.choice(w)}" for w in words)
         if kind == "where":
             add("where", " and ".join(side) + " it", a, b, the=the, other=other)
