@@ -180,8 +180,8 @@ def file_name(words):
 
 def command(chat, line):
     """Obey one line that begins with a slash. Returns False when it is time to leave."""
-    name, _, rest = line.partition(" ")
-    rest = rest.strip()
+    name, rest = [*line.split(None, 1), ""][:2]
+    name = name.lower()                                          # a phone's keyboard begins lines with capitals
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
     if name in getattr(chat.pipe, "NEEDS_PICTURES", ()):
@@ -242,6 +242,8 @@ def talk(chat):
                 for piece in chat.ask(line):
                     print(piece, end="", flush=True)
                 print()
+        except BrokenPipeError:              # `| head`: nobody reads on
+            raise
         except (ValueError, OSError) as e:
             for start, fix in FIXES.items():                     # in_words would name flags
                 e = f"the {e}; {fix}" if str(e).startswith(start) else e

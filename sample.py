@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain_flags, model_flags, number, refuse_beside, run_main, text
+from nanoharmon.cli import Parser, explain_flags, first_of, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import SAMPLERS, SCHEDULES
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
@@ -241,6 +241,9 @@ def main(argv=None):
         for r, row in enumerate(rows):
             for c, picture in enumerate(row):
                 write_bytes(Path(args.save_each) / EACH(r, c), file_bytes(picture))
+        new = {EACH(r, c) for r in range(len(rows)) for c in range(n)}
+        if old := sorted(p.name for p in Path(args.save_each).glob("[0-9]*_[0-9]*.png") if p.name not in new):
+            print(f"note: older pictures stay in {args.save_each}: {first_of(old, 3)}", file=sys.stderr)
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
                 for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "

@@ -270,8 +270,8 @@ def parse_args(argv=None):
         "(default 500)")
     add("--keep", type=number(int, 1), default=2, metavar="N", help="how many of the last saved states are kept "
         "(default 2)")
-    add("--sample-every", type=number(int, 0), default=500, metavar="N", help="steps between sample pictures "
-        "(default 500)")
+    add("--sample-every", type=number(int, 0), default=500, metavar="N", help="steps between sample pictures, one "
+        "more at the end of a stage; 0 = none (default 500)")
     args, rest = parser.parse_known_args(argv)
     config = Config.preset(args.preset)
     if args.help:
@@ -289,7 +289,7 @@ def parse_args(argv=None):
     for flag in rest:
         if flag.startswith("--stage_reca.") and "reca" not in config.stages:
             raise ValueError(f"{flag}: stage reca runs only when it is named; pass --stage reca besides, or drop it")
-        if flag.startswith("--") and "." not in flag:
+        if flag.startswith("--") and "." not in flag.partition("=")[0]:
             meant = nearest_field(flag, config, parser._option_string_actions)
             raise ValueError(f"unknown flag {flag}{meant}; see --help")
     changed = override(config, rest)

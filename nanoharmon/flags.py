@@ -67,7 +67,8 @@ def override(config, flags):
     while flags:
         flag, eq, text = flags.pop(0).partition("=")
         if flag not in known:
-            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; see --help")
+            raise ValueError((f"unknown flag {flag}{nearest(flag, known)}" if flag.startswith("-") else
+                              f"got {flag!r}, which belongs to no flag") + "; see --help")
         if not eq:
             if not flags or flags[0].startswith("--"):
                 raise ValueError(f"{flag} needs a value")

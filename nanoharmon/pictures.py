@@ -43,7 +43,8 @@ def read_image(path):
     path = path if hasattr(path, "open") else Path(path)           # it may lie in a .tar: training/entries.py
     if not path.is_file():
         what = "an address, expected a file: download it first" if str(path).startswith(("http:", "https:")) else (
-            "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else "no such file")
+            "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else
+            "no file" if path.exists() else "no such file")
         raise ValueError(f"{path}: {what}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
@@ -91,8 +92,8 @@ def as_picture(given):
 
 def as_pictures(given):
     """One picture or any number of them -> a list of upright RGB PIL pictures."""
-    if isinstance(given, (str, os.PathLike, Image.Image)) or getattr(given, "ndim", 4) in (0, 2, 3) or \
-            not hasattr(given, "__iter__"):
+    if isinstance(given, (str, bytes, os.PathLike, Image.Image)) or getattr(given, "ndim", 4) in (0, 2, 3) or \
+            not hasattr(given, "__iter__") or hasattr(given, "read"):
         given = [given]
     return [as_picture(picture) for picture in given]
 

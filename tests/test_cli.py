@@ -97,6 +97,9 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     sample.main([*P, "--prompt", "x", "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "rows"])
     sample.main(["--prompt", "y", *P, "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "swapped"])
     assert Path("rows/000_0.png").read_bytes() == Path("swapped/001_0.png").read_bytes()     # no row depends on others
+    assert "older" not in capsys.readouterr().err
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--save-each", "swapped"])
+    assert "note: older pictures stay in swapped: 001_0.png" in capsys.readouterr().err
 
 
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
@@ -139,7 +142,7 @@ def type_in(monkeypatch, ckpt, *lines, flags=()):
 
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
-    talk = type_in(monkeypatch, ckpt, "hello", "/draw a red circle", "what color is it?", "", "/draw a red circle",
+    talk = type_in(monkeypatch, ckpt, "hello", "/Draw\ta red circle", "what color is it?", "", "/draw a red circle",
                    "/image red.png", "which one?", "/save talk.json")
     assert [m["content"] for m in talk.messages[::2]] == [
         "hello", [None, "\n", "what color is it?"], [None, "\n", None, "\n", "which one?"]]
@@ -289,6 +292,14 @@ def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, mo
     talk = type_in(monkeypatch, ckpt)
     assert [m["content"] for m in talk.messages] == ["two", "well"]              # the stopped turn is not kept
     assert "(stopped)" in capsys.readouterr().out
+
+
+def test_chat_ends_when_nobody_reads_on(ckpt, here, monkeypatch):
+    def ask(*_):
+        raise BrokenPipeError
+    monkeypatch.setattr(CONVERSATION, "ask", ask)
+    with pytest.raises(BrokenPipeError):                     # run_main knows what to do with it
+        type_in(monkeypatch, ckpt, "hello")
 
 
 def test_characters_that_the_terminal_cannot_read_are_no_reason_to_stop(ckpt, here, capfd, monkeypatch):

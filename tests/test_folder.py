@@ -102,7 +102,7 @@ def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
            '{"file_name": "a.png", "text"', "[1]", {"text": "no name"}, {"file_name": 5},
            {"file_name": "a.png", "text": 5}, {"file_name": "a\0.png"}, {"file_name": "a.png", "label": True},
            {"file_name": "a.png", "label": -1}, {"file_name": "a.png", "text": "\ud800"}, '{"a":' * 100000]
-    good = {"file_name": "a.png", "text": " hi "}, {"file_name": "./a.png", "label": 3}, {"file_name": "a.png"}
+    good = {"file_name": "a.png", "text": " hi "}, {"file_name": "./a.png", "label": 3.0}, {"file_name": "a.png"}
     add_lines(root / "metadata.jsonl", [*bad, *good, ""])
     found = read_entries(str(root))
     entries, problems = found.entries, found.problems
@@ -110,6 +110,9 @@ def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
         ("a.png", "hi", None), ("a.png", None, 3), ("a.png", None, None)]
     assert len(problems) == len(bad) and all(f"line {i}: " in p for i, p in enumerate(problems, 1))
     assert [i for i, p in enumerate(problems) if "outside of the folder" in p] == [0, 1, 2]
+    (root / "metadata.jsonl").write_bytes(b"\n")
+    with pytest.raises(ValueError, match="metadata.jsonl: no lines"):
+        read_entries(str(root))
 
 
 def test_pairs_also_in_subfolders(tmp_path):
@@ -125,7 +128,7 @@ def test_pairs_also_in_subfolders(tmp_path):
     entries, problems = found.entries, found.problems
     assert [(e.path.name, e.caption) for e in entries] == [
         ("a.png", "a text"), ("no.webp", None), ("b.JPG", "ein Bild")]
-    assert len(problems) == 2 and "bytes.png" in problems[0] and "outside of the folder" in problems[1]
+    assert len(problems) == 2 and "bytes.txt is not text in UTF-8" in problems[0] and "outside of the folder" in problems[1]
 
 
 def test_llava_conversations(tmp_path):
@@ -172,7 +175,7 @@ def pack(path, names):
 
 # (files and what is in them; where the pictures lie; texts; labels; words of the notes), of a folder of pictures 0 to 3
 LAYOUTS = {
-    "a table": ({"metadata.csv": "\ufefffile_name; caption ;label;url\n0.png;a; 0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
+    "a table": ({"metadata.csv": "\ufefffile_name; caption ;label;url\n0.png;a; 0.0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
                 ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
     "metadata of splits": ({"Train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
                             "Test/metadata.csv": "file_name,text\n1.png,b\n"}, "Train",
@@ -342,6 +345,9 @@ def test_a_run_goes_on_with_what_it_read_and_says_what_has_changed(photos, own, 
     assert "it is read again" in said and name != own.cache_name
     imports.drop_others(cache, [name])
     assert [path.name for path in cache.iterdir()] == [name]
+    for before in own.cache_name, name:                              # train_config.json tells it when the cache is gone
+        said, _ = import_(tmp_path / "moved", tmp_path / before, known={str(tmp_path / "moved"): before})
+        assert ("is not what was read before" in said) == (before != name)
 
 
 def test_two_sources_that_trade_their_names_stay_what_they_were(photos, own, tmp_path):
@@ -447,7 +453,7 @@ def test_a_whole_run_on_own_pictures_outlives_their_loss(photos, tmp_path, monke
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(train.evaluate, "quick", lambda *_, **__: pytest.fail("there are no shapes"))
     out, threads = tmp_path / "out", torch.get_num_threads()
-    flags = ["--preset", "pico", "--procs", "1", "--data", str(photos), "--out", str(out), "--sample-every", "0",
+    flags = ["--preset", "pico", "--procs", "1", "--data", str(photos), "--out", str(out), "--sample-every", "99",
              "--stage_3.parts=1", *(f"--stage_{s}.steps=1" for s in STAGES)]          # parts are of boards: none here
     try:
         train.main([*flags, "--stage", "vae", "--stage", "llm", "--stage", "mar", "--stage", "1"])

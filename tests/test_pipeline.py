@@ -121,6 +121,7 @@ def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_nam
             (lambda: pipe.think("x", max_new_tokens=2.5), "max_new_tokens is 2.5, expected a whole number"),
             (lambda: pipe.answer(RED, ["x"]), "questions are"), (lambda: pipe.features(RED, (8, 16)), "size is 8x16"),
             (lambda: pipe.likelihoods(RED, "x", "yes"), "candidates are"), (lambda: next(pipe.reply("x")), "messages"),
+            (lambda: pipe.features(b"png"), "picture is a bytes, expected a PIL"),
             (lambda: pipe.features(np.zeros((8, 8))), "picture is a ndarray of float64 .8, 8., expected a PIL")):
         with pytest.raises(ValueError, match=message):
             call()

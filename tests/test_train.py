@@ -47,9 +47,9 @@ def light():
 
 @pytest.fixture(scope="module")
 def done(light, tmp_path_factory):
-    """A finished run, four steps a stage."""
+    """A finished run, four steps a stage, pictures at the end of each."""
     out = tmp_path_factory.mktemp("run")
-    train.main([*BASE, *STEPS, "--out", str(out)])
+    train.main([*BASE, *STEPS, "--sample-every", "99", "--out", str(out)])
     return out
 
 
@@ -111,6 +111,17 @@ def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done)
     assert (done / "curves.png").exists() and not [*done.glob("stage_*/state")]    # a finished stage needs none
 
 
+def test_a_picture_that_fails_is_a_note_and_without_any_none_is_drawn(tmp_path, capsys, monkeypatch):
+    flags = [*BASE, "--stage", "vae", "--stage_vae.steps=2", "--out", str(tmp_path / "way")]
+    (tmp_path / "way").mkdir()
+    (tmp_path / "way" / "samples").touch()
+    train.main([*flags, "--sample-every", "1"])
+    assert capsys.readouterr().out.count("note: no pictures of stage vae, step ") == 2
+    monkeypatch.setattr(watch, "snapshot", lambda *_: pytest.fail("draws"))
+    train.main([*flags, "--out", str(tmp_path / "none")])
+    assert all((tmp_path / out / "stage_vae" / "config.json").exists() for out in ("way", "none"))
+
+
 def test_each_stage_moves_its_own_parameters_only(done):
     torch.manual_seed(0)
     before, moved = Harmon(Config.preset("pico").model).state_dict(), {}
@@ -160,6 +171,7 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
     train.main([*flags, "--dry-run"])                           # given weights are trained at gentle rates
     table = capsys.readouterr().out
     assert "| 0.002 / 0.01; llm, mar 0.0001 / 0.0005 |" in table and table.count("| given") == 3
+    assert "pictures never" in table
     train.main([*flags, "--stage", "2"])
     assert f"was given --llm {final} at its start, and still is" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.glob("stage_*")) == ["stage_1", "stage_2"]
@@ -167,6 +179,9 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
         {k: v for k, v in weights(tmp_path / f"stage_{s}").items() if k.startswith("llm.")} for s in "12"]
     moved = [max((a[k].float() - b[k].float()).abs().max() for k in a) for a, b in zip(llm, llm[1:])]
     assert moved[0] == 0 and 0 < moved[1] < 2e-3                 # two steps of at most 0.0005, and of 0.01 without
+    config = tmp_path / "train_config.json"                      # once a stage is finished, no given file is needed
+    config.write_text(config.read_text(encoding="utf-8").replace(final, f"{final}_gone"), encoding="utf-8")
+    train.main([*flags, "--dry-run"])
 
 
 def test_given_weights_that_changed_while_a_stage_was_interrupted_are_an_error(done, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ Nothing outside of the folder that was named is ever opened: `..`, absolute name
 errors. What an entry has and training does not use is counted by name (`ignored`): nothing vanishes silently.
 """
 import io
+import re
 import tarfile
 import unicodedata
 from contextlib import suppress
@@ -77,6 +78,14 @@ def read_bytes(path, most=MAX_LIST):
     return path.read_bytes()
 
 
+def small_text(path):
+    """That of a small file."""
+    try:
+        return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not text in UTF-8; save it so") from None
+
+
 def locate(name, root):
     """The path of file `name` in the folder `root` (resolved), or ValueError if it leads out of it.
 
@@ -86,7 +95,8 @@ def locate(name, root):
     for spelled in (name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))):
         path = (root / spelled).resolve()
         if Path(spelled).is_absolute() or not path.is_relative_to(root):
-            raise ValueError(f"{name!r} is outside of the folder {root}, expected a name inside")
+            raise ValueError(f"{name!r} is outside of the folder {root}, or a link that leads there, expected a file "
+                             f"inside; copy it")
         with suppress(OSError):                                  # a name that is too long, for instance
             if path.exists():
                 return path
@@ -102,10 +112,17 @@ def clean(text, what):
     return text and text.strip() or None
 
 
+def as_label(text):
+    """3 of "3" and of "3.0", as tables have it where some labels are missing; any other text, or None for none."""
+    found = re.fullmatch(r"(\d+)(\.0+)?", text)
+    return int(found[1]) if found else text or None
+
+
 def described(item, path=None):
     """An Entry from {"text": TEXT, "label": LABEL, ...}, as lines of metadata.jsonl and a.json beside a.png have it."""
     texts = [field for field in TEXT_FIELDS if item.get(field) not in (None, "")]
     label = item.get("label")
+    label = int(label) if isinstance(label, float) and label.is_integer() else label
     if isinstance(label, bool) or not isinstance(label, (int, str, type(None))) or isinstance(label, int) and label < 0:
         raise ValueError(f"label is {label!r:.40}, expected a whole number from 0 or a string")
     ignored = [f'"{field}" beside "{texts[0]}"' for field in texts[1:]]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ..cli import first_of
 from ..pictures import FORMATS
-from .entries import MAX_TEXT, Entry, Packed, clean, described, locate, members, read_bytes
+from .entries import MAX_TEXT, Entry, Packed, as_label, clean, described, locate, members, read_bytes, small_text
 from .llava import list_llava
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm",
@@ -91,6 +91,8 @@ def list_folder(path):
         (files if (path / file).is_relative_to(start) else beside).append(file)
     if listed := list_metadata(start):
         found = [row for file in listed for row in list_rows(file)]
+        if not found:
+            raise ValueError(f"{listed[0]}: no lines, expected one for each picture; fill it, or delete it")
     else:
         links = [file for file in files if file.endswith("/")]
         inside = [os.path.relpath(path / file, start) for file in files if file not in links]
@@ -98,7 +100,7 @@ def list_folder(path):
         notes += left_out(unused + links)
     if not (found or problems):
         others = count_suffixes(files + beside)
-        raise ValueError(f"{path}: neither a metadata.jsonl with lines nor pictures ({', '.join(SUFFIXES)}) here, "
+        raise ValueError(f"{path}: neither a metadata.jsonl nor pictures ({', '.join(SUFFIXES)}) here, "
                          f"expected one of them" + (f"; it holds {others}" if others else ""))
     others = f"; in other splits, or beside them: {count_suffixes(beside)}" if beside else ""
     return found, problems, [f"only {start} is read{others}"] * (start != path) + notes
@@ -245,7 +247,7 @@ def of_table(header, cells):
     if len(cells) != len(header):
         raise ValueError("more or fewer cells than the first line has; texts with commas stand in quotes")
     row = {key.strip(): value.strip() for key, value in zip(header, cells) if value.strip()}
-    return {**row, "label": int(row["label"])} if row.get("label", "").isdecimal() else row
+    return row | {"label": as_label(row["label"])} if "label" in row else row
 
 
 def parse_files(picture, text, label, folder):
@@ -255,11 +257,10 @@ def parse_files(picture, text, label, folder):
         item = json.loads(read_bytes(text, MAX_TEXT))
         entry = described(item) if isinstance(item, dict) else entry
     elif text:
-        entry = Entry(caption=clean(read_bytes(text, MAX_TEXT).decode("utf-8-sig"), "text"))
+        entry = Entry(caption=clean(small_text(text), "text"))
     entry.path = picture
     if label:
-        said = read_bytes(label, MAX_TEXT).decode("utf-8-sig").strip()
-        entry.label = int(said) if said.isdecimal() else said or None
+        entry.label = as_label(small_text(label).strip())
     elif entry.label is None:
         entry.label = folder
     return entry

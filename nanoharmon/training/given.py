@@ -21,6 +21,9 @@ def recall(run):
         content = dict(values.get("given_content") or {})
     if not (finished or begun):
         return []
+    for name, path in run.given.items():                         # as typed; of what is remembered, the stages have it
+        if path and not Path(path).exists():
+            raise ValueError(f"{path}: No such file or folder; change --{name}")
     if not (isinstance(stored, dict) and any(stored.values())):  # nothing, or begun before runs remembered: as it was
         run.config.optim.given = factor if "optim.given" not in run.changed else run.config.optim.given
     if not isinstance(stored, dict):
@@ -28,7 +31,7 @@ def recall(run):
     notes = []
     for name, now in run.given_files.items():
         then = stored.get(name)
-        if now and now != then and Path(now).exists():           # else check_start says so
+        if now and now != then:
             raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
                              f"not {now}; drop --{name} to go on with it, or pass another --out")
         if then and not finished and content.get(name) and Path(then).exists() and \

@@ -90,8 +90,11 @@ def find_source(name, images, cache, size, crops, known=(), begun=False, progres
         prints = dict(progress(zip(paths, pool.map(fingerprint, paths)), total=len(paths), desc=f"read {name}"))
     content = json.dumps([(prints.get(e.path), e.caption, e.label, e.turns) for e in entries]).encode()
     made_of = {"size": size, "crops": crops, "content": hashlib.sha256(content).hexdigest()}
-    changed = f"{name} has changed since it was read ({before['entries']} entries then, {len(entries)} now)" \
-        if before and before["made_of"]["content"] != made_of["content"] else ""
+    digest, changed = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8], ""
+    if before and before["made_of"]["content"] != made_of["content"]:
+        changed = f"{name} has changed since it was read ({before['entries']} entries then, {len(entries)} now)"
+    elif not before and not known.get(name, digest).endswith(digest):
+        changed = f"{name} is not what was read before, and {cache / known[name]} is gone"
     if changed and fits:                     # even if the cache has it by another name: two may have traded their names
         return Source(name, known[name], notes=(f"note: {changed}; the run goes on with what it read then; to use the "
                                                 f"new one, pass another --out",))
@@ -99,7 +102,6 @@ def find_source(name, images, cache, size, crops, known=(), begun=False, progres
         if (there := about(cache / folder)) and there["made_of"] == made_of:
             return Source(name, folder)
     check_source(name, found)
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
     folder = re.sub(r"[^\w-]", "_", Path(name).stem)[:40] + "-" + digest
     return Source(name, folder, found, prints, made_of, (f"note: {changed}; it is read again",) * bool(changed))
 

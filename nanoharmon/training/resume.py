@@ -171,13 +171,10 @@ def flat(values):
 
 
 def check_start(run):
-    """Flags that name what is not there are mistakes, whatever else the run has."""
+    """--resume without a run is a mistake."""
     if run.resume and not any(progress(run.out)) and not (run.out / "train_config.json").exists():
         raise ValueError(f"nothing to resume in {run.out}, expected the folder of a run; change --out, or drop "
                          f"--resume to begin one")
-    for flag, path in run.given.items() if progress(run.out)[0] else ():         # of a new run, check_parts reads them
-        if path and not Path(path).exists():
-            raise ValueError(f"{path}: No such file or folder; change --{flag}")
 
 
 def check_settings(run, begun, sources):
@@ -279,6 +276,10 @@ def check(run):
     if finished and todo and ALL_STAGES.index(todo[0]) < ALL_STAGES.index(finished[-1]):
         raise ValueError(f"stage {todo[0]} comes before stage {finished[-1]}, which is finished and would not know it; "
                          f"delete {out / f'stage_{finished[-1]}'} to repeat both, or pass another --out")
+    names = [name for name, _ in parse_mix(run.config.data.mix) if name != "shapes"]
+    if out.resolve() in [Path(name).resolve() for name in names] and not (finished or begun):
+        raise ValueError(f"{out} is a folder of pictures, to which those of the training would be added; pass another "
+                         f"--out")
     sources = find_sources(run.config, out, begun=bool(finished or begun))
     if done or begun:
         check_settings(run, begun, sources)

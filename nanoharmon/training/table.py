@@ -40,8 +40,8 @@ def print_stages(run):
                      s.steps, memory,
                      "finished" if name in finished else f"at step {begun[name]}" if name in begun else
                      "given" if given else "to do" if name in (run.only or STAGES) else "not now"))
-    each = "a state every {} steps, the last {} are kept; pictures every {} steps".format(
-        run.save_every or "0", run.keep, run.sample_every)
+    every = [f"every {n} steps" if n else "never" for n in (run.save_every, run.sample_every)]
+    each = f"a state {every[0]}, the last {run.keep} are kept; pictures {every[1]}"
     print(f"{run.world_size} process{'es' * (run.world_size > 1)} on {run.device}{', compiled' * run.compile}; {each}")
     if run.changed:
         print("changed: " + ", ".join(f"{name} {value}" for name, value in run.changed.items()))

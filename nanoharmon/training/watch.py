@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..cli import in_words
 from ..mar import random_orders
 from ..pictures import captioned, grid, to_pictures, to_pixels
 from ..tokenizer import DESCRIBE, LOCATE
@@ -21,18 +22,24 @@ QUESTIONS = [LOCATE, "describe the image.", "how many objects are there?", "is t
 
 
 def show(run, name, step, pipe, batches):
-    """Samples, answers and the curves so far, into OUT."""
-    was_training = pipe.model.training
+    """Samples, answers and the curves so far, into OUT. What fails is a note: no picture is worth a training."""
+    was_training, sheet, answers = pipe.model.training, None, []
     pipe.model.eval()
-    sheet, answers = snapshot(pipe, batches, name, run.config.stages[name].size or run.config.stages["1"].size)
-    if run.is_main:
-        if sheet:
-            (run.out / "samples").mkdir(exist_ok=True)
-            sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
-        log = run.out / "log.jsonl"
-        curves, damaged = read_log(log) if log.exists() else ({}, 0)         # none before its first line
-        draw_curves(curves, run.out / "curves.png")
-        run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
+    try:
+        if run.sample_every:
+            sheet, answers = snapshot(pipe, batches, name, run.config.stages[name].size or run.config.stages["1"].size)
+        if run.is_main:
+            if sheet:
+                (run.out / "samples").mkdir(exist_ok=True)
+                sheet.save(run.out / "samples" / f"stage_{name}_{step:06d}.png")
+            log = run.out / "log.jsonl"
+            curves, damaged = read_log(log) if log.exists() else ({}, 0)     # none before its first line
+            draw_curves(curves, run.out / "curves.png")
+            run.log(stage=name, step=step, answers=answers, **{"damaged_lines": damaged} if damaged else {})
+    except Exception as e:
+        if run.config.optim.fsdp and not isinstance(e, OSError):             # the others draw with it, and would wait
+            raise
+        run.bar.write(f"note: no pictures of stage {name}, step {step} ({type(e).__name__}: {in_words(e)})")
     pipe.model.train(was_training)
 
 

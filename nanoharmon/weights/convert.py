@@ -104,8 +104,9 @@ class Assembly:
         if has_llm and ("model" in stored or "llm" in stored):
             raise ValueError(f"{path}: has a language model and a tokenizer of its own; drop --llm")
         if not ("model" in stored or "llm" in stored or has_llm):
+            whole = f", or {flag} {path.parent}" if (path.parent / "config.json").is_file() else ""
             raise ValueError(f"{path}: has neither tokenizer nor the LLM's config.json; pass --llm with the "
-                             f"Qwen2.5-...-Instruct directory")
+                             f"Qwen2.5-...-Instruct directory{whole}")
         if path.is_dir() and (path / "tokenizer.json").exists():
             self.tokenizer, self.tokenizer_flag = path / "tokenizer.json", flag
         with about(flag):

@@ -49,7 +49,9 @@ def in_place_of_weights(path):
         return "PyTorch's .bin only, expected model.safetensors; load it with transformers, and save_pretrained it"
     if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
         return "no model.safetensors here, expected a file of that name"
-    return ""
+    if found := [*path.glob("*.ckpt"), *path.glob("*.pth")]:
+        return f"no model.safetensors here; is it {found[0]}?"
+    return "" if (path / "config.json").is_file() else in_place_of_a_folder(path)
 
 
 def in_config(values):
