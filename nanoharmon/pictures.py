@@ -44,7 +44,7 @@ def read_image(path):
     if not path.is_file():
         what = "an address, expected a file: download it first" if str(path).startswith(("http:", "https:")) else (
             "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else
-            "no file" if path.exists() else "no such file")
+            "not a file" if path.exists() else "no such file")
         raise ValueError(f"{path}: {what}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")

@@ -237,7 +237,7 @@ def test_paths_are_what_was_meant(tmp_path, monkeypatch):
     (tmp_path / "a:3").mkdir()
     assert parse_mix(["a:3", "a:3:2"]) == [("a:3", 2)]
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse_mix(["shapes:1", "~/b:2"]) == [("shapes", 1), (f"{tmp_path}/b", 2)]
+    assert parse_mix(["shapes:1", " ~/b:2", " "]) == [("shapes", 1), (f"{tmp_path}/b", 2)]
     assert str(train.parse_args(["--out=~/runs"])[0].out) == f"{tmp_path}/runs"
     picture(0).save(tmp_path / unicodedata.normalize("NFD", "café.png"))          # as a Mac's zip has it
     add_lines(tmp_path / "metadata.jsonl", [{"file_name": unicodedata.normalize("NFC", "café.png")}])

@@ -107,7 +107,7 @@ def main(argv=None):
     add("--out", default="out/compare", metavar="DIR", help="everything goes there (default out/compare)")
     add("--dry-run", action="store_true", help="time a few steps, print the plan, and stop")
     args = parser.parse_args(argv)
-    names = tuple(dict.fromkeys(args.systems.split(",")))
+    names = tuple(dict.fromkeys(args.systems.replace(" ", "").split(",")))
     for name in names:
         if name not in SYSTEMS:
             raise ValueError(f"--systems names {name!r}{nearest(name, SYSTEMS)}, expected some of {','.join(SYSTEMS)}")

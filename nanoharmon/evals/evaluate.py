@@ -141,7 +141,7 @@ def main(argv=None):
     if args.prompts or args.pope or args.images:
         cli.refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
         return external.run_files(args, options)
-    benches = args.bench.split(",") if args.bench else BENCHES
+    benches = args.bench.replace(" ", "").split(",") if args.bench else BENCHES
     for bench in benches:
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "

@@ -204,7 +204,8 @@ def parse_mix(entries):
     that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". What is
     there as typed, a folder "a:3", is that."""
     found = {}
-    for entry in map(os.path.expanduser, filter(None, entries)):     # behind a comma, a shell leaves the ~ as it is
+    for entry in filter(None, map(str.strip, entries)):
+        entry = os.path.expanduser(entry)                # behind a comma, a shell leaves the ~ as it is
         name, _, weight = entry.rpartition(":")
         if os.path.exists(entry):
             name = ""
