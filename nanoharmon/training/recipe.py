@@ -4,7 +4,7 @@
 1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads; `reca` may come
 after them (RecA, arXiv 2509.07295).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import BELOW_1, PRESETS, SHARE, HarmonConfig, arg, nearest
 from ..flags import check_fields, check_model, sections
@@ -81,7 +81,7 @@ ALIGN = "mar.,proj_in.,proj_out."                                # stage 1: the 
 def nano_stages():
     """A laptop CPU: 90 minutes. Where the numbers come from: docs/LOG.md. Those of reca were chosen, not tuned: gentle,
     for it is to keep what the model knows."""
-    return {
+    stages = {
         "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
         "llm": StageConfig(steps=1500, size=0, batch=96, train_parts="llm."),
         "mar": StageConfig(steps=1100, size=48, batch=128, lr=2.0, train_parts="mar."),
@@ -92,14 +92,13 @@ def nano_stages():
         "3": StageConfig(steps=2800, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
                          caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.12,
                          train_parts=NOT_VAE, own_positions=True),
-        "reca": StageConfig(steps=560, size=96, batch=64, understanding_batch=32, understanding_weight=0.05, lr=0.25,
-                            caption_drop=0.1, pairs=0.2, thoughts=0.4, train_parts=NOT_VAE),
     }
+    return stages | {"reca": replace(stages["3"], steps=560, lr=0.25, parts=0.0, own_positions=False)}
 
 
 def micro_stages():
     """A consumer GPU; never trained: single steps ran on one (docs/HARDWARE.md)."""
-    return {
+    stages = {
         "vae": StageConfig(steps=20000, size=128, batch=32, lr=0.5, train_parts="vae."),
         "llm": StageConfig(steps=5000, size=0, batch=128, lr=0.5, train_parts="llm."),
         "mar": StageConfig(steps=20000, size=64, batch=256, lr=0.5, train_parts="mar."),
@@ -110,9 +109,8 @@ def micro_stages():
         "3": StageConfig(steps=10000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.5,
                          hide_all=0.1, caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE,
                          own_positions=True),
-        "reca": StageConfig(steps=2000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.125,
-                            caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE),
     }
+    return stages | {"reca": replace(stages["3"], steps=2000, lr=0.125, hide_all=0.0, own_positions=False)}
 
 
 def harmon_stages():
