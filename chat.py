@@ -39,13 +39,15 @@ from nanoharmon.words import note_unseen
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
-  /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it
+  /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it ("draw ..." does so, too)
   /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
   /help         this list
   /quit         leave (so do Ctrl-D and Ctrl-C)
   anything else is said to the model"""
+# what is typed without /draw and means it
+REQUEST = re.compile(r"(?:(?:please|pls|now|ok,?|can you|could you|would you) )*(?:draw|paint)\b .+", re.IGNORECASE)
 # how an error of the library begins, and what helps those who typed a line
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
          "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
@@ -233,6 +235,8 @@ def talk(chat):
         except (EOFError, KeyboardInterrupt):
             print("\nbye" if sys.stdin.isatty() else "")
             return
+        if REQUEST.match(line) and "/draw" not in getattr(chat.pipe, "NEEDS_PICTURES", ()):
+            line = f"/draw {line}"
         try:
             if line.startswith("/"):
                 if not command(chat, line):

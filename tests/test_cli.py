@@ -142,7 +142,7 @@ def type_in(monkeypatch, ckpt, *lines, flags=()):
 
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
-    talk = type_in(monkeypatch, ckpt, "hello", "/Draw\ta red circle", "what color is it?", "", "/draw a red circle",
+    talk = type_in(monkeypatch, ckpt, "hello", "/Draw\tpls draw a circle", "what color is it?", "", "pls draw a circle",
                    "/image red.png", "which one?", "/save talk.json")
     assert [m["content"] for m in talk.messages[::2]] == [
         "hello", [None, "\n", "what color is it?"], [None, "\n", None, "\n", "which one?"]]
