@@ -76,6 +76,8 @@ def test_pictures_of_all_kinds_become_upright_rgb(here):
             (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "clear.png", {}, [255] * 3),
             (Image.new("LA", (4, 4), (0, 127)), "la.png", {}, [128] * 3), (palette, "solid.gif", {}, [200, 0, 0]),
             (palette, "palette.png", {"transparency": 1}, [255] * 3), (turned, "turned.png", {"exif": exif}, [0] * 3),
+            *[(turned, f"broken{suffix}", {"exif": b"Exif\0\0no TIFF header", "quality": 100}, [0] * 3)
+              for suffix in (".png", ".webp", ".jpg")],              # as interfaces of Stable Diffusion write it
             (Image.new("CMYK", (4, 4)), "c.jpg", {}, [255] * 3), (Image.new("1", (4, 4), 1), "1.bmp", {}, [255] * 3)]:
         image.save(name, **options)
         opened = open_image(name)
