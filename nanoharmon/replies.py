@@ -51,12 +51,12 @@ def check_length(ids, config, max_new_tokens):
     return ids
 
 
-LOOKED = re.compile(rf"{LOOK}(.* an? [\w ]+): (.*)", re.DOTALL)           # a look ends with a thing that was seen
+LOOKED = re.compile(rf"{LOOK}(.*?)\. (.*)", re.DOTALL)                    # the first sentence is the look
 
 
 def seen_and_said(reply):
-    """"look: cross: at the top a ring, in the middle a cross: no" -> what was looked at, and the answer "no", which is
-    "" where the reply ends in the middle of the look."""
+    """"look: any cross: at the top a ring, in the middle a cross. yes" -> what was looked at, and the answer "yes",
+    which is "" where the reply ends in the middle of the look."""
     if found := LOOKED.fullmatch(reply):
         return found[1].strip(), found[2].strip()
     looks, rest = reply.startswith(LOOK), reply.removeprefix(LOOK).strip()

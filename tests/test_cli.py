@@ -161,22 +161,22 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
     seen = "cross: at the top a red ring, in the middle a blue cross"
-    replies = [f" {seen}: blue", f" ring: at the top a red ring; {seen}: above it", " sorry, no", f" {seen[7:]}: two",
+    replies = [f" {seen}. blue", f" ring: at the top a red ring; {seen}. above it", " sorry, no.", f" {seen[7:]}. two",
                f" ring: at the top a red ring; {seen[:-6]}"]
     says = iter(replies)
 
     def stream(*_):
         reply = next(says)
-        yield from re.findall(r"\W*\w+", reply)
+        yield from re.findall(r"\W*\w+|\W+$", reply)
         return reply == replies[-1]                                   # the last one is cut in the middle of its look
     monkeypatch.setattr("nanoharmon.pipeline.stream", stream)
     talk = type_in(monkeypatch, ckpt, "/image red.png", *"abcde", flags=["--look"])
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"({seen}) blue", f"(ring: at the top a red ring; {seen}) above it", "sorry, no", f"({seen[7:]}) two",
+        f"({seen}) blue", f"(ring: at the top a red ring; {seen}) above it", "sorry, no.", f"({seen[7:]}) two",
         f"({replies[-1][1:]}) ...", ""]
     assert [m["content"] for m in talk.messages[1::2]] == [LOOK + reply for reply in replies]
     says = iter(replies)
-    assert [talk.answer("f") for _ in replies] == ["blue", "above it", "sorry, no", "two", ""]
+    assert [talk.answer("f") for _ in replies] == ["blue", "above it", "sorry, no.", "two", ""]
 
 
 def test_looking_begins_the_reply_and_batches_say_the_same(ckpt, here):

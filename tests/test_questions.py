@@ -3,10 +3,11 @@ import random
 import re
 from collections import Counter
 
+from nanoharmon.replies import seen_and_said
 from nanoharmon.world import phrases
 from nanoharmon.world.language import NUMBERS, locate, parse_location, place_of
-from nanoharmon.world.questions import (DIRECTIONS, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence, matches,
-                                        questions, sorry)
+from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,
+                                        matches, questions, sides, sorry)
 from nanoharmon.world.shapes import COLORS, random_scene
 
 
@@ -88,7 +89,7 @@ def test_other_words_have_the_same_answers():
         assert len(words) == len(set(words))                          # no words with two meanings
     yes = Counter()
     rng = random.Random(2)
-    for scene in scenes(300, 4):
+    for scene in scenes(600, 4):
         for ways in ("training", "held out"):
             for qa in questions(scene, rng, ways=ways):
                 if qa.kind in ("is color", "is not color"):
@@ -106,11 +107,11 @@ def test_conversations_go_on_from_the_question_before():
         talk = dialogue(scene, rng, 6)
         assert len(talk) <= 6
         for before, qa in zip(talk, talk[1:]):
-            if re.match("(and|what about|how about) the ", qa.question) and qa.about:
+            if qa.about and qa.question in (way.format(the=f"the {qa.name}") for way in AND):
                 assert qa.kind == before.kind and qa.answer == (qa.about.color if qa.kind == "color" else
                                                                 place_of(qa.about))
                 follow += 1
-            if qa.question in ("what color is it?", "where is it?", "what shape is it?"):
+            if qa.question in [way for ways in IT.values() for way in ways]:
                 assert qa.about is before.about
                 assert qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about))
                 follow += 1
@@ -122,15 +123,25 @@ def test_a_look_names_what_it_looks_for_and_goes_through_the_places_until_it_is_
     for scene in scenes(200, 5)[::2]:                                 # on a board no place has two objects
         everything = [(place_of(o), o.pair) for o in sorted(scene.objects, key=lambda o: (int(o.y * 3), int(o.x * 3)))]
         for qa in questions(scene, rng, ways="training") + dialogue(scene, rng, 6):
-            for part, wanted in zip(qa.look.split("; "), (qa.about, qa.other)):
-                name, _, part = part.rpartition(": ")
+            looks, sought = qa.look.split("; "), [o for o in (qa.about, qa.other) if o] or [None]
+            is_met = qa.kind not in ("exist", "none") and (qa.kind, qa.answer) not in (("is color", "no"),
+                                                                                       ("is not color", "yes"))
+            for wanted in sought:
+                name, _, part = looks.pop(0).rpartition(": ")
                 seen = list(parse_location(part).items())
                 assert seen == everything[:len(seen)] and bool(name) == (qa.kind not in ("locate", "caption"))
-                assert not wanted or name == place_of(wanted) or matches(name, wanted)
-                assert not wanted or seen[-1] == (place_of(wanted), wanted.pair) or qa.kind in ("exist", "none")
+                assert not wanted or not is_met or name == place_of(wanted) or matches(name, wanted)
+                assert not wanted or not is_met or seen[-1] == (place_of(wanted), wanted.pair)
                 ends[qa.kind, len(seen) < len(everything)] += 1
-            assert len(qa.look.split("; ")) == 1 + (qa.other is not None)
-            assert qa.reply == f"look: {qa.look}: {qa.answer}"
+            if qa.other:
+                found = dict(side.rsplit(" ", 1) for side in looks.pop(0).split(", "))
+                assert [side for side in found if found[side] == "yes"] == sorted(sides(qa.about, qa.other),
+                                                                                  key=list(found).index)
+                assert list(found) == list(phrases.RELATIONS)
+            if qa.kind == "relation":
+                related, _, answer = looks.pop(0).rpartition(" ")
+                assert answer == found[related] == qa.answer
+            assert not looks and seen_and_said(qa.reply) == (qa.look, qa.answer)
             if qa.kind in ("count", "locate", "caption"):
                 assert len(seen) == len(everything)
     assert ends["exist", True] > 20 and ends["relation", True] > 10 and ends["place", True] > 20

@@ -19,7 +19,7 @@ from ..world import language, questions, shapes
 from .common import BATCH, batches, fresh_scene, over_processes, rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
-LONGEST = 96                                # tokens of a reply: two looks at four objects, and the answer
+LONGEST = 128                               # tokens of a reply: two looks at four objects, and the answer
 PHRASES = ["nothing", *(language.phrase(*pair) for pair in shapes.PAIRS)]
 CANDIDATES = {"exist": ("yes", "no"), "count": language.NUMBERS, "color": tuple(shapes.COLORS), "shape": shapes.SHAPES,
               "relation": ("yes", "no"), "where": [f"{direction} it" for direction in questions.DIRECTIONS],

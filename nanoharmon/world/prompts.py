@@ -139,7 +139,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
             if varied:
                 options.append((3, f"{both[1]} with {both[0]} {way(RELATION_WAYS[related])} it"))
         if beside(a, b):
-            options.append((14, f"{both[0]} {way(BESIDE)} {both[1]}"))
+            options.append((28, f"{both[0]} {way(BESIDE)} {both[1]}"))
     else:
         options.append((12, everything))
     weights, prompts = zip(*options)

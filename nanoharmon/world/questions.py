@@ -4,8 +4,9 @@ Every answer is true by construction. Questions are asked in the ways of phrases
 them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
-picture in reading order until that is found. So at each word there is one thing to find out: what was meant, what is at
-the next place, whether that is it. The answer can be read off the last words.
+picture in reading order until that is found; of two things, on which sides of the second the first is, one by one. So
+at each word there is one thing to find out: what was meant, what is at the next place, whether that is it. The answer
+can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
@@ -42,9 +43,9 @@ class QA:
 
     @property
     def reply(self) -> str:
-        """The answer after what is looked at for it: "look: cross: at the top a red ring, in the middle a blue cross:
+        """The answer after what is looked at for it: "look: cross: at the top a red ring, in the middle a blue cross.
         blue"."""
-        return f"{LOOK} {self.look}: {self.answer}" if self.look else f"{LOOK} {self.answer}"
+        return f"{LOOK} {self.look}. {self.answer}" if self.look else f"{LOOK} {self.answer}"
 
 
 def sides(a: Object, b: Object) -> list | None:
@@ -98,28 +99,33 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
     training uses), "held out"."""
     may_name = PAIRS if allow_unseen else SEEN
-    noun = (lambda: "object") if ways == "plain" else lambda: rng.choice(NOUNS)
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
     count = {w: sum(matches(w, o) for o in scene.objects) for group in pool.values() for w in group}
     called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
-    def add(kind, answer, about=None, other_object=None, wanted=None, **words):
-        """words: what stands in the gaps of the patterns. What is looked for is called as in them, in plain words
-        (`at`: a place), and is `about` and `other_object`, or any of `wanted`."""
-        sought = [words[k].removeprefix("the ") for k in ("thing", "the", "other") if k in words]
-        sought = sought or [words.pop("at", "")]
-        words = {k: w.replace("object", noun()) if ways != "plain" else w for k, w in words.items()}
+    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", **words):
+        """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
+        `name`, and is `about` and `second`, or any of `wanted`."""
+        sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
+                                      if gap in words] or [""]
+        if ways != "plain":
+            for gap, options in ("rel", RELATIONS), ("place", PLACE_WAYS):
+                if gap in words:
+                    words[gap] = choose(options[words[gap]], rng, ways == "held out")
+            words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": _a(words["thing"]), "s": plural(words["thing"])}
         way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
         text = way.format(**words)
-        if ways == "held out":
-            text = text.rstrip("?.") if rng.random() < 0.3 else text
-        targets = [wanted] if wanted is not None else [[o] for o in (about, other_object) if o] or [[]]
-        found.append(QA(text if ways != "training" else casual(text, rng), answer, kind,
-                        look(scene, *zip(sought, targets)), about, other_object, sought[0]))
+        if ways == "training":
+            text = casual(text, rng)
+        elif ways == "held out" and rng.random() < 0.3:
+            text = text.rstrip("?.")
+        targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
+        looks = look(scene, *zip(sought, targets)) + f"; {compared}" * bool(compared)
+        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -151,7 +157,9 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                 is_so = rng.random() < 0.5
                 other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
                 kind = rng.choice(("is color", "is color", "is not color"))
-                add(kind, "yes" if is_so == (kind == "is color") else "no", o, the=f"the {o.shape}", color=other)
+                name = f"{other} {o.shape}"                       # there is no other one: if this is met, it is so
+                add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
+                    the=f"the {o.shape}", color=other)
         if count[f"{o.color} object"] == 1:
             add("shape", o.shape, o, the=f"the {o.color} object")
         if called[o]:
@@ -163,25 +171,24 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
              and called[a] and called[b]]
     for kind in ("relation", "where") if pairs else ():
         a, b, side = rng.choice(pairs)
+        compared = ", ".join(f"{r} {'yes' if r in side else 'no'}" for r in RELATIONS)
         words = [[" ".join(o.pair)] if ways == "plain" and " ".join(o.pair) in called[o] else called[o] for o in (a, b)]
         the, other = (f"the {rng.choice(w)}" for w in words)
         if kind == "where":
-            add("where", " and ".join(side) + " it", a, b, the=the, other=other)
+            add("where", " and ".join(side) + " it", a, b, compared=compared, the=the, other=other)
             continue
         is_so, related = rng.random() < 0.5, rng.choice(side)
         if not is_so:
             related = OPPOSITE[related] if rng.random() < 0.5 else rng.choice([r for r in RELATIONS if r not in side])
-        rel = related if ways == "plain" else choose(RELATIONS[related], rng, ways == "held out")
-        add("relation", "yes" if is_so else "no", a, b, the=the, other=other, rel=rel)
+        answer = "yes" if is_so else "no"
+        add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
     # what is at a place: mostly a taken one. (Two objects may share one, but not on a 3x3 board.)
     at = {place_of(o): o for o in scene.objects}
     alone = len(at) == len(scene.objects)
     place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
     if alone and (place not in at or at[place].pair in may_name):
-        words = place if ways == "plain" else choose(PLACE_WAYS[place], rng, ways == "held out")
-        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=words,
-            at=place)
+        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=place)
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
         if alone:
@@ -193,7 +200,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 # how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
-WAIT = {"relation": 0.5, "where": 0.6, "locate": 1.5, "place": 1.3, "exist": 1.3}
+WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
 AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
 IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
       "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}

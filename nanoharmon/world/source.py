@@ -40,16 +40,17 @@ class ShapesData:
     def leave_out(self, fits):
         return 0                             # the texts of scenes are short: all fit
 
-    def scene(self, i, n=None):
-        """The i-th training scene (of those with n objects); without unseen pairs."""
-        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), n=n, most=self.config.max_objects,
-                                   layout=self.config.layout, board=self.config.board)
+    def scene(self, i, n=None, most=None):
+        """The i-th training scene (of those with n, or at most `most` objects); without unseen pairs."""
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), n=n, layout=self.config.layout,
+                                   most=most or self.config.max_objects, board=self.config.board)
 
     def pictures(self, rows, size):
         return np.stack([shapes.render(self.scene(i), size) for i in rows])
 
     def picture(self, rng, size):
-        return shapes.render(self.scene(rng.randrange(FRESH)), size)
+        """For the VAE: with up to four objects whatever max_objects is, since an empty background teaches it little."""
+        return shapes.render(self.scene(rng.randrange(FRESH), most=4), size)
 
     def text(self, rng):
         """A request to draw, or a question about a scene: what is where in it, told in words, stands in for its
@@ -65,22 +66,22 @@ class ShapesData:
 
     def rich_scene(self, rng):
         """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, mostly
-        different ones (fewer where max_objects allows no more)."""
+        different ones, or several of two kinds (fewer where max_objects allows no more)."""
         n = min(rng.choice((1, 2, 2, 3, 3, 4)), self.config.max_objects)
-        kinds = rng.sample(shapes.SEEN, rng.choice((n, max(1, n - 1))))
+        kinds = rng.sample(shapes.SEEN, rng.choice((n, n, max(1, n - 1), min(n, 2))))
         pairs = kinds + rng.choices(kinds, k=n - len(kinds))
         return shapes.random_scene(rng, pairs, layout=self.config.layout, board=self.config.board)
 
     def thought(self, rng, outside=0.12):
-        """A request to draw, answered in words: what could be where. Half of them are about two objects, whose
-        relations are the hardest to learn; some requests name the places, which are then to be kept. outside: share of
-        requests for what the world does not have."""
+        """A request to draw, answered in words: what could be where. A third are about two objects, whose relations are
+        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept. outside:
+        share of requests for what the world does not have."""
         while rng.random() < outside:
             text, is_request = phrases.outside(rng)
             if is_request:
                 return [("user", GENERATE.format(text)), ("assistant", phrases.SORRY)]
         kind = rng.random() if self.config.max_objects > 1 else 1
-        scene = self.rich_scene(rng) if kind < 0.35 else self.scene(rng.randrange(FRESH), 2 if kind < 0.75 else None)
+        scene = self.rich_scene(rng) if kind < 0.45 else self.scene(rng.randrange(FRESH), 2 if kind < 0.8 else None)
         varied = rng.random() < 0.6
         prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
         asked = prompts.request(prompt, rng) if varied else prompt
