@@ -181,7 +181,7 @@ def quicken(config):
     """
     size = config.stages["2"].size
     for name, stage in config.stages.items():
-        stage.steps = max(1, stage.steps // {"vae": 2, "mar": 4, "1": 6, "3": 5, "reca": 5}.get(name, 8))
+        stage.steps = max(1, stage.steps // {"vae": 2, "mar": 3, "1": 6, "3": 4, "reca": 4}.get(name, 8))
         stage.warmup = min(stage.warmup, stage.steps // 4)
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
