@@ -40,17 +40,16 @@ class ShapesData:
     def leave_out(self, fits):
         return 0                             # the texts of scenes are short: all fit
 
-    def scene(self, i, n=None, most=None):
-        """The i-th training scene (of those with n, or at most `most` objects); without unseen pairs."""
-        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), n=n, layout=self.config.layout,
-                                   most=most or self.config.max_objects, board=self.config.board)
+    def scene(self, i, n=None):
+        """The i-th training scene (of those with n objects); without unseen pairs."""
+        return shapes.random_scene(random.Random(f"{self.config.seed}/scene/{i}"), n=n, most=self.config.max_objects,
+                                   layout=self.config.layout, board=self.config.board)
 
     def pictures(self, rows, size):
         return np.stack([shapes.render(self.scene(i), size) for i in rows])
 
     def picture(self, rng, size):
-        """For the VAE: with up to four objects whatever max_objects is, since an empty background teaches it little."""
-        return shapes.render(self.scene(rng.randrange(FRESH), most=4), size)
+        return shapes.render(self.scene(rng.randrange(FRESH)), size)
 
     def text(self, rng):
         """A request to draw, or a question about a scene: what is where in it, told in words, stands in for its
