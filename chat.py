@@ -94,7 +94,6 @@ class TextPipeline:
     """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures. system: its own system prompt, put
     first where a conversation has none; None = nothing."""
 
-    NEEDS_PICTURES = "/image", "/draw", "/edit"       # the commands that it cannot obey
     meta = {}                                # nothing is known of its training
 
     def __init__(self, llm, tokenizer, system=None):
@@ -137,11 +136,15 @@ def own_system(folder):
     return None
 
 
+def cannot(pipe):
+    """The commands that this model cannot obey."""
+    return ("/image", "/draw", "/edit") if isinstance(pipe, TextPipeline) else ()
+
+
 def help_for(pipe):
-    """The commands that this model can obey."""
-    cannot = getattr(pipe, "NEEDS_PICTURES", ())
-    lines = [line for line in HELP.splitlines() if line.split()[0] not in cannot]
-    return "\n".join(lines).replace("; .png: the last picture", "" if cannot else "; .png: the last picture")
+    """The commands that it can."""
+    lines = "\n".join(line for line in HELP.splitlines() if line.split()[0] not in cannot(pipe))
+    return lines.replace("; .png: the last picture", "") if cannot(pipe) else lines
 
 
 def note(chat, words):
@@ -152,8 +155,7 @@ def note(chat, words):
 
 def save(chat, name):
     """Write the conversation, or its last picture, into a file."""
-    cannot = getattr(chat.pipe, "NEEDS_PICTURES", ())
-    path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if cannot else 3])
+    path = check_output(name, "/save FILE", (".json", ".txt", ".png")[:2 if cannot(chat.pipe) else 3])
     if path.resolve() in [Path(shown).resolve() for shown in chat.names]:
         raise ValueError(f"{path} is a picture of this conversation, and would be overwritten; pass another name")
     if path.suffix.lower() == ".png":
@@ -186,7 +188,7 @@ def command(chat, line):
     name = name.lower()                                          # a phone's keyboard begins lines with capitals
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
-    if name in getattr(chat.pipe, "NEEDS_PICTURES", ()):
+    if name in cannot(chat.pipe):
         chat.pipe.drawing_options()                              # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
@@ -226,16 +228,15 @@ def talk(chat):
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline                  # noqa: F401: arrow keys and history for input()
-        cannot = getattr(chat.pipe, "NEEDS_PICTURES", ())
         known = "/image FILE", "/draw TEXT", "/edit BOX TEXT", "/reset", "/save FILE", "/help", "/quit"
-        print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in cannot))
+        print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in cannot(chat.pipe)))
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
             print("\nbye" if sys.stdin.isatty() else "")
             return
-        if REQUEST.match(line) and "/draw" not in getattr(chat.pipe, "NEEDS_PICTURES", ()):
+        if REQUEST.match(line) and "/draw" not in cannot(chat.pipe):
             line = f"/draw {line}"
         try:
             if line.startswith("/"):

@@ -212,7 +212,8 @@ def check_settings(run, begun, sources):
         raise ValueError(f"{run.out} holds a run with other settings: {settings}; repeat {flags}, or pass another "
                          f"--out")
     if changed:
-        run.say(f"note: changed since the last start: {', '.join(changed.values())}; finished stages stay as they are")
+        run.say(f"note: changed since the last start: {', '.join(changed.values())}; finished stages, and settings of "
+                f"the model with them, stay as they are")
 
 
 def same_content(run, mix, sources):
