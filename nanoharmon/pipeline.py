@@ -165,7 +165,7 @@ class Pipeline:
         """Right-padded ids and is_real of drawing requests, the unconditional ones after them when guided. part: they
         are about a part of the picture."""
         rows = [self.tokenizer.drawing(p, part) for p in prompts]
-        rows += [self.tokenizer.drawing(None)] * len(prompts) if guided else []
+        rows += [self.tokenizer.drawing(None, part)] * len(prompts) if guided else []
         return pad(rows, self.tokenizer.pad, self.device)
 
     def unfinished(self, latents, visible, grid):

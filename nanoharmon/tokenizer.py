@@ -19,7 +19,8 @@ from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, normal
 
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
 GENERATE_PART = "Generate this part of the image: {}"        # ours: of a picture whose other parts stay
-GENERATE_ANYTHING = "Generate an image."    # the unconditional one, for classifier-free guidance
+GENERATE_ANYTHING = "Generate an image."    # the unconditional ones, for classifier-free guidance
+ANY_PART = "Generate this part of the image."
 DESCRIBE = "describe the image."            # what the captions of training answer
 LOCATE = "say what is where."               # ours: what the fullest description answers
 LOOK = "look:"                              # ours: a reply that is begun so says first what it sees (replies.py)
@@ -140,7 +141,8 @@ class Tokenizer:
 
     def drawing(self, prompt=None, part=False):
         """Ids of the request to draw `prompt`; None = the unconditional request. part: it is about a part only."""
-        text = GENERATE_ANYTHING if prompt is None else (GENERATE_PART if part else GENERATE).format(prompt)
+        text = (GENERATE_PART if part else GENERATE).format(prompt)
+        text = text if prompt is not None else ANY_PART if part else GENERATE_ANYTHING
         return self.chat([{"role": "user", "content": text}])[0]
 
 

@@ -123,14 +123,15 @@ def test_parts_are_drawn_anew_as_their_prompt_says_whatever_was_there(data):
     """Board 2, a grid of 2x2 tokens: a cell is a token."""
     seen = Counter()
     for seed in range(40):
-        before, after, ids, is_real, (visible, hidden) = data.parts(random.Random(seed), 8, 16)
+        before, after, ids, is_real, (visible, hidden) = data.parts(random.Random(seed), 8, 16, caption_drop=0.25)
         rng = random.Random(seed)
         cells = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2)))
         assert sorted(torch.cat([visible, hidden], 1)[0].tolist()) == [0, 1, 2, 3] and hidden.shape[1] in (1, 2)
         for latent, picture, row, real, part in zip(before, after, ids, is_real, hidden.tolist()):
             _, box, scene, prompt = SCENES.part(rng, *cells)
+            asked = "." if rng.random() < 0.25 else f": {prompt}"
             assert torch.equal(picture, to_pixels(torch.from_numpy(shapes.render(scene, 16))[None])[0])
-            assert data.tokenizer.decode(row[real].tolist()).startswith(f"user\ngenerate this part of the image: {prompt}")
+            assert data.tokenizer.decode(row[real].tolist()).startswith(f"user\ngenerate this part of the image{asked}")
 
             def split(objects):
                 where = [(int(o.y * 2) * 2 + int(o.x * 2) in part, o) for o in objects]

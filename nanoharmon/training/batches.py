@@ -117,14 +117,15 @@ class Batches:
         for picked, half in halves(rows, prompts, key=len):
             yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
 
-    def parts(self, rng, n, size):
+    def parts(self, rng, n, size, caption_drop):
         """Stages 2 and 3, shapes world: pictures of which one part is to be drawn anew, and prompts that say what is
-        there then. Latents before (n, S, C), pictures after (n, 3, size, size), ids and is_real (n, L), and the split:
-        visible (n, K) and hidden (n, S-K) indices."""
+        there then, but for a share of caption_drop. Latents before (n, S, C), pictures after (n, 3, size, size), ids
+        and is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
         board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
         cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
         for _ in range(n):
             i, box, scene, prompt = self.shapes.part(rng, *cells)
+            prompt = None if rng.random() < caption_drop else prompt
             found.append((i, render(scene, size), prompt, *split_region(box, (board, board), (side, side))))
         rows, after, prompts, hidden, visible = zip(*found)
         ids, is_real = pad([self.tokenizer.drawing(p, part=True) for p in prompts], self.tokenizer.pad, self.device)

@@ -39,7 +39,7 @@ def stage_losses(config, name, model, batches, rng, generator):
             shown = {"pictures": latents} if name == "reca" else {}
             split = None                                         # at random, but for the batches that change a part
             if batches.shapes and rng.random() < stage.parts:
-                before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size)
+                before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size, stage.caption_drop)
                 hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n, S-K, C)
                 with torch.no_grad():
                     latents = before.scatter(1, hidden, model.vae.encode(after).gather(1, hidden))
