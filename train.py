@@ -261,7 +261,7 @@ def parse_args(argv=None):
     add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
     add("--mar", metavar="FILE", help="start from MAR (checkpoint-last.pth) and leave out the stage mar")
     add = parser.add_argument_group("the machine (docs/HARDWARE.md)").add_argument
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default auto)")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     add("--procs", type=number(int, 1, 64), metavar="N", help="processes on CPU (default: one per core, at most 2)")
     add("--compile", action="store_true", help="torch.compile the model's blocks: a minute or more to start, and no "
         "gain for nano on a CPU; needs a C++ compiler, on a GPU triton")

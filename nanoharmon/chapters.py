@@ -97,8 +97,8 @@ def chapters():
             *next_piece("One is picked at random by these probabilities."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
-        Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "Every picture is drawn twice at once: for its "
-                "prompt, and for no prompt at all. Guidance will compare the two.", [
+        Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "Every iteration runs for two prompts at once: the "
+                "picture's own, and the unconditional one. Guidance will compare the two.", [
             Step(Tokenizer.drawing, "text", "", "The prompt goes into the sentence that training used."),
             Step(Tokenizer.drawing, "-> ids", "", "It is cut into word pieces:", pieces),
             Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each piece in the vocabulary; "
@@ -112,7 +112,7 @@ def chapters():
                  "tokens will compare themselves with | and the values that they will read there."),
         ]),
         Chapter("An iteration: some tokens are drawn", MAR.draw, "All tokens are hidden at first. Each iteration draws "
-                "a few of them at once, given the prompt and all that is visible.", [
+                "one or more of them, given the prompt and all that is visible.", [
             Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers, all still unknown."),
             Step(MAR.draw, "counts", "", "How many tokens are hidden before each iteration, and after the last:",
                  countdown),

@@ -34,7 +34,7 @@ def arg(default, help, low=None, high=10**9, choices=(), later=False):
 @dataclass
 class VAEConfig:
     ch: int = arg(128, "width of the first level")
-    ch_mult: tuple[int, ...] = arg((1, 1, 2, 2, 4), "width of each level, in units of ch; each level halves the size",
+    ch_mult: tuple[int, ...] = arg((1, 1, 2, 2, 4), "width of each level / ch; each but the last halves the size",
                                    high=100)
     num_res_blocks: int = arg(2, "residual blocks per level (one more in the decoder)", **LAYERS)
     z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
@@ -111,8 +111,8 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
-    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: cuts almost nothing, 99.99 %
-    of the numbers in latents are below 5.6.
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: a little inside of the latents, of
+    whose numbers 99.99 % are below 5.6.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(

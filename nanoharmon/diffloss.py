@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + gate * MLP(modulated LayerNorm(x)); shift, scale and gate come from the condition (AdaLN)."""
+    """x + gate * MLP(modulated LayerNorm(x)); shift, scale, gate come from y (N, width), the condition (AdaLN)."""
 
     def __init__(self, width):
         super().__init__()
@@ -142,7 +142,7 @@ class DiffLoss(nn.Module):
         """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
         guided: by default, whether cfg != 1; a growing cfg may pass through 1. randn(shape) is the source of noise:
-        called for the initial noise first, then once per diffusion step.
+        called for the initial noise first, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
             self._spaced[steps] = Diffusion(int(steps))

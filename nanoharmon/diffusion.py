@@ -10,7 +10,7 @@ added as in eq. 16 but for the weight), DDIM (arXiv 2010.02502), DPM-Solver++ 2M
 of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
-eps | v, in about [-1, 1]. `t` is always a place in the chain of *this* object, which may be shorter; only the network
+eps | v, v in about [-1, 1]. `t` is always a place in the chain of *this* object, which may be shorter; only the network
 gets the original timestep, timestep_map[t].
 
 Kept quirks of the official code: the variational bound is in bits, is added with weight 1 (eq. 16 has 0.001), and gives

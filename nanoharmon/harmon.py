@@ -8,14 +8,14 @@ The same encoder serves two tasks:
 
 What to know about the order of tokens (sec. 3 and the official code): the MAR encoder has its U buffers in *front* of
 the image tokens. For the LLM they move to the *end*, where causal attention lets them see the prompt and all visible
-tokens; after the LLM they move back to the front. (To be understood, a picture stands before the question; the order is
-kept, so that the LLM meets one layout only.) 2-D positions come from the MAR position embedding; to the LLM the
+tokens; after the LLM they move back to the front. (To be understood, a picture stands before the question, buffers last
+there, too, so that the LLM meets one layout only.) 2-D positions come from the MAR position embedding; to the LLM the
 image is a plain sequence that continues the text.
 
 Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MAR width, E LLM width, C channels of an
 image token, L sequence length in the LLM. Five names for five tensors: `latents` are image tokens (B, S, C), `encoded`
 is the MAR encoder's output (B, U+K, D), `embeds` what the LLM reads (B, L, E), of text or of a picture, `summed` the
-encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output (B, S, D). Parameter names are the official
+encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output (B, S-K, D). Parameter names are the official
 ones (`vae. mar. llm. proj_in. proj_out.`), so that official weights load strictly.
 """
 import torch
@@ -97,7 +97,7 @@ class Harmon(nn.Module):
         z = self.mar.decode(summed, visible, grid, hidden)                       # (B, S-K, D)
         return self.mar.loss(z, latents, hidden, t, noise, generator)
 
-    def understanding_loss(self, latents, ids, labels, is_real, label_index=None, grid=None):
+    def understanding_loss(self, latents, ids, labels, label_index=None, grid=None):
         """Cross-entropy of the replies, given whole pictures. A scalar.
 
         latents (N, S, C) of the N pictures in the order of their placeholders (None = text only); ids (B, L) with IMAGE
@@ -125,7 +125,7 @@ class Harmon(nn.Module):
     def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, generator=None, order_generator=None,
              **options):
         """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
-        ("Generate an image.", which caption_drop has taught the model to draw from).
+        ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
 
         grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
         sampler, latents and known (in-painting), on_step: see MAR.draw and DiffLoss.sample. Returns latents (B, S, C).

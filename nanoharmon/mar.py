@@ -12,9 +12,9 @@ All pictures of a batch hide the same number, so every shape is known on the hos
 (The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
 
 Why buffers: with everything hidden the encoder would have no input at all. The U buffers are tokens that are always
-there, and they carry the condition. In MAR a class embedding goes into them before the encoder. In Harmon nothing goes
-in there. After the encoder, the LLM's states are added to the outputs of buffers and visible tokens (harmon.py,
-`through_llm`): when everything is hidden, the buffers alone bring the prompt to the decoder.
+there, and they carry the condition. In MAR a class embedding goes into them before the encoder. In Harmon always the
+same learned vector does. After the encoder, the LLM's states are added to the outputs of buffers and visible tokens
+(harmon.py, `through_llm`): when everything is hidden, the buffers alone bring the prompt to the decoder.
 
 Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP that learns
 from it, so each z is used several times.
@@ -204,7 +204,7 @@ class MAR(nn.Module):
         """Diffusion loss of the hidden tokens, a scalar. hidden (B, S-K): places, z (B, S-K, D), latents (B, S, C).
 
         Every token is used `diffusion_batch_mul` times, with another timestep and noise each.
-        t (mul*B*(S-K),) and noise likewise, in that tiled order, are drawn if None.
+        t (mul*B*(S-K),) and noise (mul*B*(S-K), C), in that tiled order, are drawn if None.
         """
         mul = self.config.diffusion_batch_mul
         target = take(latents, hidden).flatten(0, 1).repeat(mul, 1)              # (mul*B*(S-K), C)
@@ -292,7 +292,7 @@ def unmasking_schedule(S, iters):
     """How many tokens are hidden before each iteration and after the last: iters+1 numbers from S down to 0.
 
     Cosine (MaskGIT, arXiv 2202.04200): few tokens at first, many at the end; at least one stays hidden until the last
-    iteration, and at least one is drawn in each until the tokens run out.
+    iteration, and at least one is drawn in each until only that one is left.
     """
     counts = [S]
     for i in range(iters):

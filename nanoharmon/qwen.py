@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions, head_dim, theta):
-    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32; sin as in `rotate`.
+    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32; half of sin is negated.
 
     RoPE (arXiv 2104.09864) turns each pair of channels of q and k by an angle that grows with the position, slowly for
     the last pairs: then q . k depends on the distance of two positions only.

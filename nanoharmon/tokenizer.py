@@ -141,8 +141,8 @@ class Tokenizer:
 
     def drawing(self, prompt=None, part=False):
         """Ids of the request to draw `prompt`; None = the unconditional request. part: it is about a part only."""
-        text = (GENERATE_PART if part else GENERATE).format(prompt)
-        text = text if prompt is not None else ANY_PART if part else GENERATE_ANYTHING
+        request, anything = (GENERATE_PART, ANY_PART) if part else (GENERATE, GENERATE_ANYTHING)
+        text = anything if prompt is None else request.format(prompt)
         return self.chat([{"role": "user", "content": text}])[0]
 
 

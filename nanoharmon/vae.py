@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         for level in self.down:
             for block, attn in zip(level.block, level.attn):
                 h = attn(block(h))
-            h = level.downsample(h)                                  # half as high and wide, but after the last level
+            h = level.downsample(h)                                  # half the height and width; not after the last
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         return self.conv_out(F.silu(self.norm_out(h)))               # (B, 2*C, H/stride, W/stride)
 
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             for block in level.block:
                 h = block(h)
-            h = level.upsample(h)                                    # twice as high and wide, but after the last level
+            h = level.upsample(h)                                    # twice the height and width; not after the last
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
         return F.pixel_shuffle(h, self.config.patch_size) if self.config.patch_size > 1 else h
 

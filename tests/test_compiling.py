@@ -18,7 +18,7 @@ def losses(model, B, T, grid):
     split = torch.arange(S).expand(B, S).split([S // 2, S - S // 2], dim=1)
     model.zero_grad()
     drawn = model.generation_loss(latents, ids, is_real, (grid, grid), split, generator=host)
-    read = model.understanding_loss(None, ids, ids, is_real)
+    read = model.understanding_loss(None, ids, ids)
     (drawn + read).backward()
     return drawn.detach(), read.detach(), model.proj_in[0].weight.grad.clone()
 

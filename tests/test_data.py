@@ -77,10 +77,10 @@ def test_shares_of_a_batch_are_as_asked(data):
 
 
 def test_understanding_supervises_answers_only_and_holds_places_for_the_picture(data):
-    for latents, ids, labels, is_real, label_index in data.understanding(random.Random(3), 8, 16):
-        assert latents.shape == (4, 4, 4) and ids.shape == labels.shape == is_real.shape
+    for latents, ids, labels, label_index in data.understanding(random.Random(3), 8, 16):
+        assert latents.shape == (4, 4, 4) and ids.shape == labels.shape
         assert ((ids == IMAGE).sum(1) == 4 + 2).all()                 # S + U
-        assert (labels[ids == IMAGE] == IGNORE).all() and (labels[~is_real] == IGNORE).all()
+        assert (labels[ids == IMAGE] == IGNORE).all() and (labels[ids == data.tokenizer.pad] == IGNORE).all()
         learned = labels[labels != IGNORE]
         assert torch.equal(ids[labels != IGNORE], learned)
         assert torch.equal(labels[:, 1:].flatten()[label_index], learned)

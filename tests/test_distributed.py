@@ -164,7 +164,7 @@ def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weig
     def rows_of(width, ids):
         return lambda rng, n, *_: ([half if i == ids else None for i in range(width)]
                                    for half in (value[:n // 2], value[n // 2:]) if len(half))
-    batches = SimpleNamespace(texts=rows_of(4, 0), generation=rows_of(3, 1), understanding=rows_of(5, 1), shapes=())
+    batches = SimpleNamespace(texts=rows_of(3, 0), generation=rows_of(3, 1), understanding=rows_of(4, 1), shapes=())
     model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None),
                             understanding_loss=lambda latents, ids, *_: ids.mean(),
                             generation_loss=lambda latents, ids, *_, **__: 100 * ids.mean())

@@ -411,13 +411,14 @@ def test_own_pictures_have_their_own_classes_and_captions_in_any_language(photos
     for latents, ids, is_real in made.generation(random.Random(0), 60, 16, 0.0):
         for latent, row, real in zip(latents, ids, is_real):
             assert items[int(latent[0, 0])]["caption"].lower() in made.tokenizer.decode(row[real].tolist())
-    for ids, labels, is_real, _ in made.texts(random.Random(0), 20):                 # learned whole, without pictures
+    for ids, labels, _ in made.texts(random.Random(0), 20):                          # learned whole, without pictures
+        is_real = ids != made.tokenizer.pad
         assert (labels[is_real] == ids[is_real]).all() and (labels[~is_real] == IGNORE).all() and (ids >= 0).all()
 
 
 def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
     made, kinds = batches([chat], max_position_embeddings=200), set()
-    for latents, ids, labels, is_real, _ in made.understanding(random.Random(1), 60, 16):
+    for latents, ids, labels, _ in made.understanding(random.Random(1), 60, 16):
         has_picture = (ids == IMAGE).any(1)
         assert len(latents) == has_picture.sum() and set((ids == IMAGE).sum(1).tolist()) <= {0, 4 + 2}
         for row, label in zip(ids, labels):

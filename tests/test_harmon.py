@@ -57,17 +57,17 @@ def test_understanding_loss_and_all_gradients_are_official(fresh):
     """The gradient into the encoder is a tenth of what it would be (grad_scale)."""
     tokens = fresh.vae.encode(pixels(gold.input("i2t/pixel_uint8")))
     gold.check("i2t/z_enc", fresh.see(tokens)[1])
-    ids, labels, is_real = (gold.input("i2t/" + k) for k in ("input_ids", "labels", "attention_mask"))
-    loss = fresh.understanding_loss(tokens, ids, labels, is_real)
+    ids, labels = (gold.input("i2t/" + k) for k in ("input_ids", "labels"))
+    loss = fresh.understanding_loss(tokens, ids, labels)
     gold.check("i2t/loss", loss)
     loss.backward()
     check_gradients(gold, "i2t/", fresh, gold.config["grad_param_names"])
     index = torch.tensor([i for i, x in enumerate(labels[:, 1:].flatten().tolist()) if x >= 0])
-    check("label_index", fresh.understanding_loss(tokens, ids, labels, is_real, index), loss.detach(), 1e-6)
+    check("label_index", fresh.understanding_loss(tokens, ids, labels, index), loss.detach(), 1e-6)
 
 
 def test_text_only_loss_is_official(model):
-    args = [gold.input("i2t_textonly/" + k) for k in ("input_ids", "labels", "attention_mask")]
+    args = [gold.input("i2t_textonly/" + k) for k in ("input_ids", "labels")]
     gold.check("i2t_textonly/loss", model.understanding_loss(None, *args))
 
 
@@ -199,7 +199,7 @@ def learned():
     many = [x.repeat(16, *[1] * (x.dim() - 1)) for x in (tokens, prompts, is_real)]
 
     def losses():
-        return model.generation_loss(*many), model.understanding_loss(tokens, ids, labels, torch.ones_like(ids).bool())
+        return model.generation_loss(*many), model.understanding_loss(tokens, ids, labels)
     with torch.no_grad():
         before = [torch.stack(losses()) for _ in range(8)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.99), weight_decay=0.0)

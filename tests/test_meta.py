@@ -105,7 +105,7 @@ def test_training_steps_wait_for_nothing(model):
         for loss in (vae_loss(model.vae, empty(B, 3, stride * mar.grid, stride * mar.grid), 1e-6)[0],
                      model.llm.loss(llm, ids(B, T), ids(5)), model.mar.class_loss(latents, ids(B)),
                      model.generation_loss(latents, ids(B, T), ids(B, T).bool()),
-                     model.understanding_loss(latents, ids(B, L), ids(B, L), ids(B, L).bool(), ids(5))):
+                     model.understanding_loss(latents, ids(B, L), ids(B, L), ids(5))):
             assert loss.shape == () and loss.device.type == "meta" and loss.requires_grad
             loss.backward()
 

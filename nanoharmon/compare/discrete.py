@@ -62,7 +62,7 @@ class Discrete(nn.Module):
             return embeds
         return embeds.masked_scatter((ids == IMAGE).unsqueeze(-1), self.see(latents.squeeze(-1).long()))
 
-    def understanding_loss(self, latents, ids, labels, is_real, label_index=None, grid=None):
+    def understanding_loss(self, latents, ids, labels, label_index=None, grid=None):
         """Cross-entropy of the replies, as in Harmon."""
         return self.llm.loss(self.embed_with_images(latents, ids, grid), labels, label_index)
 

@@ -171,8 +171,8 @@ def arm_figures(pipe, arm, n=25, scenes=512):
         for latents, ids, is_real in data.generation(rng, 64, size, 0.0):
             generation.append(pipe.model.generation_loss(latents, ids, is_real, grid, generator=generator,
                                                          order_generator=generator).item())
-        for latents, ids, labels, is_real, index in data.understanding(rng, 64, size):
-            understanding.append(pipe.model.understanding_loss(latents, ids, labels, is_real, index, grid).item())
+        for latents, ids, labels, index in data.understanding(rng, 64, size):
+            understanding.append(pipe.model.understanding_loss(latents, ids, labels, index, grid).item())
     if arm.learns("batch"):
         drawn, _ = draw_scores(pipe, n, 2, unseen=False, steps=25)
         figures["prompts right"] = drawn["seen"]["overall"]["rate"]

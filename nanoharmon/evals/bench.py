@@ -1,9 +1,9 @@
 """How fast the model is, of how many FLOPs and bytes, at any size, with random weights: nothing is downloaded.
 
-    python -m nanoharmon.bench                                  nano: all workloads, about a minute
+    python -m nanoharmon.bench                                  nano: all but iterations, about a minute
     python -m nanoharmon.bench --preset moderate --json a.json  the size of docs/HARDWARE.md, kept in a file
     python -m nanoharmon.bench --compare a.json b.json          two such files side by side
-    python -m nanoharmon.bench --preset harmon-1.5b             full size: three of 64 iterations, and an answer
+    python -m nanoharmon.bench --preset harmon-1.5b             full size: three of 64 iterations, vae, an answer
     python -m nanoharmon.bench --only draw --mar.diffloss_d 6   one workload, another size
     python -m nanoharmon.bench --dry-run                        the plan: parameters and memory, without weights
 
@@ -162,7 +162,7 @@ def understanding(inputs, parts):
     labels[:, -REPLY:] = ids[:, -REPLY:]
     index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)
     return partial(backward, inputs, parts, lambda: inputs.model.understanding_loss(
-        latents, ids, labels, torch.ones_like(ids, dtype=torch.bool), index))
+        latents, ids, labels, index))
 
 
 def backward(inputs, parts, loss):

@@ -77,7 +77,7 @@ class Batches:
         return to_pixels(torch.from_numpy(pictures)).to(self.device)
 
     def texts(self, rng, n):
-        """Stage llm: texts without pictures. Yields for each half ids, labels, is_real (n/2, L) and label_index."""
+        """Stage llm: texts without pictures. Yields for each half ids, labels (n/2, L) and label_index."""
         sequences = []
         for source in self.pick(rng, n, "texts"):
             turns, learn_all = source.text(rng)
@@ -118,9 +118,9 @@ class Batches:
             yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
 
     def parts(self, rng, n, size, caption_drop):
-        """Stages 2 and 3, shapes world: pictures of which one part is to be drawn anew, and prompts that say what is
-        there then, but for a share of caption_drop. Latents before (n, S, C), pictures after (n, 3, size, size), ids
-        and is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
+        """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts that say
+        what is there then, but for a share of caption_drop. Latents before (n, S, C), pictures after
+        (n, 3, size, size), ids and is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
         board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
         cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
         for _ in range(n):
@@ -134,8 +134,8 @@ class Batches:
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
     def understanding(self, rng, n, size, thoughts=0.0):
-        """Stages 1 to 3: conversations about pictures. Yields for each half latents (m, S, C), then ids, labels and
-        is_real (n/2, L), and label_index. m <= n/2: a conversation without a picture has no latents.
+        """Stages 1 to 3: conversations about pictures. Yields for each half latents (m, S, C), then ids, labels
+        (n/2, L), and label_index. m <= n/2: a conversation without a picture has no latents.
 
         thoughts: see ShapesData.understanding_item.
         """
@@ -179,12 +179,12 @@ class Batches:
         return most <= self.room or len(self.encode(turns)[0]) <= self.room
 
     def supervised(self, sequences):
-        """[(ids, labels), ...] as lists -> ids, labels, is_real (B, L), and label_index: the places in the flattened
+        """[(ids, labels), ...] as lists -> ids, labels (B, L), and label_index: the places in the flattened
         labels[:, 1:] that are supervised, so that the loss computes the logits of these only (Qwen.loss)."""
-        ids, is_real = pad([ids for ids, _ in sequences], self.tokenizer.pad, "cpu")
+        ids = pad([ids for ids, _ in sequences], self.tokenizer.pad, "cpu")[0]
         labels = pad([labels for _, labels in sequences], IGNORE, "cpu")[0]
         label_index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)    # on the host: a GPU would have to wait
-        return tuple(x.to(self.device) for x in (ids, labels, is_real, label_index))
+        return tuple(x.to(self.device) for x in (ids, labels, label_index))
 
 
 def halves(picked, sequences, key):

@@ -24,8 +24,8 @@ def stage_losses(config, name, model, batches, rng, generator):
         loss, parts = vae_loss(model.vae, batches.images(rng, n * (stage.size // size) ** 2, size), KL_WEIGHT)
         yield loss, {"vae": loss, **parts}
     elif name == "llm":
-        for ids, labels, is_real, label_index in batches.texts(rng, n):
-            loss = model.understanding_loss(None, ids, labels, is_real, label_index)
+        for ids, labels, label_index in batches.texts(rng, n):
+            loss = model.understanding_loss(None, ids, labels, label_index)
             yield loss * (len(ids) / n), {"text": loss}
     elif name == "mar":
         latents, labels = batches.class_pictures(rng, n, stage.size)
@@ -46,6 +46,6 @@ def stage_losses(config, name, model, batches, rng, generator):
             loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all, **shown)
             yield loss * (len(ids) / n), {"generation": loss}
-        for latents, ids, labels, is_real, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
-            loss = model.understanding_loss(latents, ids, labels, is_real, label_index, grid)
+        for latents, ids, labels, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
+            loss = model.understanding_loss(latents, ids, labels, label_index, grid)
             yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}

@@ -109,7 +109,7 @@ class Blank:
         """One answer about a picture of so many places, or about none."""
         shape = n, places + 2 * TEXT
         ids, labels, index = (unfilled(*s, dtype=torch.long) for s in (shape, shape, (n * TEXT,)))
-        return ids, labels, unfilled(*shape, dtype=torch.bool), index
+        return ids, labels, index
 
     def texts(self, rng, n):
         for rows, _ in halves(range(n), range(n), int):

@@ -20,7 +20,7 @@ class OptimConfig:
     muon_momentum: float = arg(0.95, "momentum of Muon", **BELOW_1)
     beta1: float = arg(0.9, "AdamW beta1", **BELOW_1)
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)", **BELOW_1)
-    weight_decay: float = arg(0.02, "weight decay; none on norms, biases, embeddings and the diffusion head")
+    weight_decay: float = arg(0.02, "weight decay; none on norms, biases, embeddings and the diffusion MLP")
     clip: float = arg(1.0, "largest norm of the gradient")
     ema: float = arg(0.998, "decay of the weights' moving average, after its ramp", **BELOW_1)
     schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine",
@@ -57,7 +57,7 @@ class StageConfig:
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup", low=0)
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance", **SHARE)
-    hide_all: float = arg(0.0, "share of steps that generate from the prompt alone, all tokens hidden, beside those "
+    hide_all: float = arg(0.0, "share of pictures drawn from the prompt alone, all tokens hidden, beside those "
                                "that mar.mask_ratio gives (official: 0)", **SHARE)
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
@@ -176,7 +176,7 @@ def quicken(config):
     """Change a Config in place so that a first try takes a sixth of the time (train.py --quick).
 
     Scenes have one object, and stage 3 stays at stage 2's resolution: more cannot be learned in minutes. The VAE says
-    how good anything can look, and mar and 3 teach the diffusion head: they keep the largest shares of their steps.
+    how good anything can look, and mar and 3 teach the diffusion MLP: they keep the largest shares of their steps.
     Understanding is learned long before generation: half of its pictures will do. (Shares: tried by hand, docs/LOG.md.)
     """
     size = config.stages["2"].size

@@ -3,7 +3,7 @@
 Prompts for evaluation follow GenEval's metadata schema (arXiv 2310.11513), so that judge.py can say exactly whether a
 picture is right. No function names a pair of `UNSEEN` unless asked to.
 
-    python -m nanoharmon.world.prompts       prints a few of each, and writes their pictures
+    python -m nanoharmon.world.prompts       prints what can be said of random scenes, and writes pictures
 """
 import random
 from collections import Counter
