@@ -24,8 +24,6 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
     if region is not None:                                   # a thought would place what the region places
         options["think"] = False
-        if pipe.meta.get("parts"):                           # of parts no unconditional request was learned
-            options["cfg"] = 1.0
     given = {name: value for name, value in given.items() if value is not None}
     options |= given
     for name in "think", "fast":

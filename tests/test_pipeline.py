@@ -103,8 +103,9 @@ def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper(pipe, t
     part = dict(image=RED, region=(0, 0, 8, 8))              # its place is told already: no thought
     assert [thinker.drawing_options(["x"], **given)["think"]
             for given in ({}, dict(think=False), part, dict(part, think=True))] == [True, False, False, True]
-    parts = Pipeline(pipe.model, pipe.tokenizer, {"size": 32, "draw": own, "parts": True})   # trained without guidance
-    assert [parts.drawing_options(["x"], **given)["cfg"] for given in ({}, part, dict(part, cfg=2.0))] == [2.5, 1, 2]
+    for is_part, words in (False, "generate an image."), (True, "generate this part of the image."):
+        ids, is_real = pipe.prompt_ids(["x"], guided=True, part=is_part)
+        assert pipe.tokenizer.decode(ids[1][is_real[1]].tolist()).startswith(f"user\n{words}")
 
 
 def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_named(pipe, pictures, tmp_path):
