@@ -344,8 +344,12 @@ def test_a_signal_between_steps_ends_at_once_and_a_second_one_always():
 def test_the_end_tells_the_main_figures():
     figures = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))["results"]
     drawn, answered, vae = watch.summary(train.evaluate.flatten(figures))
-    assert drawn.startswith("drawn right: single_object 100%") and drawn.endswith("overall 99%")
-    assert answered == "answered right: existence 100%, questions 94%, captions 96%" and vae.endswith("pictures 99%")
+    one, all_, exist, vqa, caption, pictures = (f"{x['rate']:.0%}" for x in (
+        *(figures["geneval"]["seen"][task] for task in ("single_object", "overall")), figures["pope"]["seen"]["random"][
+            "accuracy"], figures["vqa"]["seen"]["overall"], figures["caption"]["seen"], figures["vae"]["right"]))
+    assert drawn.startswith(f"drawn right: single_object {one}") and drawn.endswith(f"overall {all_}")
+    assert answered == f"answered right: existence {exist}, questions {vqa}, captions {caption}"
+    assert vae.endswith(f"pictures {pictures}")
     assert watch.summary({}) == []
 
 
