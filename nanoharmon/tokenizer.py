@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, normal
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
 GENERATE_PART = "Generate this part of the image: {}"        # ours: of a picture whose other parts stay
 GENERATE_ANYTHING = "Generate an image."    # the unconditional ones, for classifier-free guidance
-ANY_PART = "Generate this part of the image."
+GENERATE_ANY_PART = "Generate this part of the image."
 DESCRIBE = "describe the image."            # what the captions of training answer
 LOCATE = "say what is where."               # ours: what the fullest description answers
 LOOK = "look:"                              # ours: a reply that is begun so says first what it sees (replies.py)
@@ -141,7 +141,7 @@ class Tokenizer:
 
     def drawing(self, prompt=None, part=False):
         """Ids of the request to draw `prompt`; None = the unconditional request. part: it is about a part only."""
-        request, anything = (GENERATE_PART, ANY_PART) if part else (GENERATE, GENERATE_ANYTHING)
+        request, anything = (GENERATE_PART, GENERATE_ANY_PART) if part else (GENERATE, GENERATE_ANYTHING)
         text = anything if prompt is None else request.format(prompt)
         return self.chat([{"role": "user", "content": text}])[0]
 

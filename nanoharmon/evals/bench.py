@@ -161,8 +161,7 @@ def understanding(inputs, parts):
     labels = torch.full_like(ids, -100)
     labels[:, -REPLY:] = ids[:, -REPLY:]
     index = (labels[:, 1:].flatten() >= 0).nonzero().squeeze(1)
-    return partial(backward, inputs, parts, lambda: inputs.model.understanding_loss(
-        latents, ids, labels, index))
+    return partial(backward, inputs, parts, lambda: inputs.model.understanding_loss(latents, ids, labels, index))
 
 
 def backward(inputs, parts, loss):
