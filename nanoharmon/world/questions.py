@@ -4,15 +4,16 @@ Every answer is true by construction. Questions are asked in the ways of phrases
 them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
-picture in reading order until that is found; of two things, on which sides of the second the first is, one by one. So
-at each word there is one thing to find out: what was meant, what is at the next place, whether that is it. The answer
-can be read off the last words.
+picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
+of two things, on which sides of the second the first is, one by one. So at each word there is one thing to find out:
+what was meant, what is at the next place, whether that is it. The answer can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
 """
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from ..tokenizer import LOOK
@@ -43,8 +44,8 @@ class QA:
 
     @property
     def reply(self) -> str:
-        """The answer after what is looked at for it: "look: cross: at the top a red ring, in the middle a blue cross.
-        blue"."""
+        """The answer after what is looked at for it: "look: cross: at the top a red ring no, in the middle a blue cross
+        yes. blue"."""
         return f"{LOOK} {self.look}. {self.answer}" if self.look else f"{LOOK} {self.answer}"
 
 
@@ -59,16 +60,19 @@ def sides(a: Object, b: Object) -> list | None:
     return found or None
 
 
-def look(scene: Scene, *targets) -> str:
-    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target;
-    everything when it has none. "cross: at the top left a red ring, in the middle a blue cross"; two targets make two
-    looks, with "; " between."""
+def look(scene: Scene, *targets, count: bool = False) -> str:
+    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target.
+    "cross: at the top left a red ring no, in the middle a blue cross yes"; two targets make two looks, with "; "
+    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". Without a name each kind is."""
     looks = []
     for name, wanted in targets:
-        seen = []
+        seen, met = [], Counter()
         for o in sorted(scene.objects, key=reading_order):
-            seen.append(f"{place_of(o)} {phrase(*o.pair)}")
-            if o in wanted:
+            met[o.pair if not name else o in wanted] += 1
+            verdict = NUMBERS[met[o.pair]] if not name else "no" if o not in wanted else (
+                NUMBERS[met[True]] if count else "yes")
+            seen.append(f"{place_of(o)} {phrase(*o.pair)} {verdict}")
+            if verdict == "yes":
                 break
         looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
@@ -124,7 +128,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
-        looks = look(scene, *zip(sought, targets)) + f"; {compared}" * bool(compared)
+        looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
         found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
@@ -141,13 +145,14 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             words = rng.choice(fits)
             there = [o for o in scene.objects if matches(words, o)]
             add(kind, "yes" if want == (kind == "exist") else "no", there[0] if len(there) == 1 else None,
-                wanted=there, thing=words)
+                wanted=there, name=f"no {words}" if kind == "none" else words, thing=words)
 
     # counts: mostly of something present, else anything (so often "zero")
     present = [w for w in count if count[w]] + ["object"]
     anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
     for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
-        add("count", NUMBERS[count.get(words, len(scene.objects))], thing=words)
+        fits = [o for o in scene.objects if matches(words, o)]
+        add("count", NUMBERS[len(fits)], wanted=fits, thing=words)
 
     # the color of what its shape alone tells apart, the shape of what its color does
     for o in scene.objects:
@@ -157,7 +162,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                 is_so = rng.random() < 0.5
                 other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
                 kind = rng.choice(("is color", "is color", "is not color"))
-                name = f"{other} {o.shape}"                       # there is no other one: if this is met, it is so
+                name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
                     the=f"the {o.shape}", color=other)
         if count[f"{o.color} object"] == 1:
