@@ -55,8 +55,8 @@ LOOKED = re.compile(rf"{LOOK}(.*?)\. (.*)", re.DOTALL)                    # the 
 
 
 def seen_and_said(reply):
-    """The reply "look: cross: at the top a red ring, in the middle a blue cross. yes" -> what was looked at, and the
-    answer "yes", which is "" where the reply ends in the middle of the look."""
+    """The reply "look: cross: at the top a red ring no, in the middle a blue cross yes. blue" -> what was looked at, and
+    the answer "blue", which is "" where the reply ends in the middle of the look."""
     if found := LOOKED.fullmatch(reply):
         return found[1].strip(), found[2].strip()
     looks, rest = reply.startswith(LOOK), reply.removeprefix(LOOK).strip()

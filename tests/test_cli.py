@@ -160,9 +160,9 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 
 def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
-    seen = "cross: at the top a red ring, in the middle a blue cross"
+    seen = "cross: at the top a ring no, in the middle a cross yes"
     replies = [f" {seen}. blue", f" ring: at the top a red ring; {seen}. above it", " sorry, no.", f" {seen[7:]}. two",
-               f" ring: at the top a red ring; {seen[:-6]}"]
+               f" ring: at the top a red ring; {seen[:-10]}"]
     says = iter(replies)
 
     def stream(*_):
