@@ -42,7 +42,8 @@ def stage_losses(config, name, model, batches, rng, generator):
                 before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size, stage.caption_drop)
                 hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n, S-K, C)
                 with torch.no_grad():
-                    latents = before.scatter(1, hidden, model.vae.encode(after).gather(1, hidden))
+                    after = model.vae.encode(after).to(before.dtype)         # autocast may have made it bfloat16
+                    latents = before.scatter(1, hidden, after.gather(1, hidden))
             loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all, **shown)
             yield loss * (len(ids) / n), {"generation": loss}

@@ -51,7 +51,7 @@ class Run:
         """The dtype of autocast, None = float32: on CPU, bfloat16 was a quarter to a half slower (docs/LOG.md)."""
         if self.device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
     def autocast(self):
         return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
