@@ -157,6 +157,8 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                 related, _, answer = looks.pop(0).rpartition(" ")
                 assert answer == found[related] == qa.answer
             assert not looks and seen_and_said(qa.reply) == (qa.look, qa.answer)
+    assert seen_and_said("look: at the top a red") == ("at the top a red", "")           # cut in the middle of it
+    assert seen_and_said("look: sorry, no.") == ("", "sorry, no.")
     assert ends["exist", True] > 20 and ends["relation", True] > 10 and ends["place", True] > 20
 
 

@@ -367,7 +367,13 @@ def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():
     config.data.board, config.data.mix = 4, ("my/shapes:1", "shapes2")
     check_sizes(config)
     config.data.mix = "my/shapes:1", "shapes:2"
-    with pytest.raises(ValueError, match="--stage_3.parts 0"):
+    with pytest.raises(ValueError, match="6 tokens a side do not fit; pass --stage_3.parts 0"):
+        check_sizes(config)
+    config.data.layout, config.data.board = "free", 3
+    with pytest.raises(ValueError, match="--data.layout free has none; pass --stage_3.parts 0"):
+        check_sizes(config)
+    config.model.mar.buffer_size = 0
+    with pytest.raises(ValueError, match="--mar.buffer_size 0, expected at least 1"):
         check_sizes(config)
 
 

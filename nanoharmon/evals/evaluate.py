@@ -148,7 +148,15 @@ def main(argv=None):
                              f"{','.join(BENCHES)}; pass --bench geneval")
     if "quality" in benches and args.n:
         check_count(args.n)
+    if "probe" in benches and args.n and args.n < 10:
+        raise ValueError(f"--n {args.n}: probe fits a layer to so many scenes, expected 10 or more; pass a larger --n, "
+                         f"or leave probe out")
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
+    if "edit" in benches and placement(pipe)["layout"] != "board":
+        if args.bench:
+            raise ValueError("--bench edit is about cells of a board, and this checkpoint's scenes have none; leave it "
+                             "out")
+        benches = [bench for bench in benches if bench != "edit"]
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     plan = pipe.drawing_options(["a red circle"], args.size, **options)
     out = out_folder(args.out)

@@ -58,7 +58,7 @@ def tables(results, reasons=()):
                 (group, found[group]), (f"{group}, likelihood", found[group]["likelihood"]))}
             parts.append(titled("shapes-VQA: free text, and likeliest candidate, right, %",
                                 {kind: {name: by.get(kind) for name, by in columns.items()}
-                                 for kind in found["seen"]["likelihood"]}))
+                                 for kind in found["seen"] if kind != "likelihood"}))
         elif bench == "caption":
             parts.append(titled("captions right, %", {"caption": found}))
         elif bench == "phrases":

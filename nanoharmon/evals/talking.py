@@ -145,8 +145,6 @@ def edit_batch(pipe, seed, kind, start, stop, size, options):
 def edit_scores(pipe, n=50, seed=0, pool=None, progress=None, look=None, size=None, **options):
     """{"replace": rate, "add": rate, "remove": rate}: n scenes each; nothing else may have changed. Options of
     whole pictures are left out: a cell has fewer tokens than --iters, and needs no thought."""
-    if placement(pipe)["layout"] != "board":
-        raise ValueError("--bench edit is about cells of a board, and this checkpoint's scenes have none; leave it out")
     options = {k: v for k, v in options.items() if k not in ("think", "iters")}
     jobs = [(seed, kind, part[0], part[-1] + 1, size or pipe.size, options) for kind in EDITS
             for part in batches(range(n), 10)]

@@ -234,6 +234,9 @@ def check_sizes(config):
     """Complain about pictures that are no whole number of tokens, or too many. Given parts have sizes of their own."""
     stages, model = config.stages, config.model
     stride, limit = model.vae.stride, model.llm.max_position_embeddings
+    if not model.mar.buffer_size:
+        raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
+                         "that the LLM is given; change that flag")
     names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
@@ -244,9 +247,12 @@ def check_sizes(config):
         if name in (*HARMON_STAGES, "reca") and tokens + TEXT > limit:
             raise ValueError(f"--stage_{name}.size is {stage.size}, that is {tokens} tokens: with {TEXT} of text they "
                              f"exceed --llm.max_position_embeddings {limit}; change that flag")
-        if stage.parts and stage.size // stride % config.data.board and "shapes" in names:
-            raise ValueError(f"--stage_{name}.parts {stage.parts} hides cells of a board of {config.data.board}, which "
-                             f"{stage.size // stride} tokens a side do not fit; pass --stage_{name}.parts 0")
+        if stage.parts and "shapes" in names:
+            is_free, side = config.data.layout == "free", stage.size // stride
+            if is_free or side % config.data.board:
+                what = "--data.layout free has none" if is_free else f"{side} tokens a side do not fit"
+                raise ValueError(f"--stage_{name}.parts {stage.parts} hides cells of a board of {config.data.board}: "
+                                 f"{what}; pass --stage_{name}.parts 0")
     if stages["vae"].size < stages["1"].size:
         raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
                          f"expected the larger of the two: the vae is trained on both")

@@ -140,7 +140,7 @@ def begin(run, sources):
 
 def size_flags(run):
     """Those of the changed fields that change sizes, as flags."""
-    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("vae.", "mar.", "llm."))]
+    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("model.", "vae.", "mar.", "llm."))]
 
 
 def count_shards(config, out, world_size):
@@ -157,7 +157,7 @@ def count_shards(config, out, world_size):
 
 # --- what may go on ---------------------------------------------------------------------------------------------------
 
-SHAPING = "size", "train_parts", "muon", "fsdp", "own_positions"     # settings that decide what a state consists of
+SHAPING = "size", "train_parts", "muon", "given", "fsdp", "own_positions"     # settings that decide what a state consists of
 # of settings, in runs that began before they were renamed
 OLD_NAMES = {"draw_batch": "batch", "read_batch": "understanding_batch", "read_weight": "understanding_weight"}
 

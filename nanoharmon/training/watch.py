@@ -48,13 +48,13 @@ def snapshot(pipe, batches, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     pictures, answers = [], []
     for source in batches.sources:
-        drawn, said = (snapshot_of_shapes(pipe, source, name, size) if source.name == "shapes" else
-                       snapshot_of_held_out(pipe, source, name, size, batches.first_class[source.name]))
+        of = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
+        drawn, said = of(pipe, source, name, size, batches.first_class[source.name])
         pictures, answers = pictures + drawn, answers + said
     return grid(pictures, 8) if pictures else None, answers
 
 
-def snapshot_of_shapes(pipe, source, name, size):
+def snapshot_of_shapes(pipe, source, name, size, first_class):
     scene = max(map(source.scene, range(-20, 0)), key=lambda s: len(s.objects))              # training's count from 0
     questions = [question.format(color=scene.objects[0].color) for question in QUESTIONS]
     if name == "vae":
@@ -63,7 +63,8 @@ def snapshot_of_shapes(pipe, source, name, size):
         texts = [language.locate(scene) + "\n" + question for question in questions]
         return [], [[text, "".join(pipe.reply([{"role": "user", "content": text}]))] for text in texts]
     if name == "mar":
-        return from_classes(pipe, random.Random(0).sample(shapes.SEEN_CLASSES, 16), size), []
+        some = random.Random(0).sample(shapes.SEEN_CLASSES, 16)
+        return from_classes(pipe, [first_class + label for label in some], size), []
     image = Image.fromarray(shapes.render(scene, size))
     return (pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0),
             [[question, pipe.answer(image, question, size=size)] for question in questions])
