@@ -20,7 +20,6 @@ Scenes come from seeds that training never uses, random.Random(f"eval/{seed}/...
 intervals; they treat pictures as independent, although several share a prompt, and the overall score pools the tasks
 (they are equally large, so that is GenEval's mean of the tasks).
 """
-import sys
 from argparse import BooleanOptionalAction
 
 import numpy as np
@@ -35,7 +34,7 @@ from ..pictures import to_pictures
 from ..pipeline import load_pipeline
 from ..world import shapes
 from ..world.judge import judge_scene
-from . import external, report, study
+from . import external, report
 from .common import (batches, drawing_flags, drawing_options, fresh_scene, out_folder, over_processes, placement, rate,
                      workers)
 from .geneval import REASONS, draw_scores
@@ -118,9 +117,6 @@ def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **opt
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if any(flag.partition("=")[0] == "--study" for flag in argv):                # the older name of evals.study NAME
-        return study.main([flag.removeprefix("--study=") for flag in argv if flag != "--study"])
     parser = Parser(prog="python -m nanoharmon.evaluate", description=__doc__)
     add = parser.add_argument
     add("--bench", help=f"some of {','.join(BENCHES)} (default: all)")

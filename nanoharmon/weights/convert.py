@@ -19,7 +19,6 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-from argparse import SUPPRESS
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -264,10 +263,7 @@ def main(argv=None):
     add("--dtype", choices=DTYPES, help="of the written weights (default bfloat16)")
     add("--preset", choices=PRESETS, help="of pieces: sizes of parts that no file holds (default harmon-0.5b)")
     add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
-    add("--parity", action="store_true", help=SUPPRESS)              # its old name: python tests/parity.py now
     args, flags = parser.parse_known_args(argv)
-    if args.parity:
-        raise ValueError("--parity is a script of its own now; run python tests/parity.py in a clone of the repository")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
     for flag, needless in ("preset", args.harmon and "--harmon"), ("dtype", not args.out and "--report without --out"):
