@@ -16,16 +16,17 @@ from ..training.parallel import end_with_parent
 from ..world import shapes
 
 BATCH = 64                                                      # pictures drawn, or questions answered, at once
+Z = 1.959964                                                    # 95 % of a normal distribution lie within Z sigma
 
 
 # --- rates and their intervals ----------------------------------------------------------------------------------------
 
-def wilson(right, n, z=1.959964):
-    """The Wilson score interval of a proportion: (low, high), 95 % by default."""
+def wilson(right, n):
+    """The Wilson score interval of a proportion, 95 %: (low, high)."""
     if n == 0:
         return 0.0, 1.0
-    p, zz = right / n, z * z / n
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    p, zz = right / n, Z * Z / n
+    middle, half = p + zz / 2, Z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
     return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))
 
 

@@ -121,11 +121,11 @@ def frechet(a, b):
     return (apart + a.var(dim=0).sum() + b.var(dim=0).sum() - 2 * cross).clamp(min=0).item()
 
 
-def within(points, reference, k=NEIGHBOURS):
-    """Which of points (n, d) lie in the ball around some reference point that reaches to its k-th neighbour: (n,)."""
+def within(points, reference):
+    """Which of points (n, d) lie in the ball around some reference point that reaches to its third neighbour: (n,)."""
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}                     # 0 between equal points
     between = torch.cdist(reference, reference, **exact).fill_diagonal_(torch.inf)
-    return (torch.cdist(points, reference, **exact) <= between.kthvalue(k, dim=1).values).any(dim=1)
+    return (torch.cdist(points, reference, **exact) <= between.kthvalue(NEIGHBOURS, dim=1).values).any(dim=1)
 
 
 def psnr(a, b):
