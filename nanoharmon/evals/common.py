@@ -1,17 +1,13 @@
-"""What the benchmarks share: rates with intervals, flags, work over processes, scenes that training never saw."""
+"""What the benchmarks share: rates with intervals, work over processes, scenes that training never saw."""
 import contextlib
 import math
 import random
 import signal
-from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 
-from ..cli import number
-from ..config import SAMPLERS
-from ..plans import OFFICIAL
 from ..training.parallel import end_with_parent
 from ..world import shapes
 
@@ -44,27 +40,6 @@ def out_folder(path):
     except OSError as e:
         raise ValueError(f"cannot make the folder {path}: {e.strerror}; change --out") from None
     return Path(path)
-
-
-# --- flags ------------------------------------------------------------------------------------------------------------
-
-def drawing_flags(parser):
-    """The flags that say how pictures are drawn."""
-    add, own = parser.add_argument, "(default: the checkpoint's own)"
-    add("--size", type=number(int, 1), help="side of the pictures in pixels " + own)
-    add("--cfg", type=number(float, 0, 100), help="guidance " + own)
-    add("--cfg-schedule", choices=("constant", "linear"), help=own)
-    add("--iters", type=number(int, 1), help="unmasking iterations " + own)
-    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
-    add("--sampler", choices=SAMPLERS, help=own)
-    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
-    add("--think", action=BooleanOptionalAction, help="the LLM first says what will be where " + own)
-    add("--fast", action="store_true", default=None, help="few --iters and --steps, a measured choice (plans.py)")
-
-
-def drawing_options(args):
-    """What these flags say, for Pipeline.draw: None where it is the checkpoint's to say."""
-    return {name: getattr(args, name) for name in OFFICIAL}
 
 
 # --- work over processes ----------------------------------------------------------------------------------------------
