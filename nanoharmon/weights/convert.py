@@ -28,12 +28,12 @@ from ..cli import DTYPES, Parser, run_main
 from ..config import PRESETS, HarmonConfig, from_dict, to_dict
 from ..files import check_folder, read_json, write_bytes, write_json
 from ..flags import check_model, override
-from ..harmon import Harmon, projector
+from ..harmon import projector
 from ..mar import MAR
 from ..qwen import Qwen
 from ..tokenizer import Tokenizer
 from ..vae import VAE
-from .checkpoint import blank, load_weights
+from .checkpoint import blank, load_weights, meta_model
 from .recognise import in_place_of_a_folder
 from .safetensors import save_safetensors
 from .sizes import llm_config, mar_config, vae_config
@@ -140,8 +140,7 @@ class Assembly:
                              f"pass a --vae and a --mar that belong together")
         try:
             check_model(config)
-            with blank():
-                self.model = Harmon(config)
+            self.model = meta_model(config)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
                              f"--llm.x") from None
