@@ -30,7 +30,7 @@ from .. import cli
 from ..cli import Parser, drawing_flags, model_flags, number
 from ..config import nearest
 from ..files import write_json
-from ..pictures import to_pictures
+from ..pictures import psnr, to_pictures
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
 from ..world import shapes
@@ -39,7 +39,7 @@ from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
 from .geneval import REASONS, draw_scores
 from .probe import probe_scores
-from .quality import check_count, psnr, quality_scores
+from .quality import check_count, quality_scores
 from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 

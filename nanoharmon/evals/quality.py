@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..pictures import to_pictures, to_pixels
+from ..pictures import psnr, to_pictures, to_pixels
 from ..training.optim import Muon
 from ..world import prompts, shapes
 from .common import batches, over_processes, placement, rate
@@ -126,12 +126,6 @@ def within(points, reference):
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}                     # 0 between equal points
     between = torch.cdist(reference, reference, **exact).fill_diagonal_(torch.inf)
     return (torch.cdist(points, reference, **exact) <= between.kthvalue(NEIGHBOURS, dim=1).values).any(dim=1)
-
-
-def psnr(a, b):
-    """Mean over pictures (n, H, W, 3) uint8 of the peak signal-to-noise ratio, in dB."""
-    error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
-    return float((10 * np.log10(255 ** 2 / np.maximum(error, 1e-9))).mean())
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
