@@ -14,15 +14,15 @@ A checkpoint that has learned to --think first says what will be where, in words
 """
 import sys
 import time
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import ArgumentTypeError
 from contextlib import nullcontext
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nanoharmon.cli import Parser, explain_flags, first_of, model_flags, number, refuse_beside, run_main, text
-from nanoharmon.config import SAMPLERS, SCHEDULES
+from nanoharmon.cli import (Parser, drawing_flags, explain_flags, first_of, model_flags, number, refuse_beside,
+                            run_main, text)
 from nanoharmon.files import check_folder, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
 from nanoharmon.words import note_unseen
@@ -52,17 +52,7 @@ def parse_args(argv=None):
     add("--size", type=size, metavar="N|WxH", help="pixels, multiples of the VAE's stride (default: the checkpoint's)")
     add("--image", metavar="FILE", help="with --region: the picture to change; it is resized to --size")
     add("--region", type=box, metavar="x0,y0,x1,y1", help="the part to draw anew, in pixels of --image")
-    own = "(default: the checkpoint's own, else {})".format
-    add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
-    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
-    add("--iters", type=number(int, 1, 10**6), help="unmasking iterations, at most the number of tokens " + own(64))
-    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
-    add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
-    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
-    add("--think", action=BooleanOptionalAction, help="first let the LLM say what will be where, and draw that; it "
-        "must have learned to (default: the checkpoint's own, else no)")
-    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice "
-        "(docs/RESULTS.md)")
+    drawing_flags(parser)
     explain_flags(parser)
     model_flags(parser)
     args = parser.parse_args(argv)

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from .config import PRESETS, nearest
+from .config import PRESETS, SAMPLERS, SCHEDULES, nearest
 
 DTYPES = "float32", "bfloat16", "float16"
 PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
@@ -119,6 +119,22 @@ def model_flags(parser):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument("--dtype", choices=(*DTYPES, "auto"), default="float32", help="of the weights; auto: the "
                         "faster of float32 and bfloat16 on this machine (default float32)")
+
+
+def drawing_flags(parser):
+    """Those of sample.py and evaluate that say how pictures are drawn, by the names of Pipeline.draw (plans.OFFICIAL);
+    None where it is the checkpoint's to say."""
+    add, own = parser.add_argument, "(default: the checkpoint's own, else {})".format
+    add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
+    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
+    add("--iters", type=number(int, 1, 10**6), help="unmasking iterations, at most the number of tokens " + own(64))
+    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
+    add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
+    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
+    add("--think", action=argparse.BooleanOptionalAction, help="first let the LLM say what will be where, and draw "
+        "that; it must have learned to " + own("no"))
+    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice "
+        "(docs/RESULTS.md)")
 
 
 def explain_flags(parser, beside=""):

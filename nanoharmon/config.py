@@ -22,13 +22,13 @@ POSITIVE = {"low": 1e-12, "high": 1e12}
 LAYERS = {"low": 1, "high": 200}
 
 
-def arg(default, help, low=None, high=10**9, choices=(), later=False):
+def arg(default, help, low=None, high=10**9, choices=()):
     """A dataclass field with its --help text and the values it may have (checked by flags.check_fields).
 
-    low: by default 1 for whole numbers and 0 for others. later: files written before the field existed may lack it.
+    low: by default 1 for whole numbers and 0 for others.
     """
     low = int(type(default) is int or type(default) is tuple) if low is None else low
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "later": later})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass
@@ -173,7 +173,7 @@ def from_dict(cls, values, where="config.json"):
     for name in values:
         if name not in fields:
             raise ValueError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
-    missing = [name for name, f in fields.items() if name not in values and not f.metadata.get("later")]
+    missing = [name for name in fields if name not in values]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     made = {}

@@ -26,10 +26,9 @@ import torch
 from .chapters import LETTERS, chapters
 from .cli import markdown_table
 from .config import PRESETS, nearest
-from .harmon import Harmon
 from .pipeline import Pipeline
 from .tokenizer import Tokenizer
-from .weights.checkpoint import blank
+from .weights.checkpoint import meta_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -239,8 +238,7 @@ def without_weights(preset, ckpt=None):
         tokenizer = Tokenizer.load(ckpt or ROOT / "checkpoints" / "nano")
     except ValueError as e:
         raise ValueError(f"{e}; pass another --ckpt, whose tokenizer is used") from None
-    with blank():
-        return Pipeline(Harmon(PRESETS[preset]()), tokenizer)
+    return Pipeline(meta_model(PRESETS[preset]()), tokenizer)
 
 
 def dry_draw(pipe, prompt, n, plan):

@@ -210,14 +210,14 @@ class MAR(nn.Module):
         target = take(latents, hidden).flatten(0, 1).repeat(mul, 1)              # (mul*B*(S-K), C)
         return self.diffloss(target, z.flatten(0, 1), t, noise, generator).mean()
 
-    def class_loss(self, latents, labels, generator=None, order_generator=None, grid=None):
+    def class_loss(self, latents, labels, generator=None, order_generator=None):
         """MAR's own training step: latents (B, S, C), labels (B,), -1 = none. A share is dropped, for guidance."""
         B, S, _ = latents.shape
         visible, hidden = random_split(self.config, B, S, latents.device, order_generator)
         condition = self.class_emb(labels.clamp(min=0))                          # (B, D)
         drop = torch.rand(B, 1, device=latents.device, generator=generator) < self.config.label_drop_prob
         condition = torch.where(drop & self.training | (labels < 0)[:, None], self.fake_latent, condition)
-        z = self.decode(self.encode(latents, visible, grid, condition), visible, grid, hidden)       # (B, S-K, D)
+        z = self.decode(self.encode(latents, visible, condition=condition), visible, places=hidden)  # (B, S-K, D)
         return self.loss(z, latents, hidden, generator=generator)
 
     # --- drawing ---------------------------------------------------------------------------------------------------

@@ -146,6 +146,12 @@ def to_pictures(image):
     return [Image.fromarray(a) for a in array]
 
 
+def psnr(a, b):
+    """Mean over pictures (n, H, W, 3) uint8 of the peak signal-to-noise ratio, in dB."""
+    error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
+    return float((10 * np.log10(255 ** 2 / np.maximum(error, 1e-9))).mean())
+
+
 def pad_square(image):
     """Centre a picture on a grey square: nothing is cut off, nothing is stretched."""
     image = to_rgb(image)

@@ -191,14 +191,13 @@ class VAE(nn.Module):
         return height // s, width // s
 
 
-def vae_loss(vae, image, kl_weight, noise=None):
+def vae_loss(vae, image, kl_weight):
     """L1 + 10 MSE + kl_weight * KL, and the parts for the log. image (B, 3, H, W).
 
     KL is the mean over the batch and the latents' numbers of 0.5 (mean^2 + var - 1 - logvar).
     """
     mean, logvar = vae.moments(image)
-    noise = torch.randn_like(mean) if noise is None else noise
-    out = vae.reconstruct(mean + (0.5 * logvar).exp() * noise).float()
+    out = vae.reconstruct(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).float()
     mse, l1 = F.mse_loss(out, image), F.l1_loss(out, image)
     kl = kl_divergence(mean.float(), logvar.float()).mean()
     return l1 + 10 * mse + kl_weight * kl, {"mse": mse.detach(), "kl": kl.detach()}

@@ -26,7 +26,7 @@ import train
 from nanoharmon import bench, convert, data, evaluate, probe
 from nanoharmon.cli import run_main
 from nanoharmon.config import to_dict
-from nanoharmon.evals import contrast, featuremap, quality, study
+from nanoharmon.evals import contrast, featuremap, study
 from nanoharmon.figures import __main__ as figures
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
@@ -37,9 +37,9 @@ from nanoharmon.world import prompts
 from test_pipeline import make_pipeline
 
 MAIN = {module.__name__.split(".")[-1]: module.main for module in (
-    sample, chat, train, convert, bench, evaluate, prompts, data, probe, featuremap, quality, study, contrast, memory,
+    sample, chat, train, convert, bench, evaluate, prompts, data, probe, featuremap, study, contrast, memory,
     nanoharmon.__main__)} | {"figures": figures.main}
-WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "train_eye", "run_study"}
+WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "run_study"}
 LOAD = functools.cache(Pipeline.load)                        # equal names hold equal checkpoints, if any
 C, T, M = "config.json", "tokenizer.json", "model.safetensors"
 

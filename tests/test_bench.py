@@ -10,9 +10,8 @@ from nanoharmon import bench
 from nanoharmon.config import nano
 from nanoharmon.evals import growth
 from nanoharmon.evals.measure import Parts, measure
-from nanoharmon.harmon import Harmon
 from nanoharmon.mar import Mlp
-from nanoharmon.weights.checkpoint import blank
+from nanoharmon.weights.checkpoint import meta_model
 
 CPU = torch.device("cpu")
 
@@ -65,8 +64,7 @@ def test_a_run_is_kept_and_compared(tmp_path, capsys):
 
 
 def test_memory_of_drawing_grows_like_the_tokens_and_no_faster():
-    with blank():
-        model = Harmon(nano())
+    model = meta_model(nano())
     sizes = [growth.cost(model, growth.draw, tokens=n, batch=1, prompt=8, iters=2, steps=2)[1] for n in (256, 1024)]
     assert sizes[1] < 5 * sizes[0] < 5e8                     # 16 times as much, if a matrix of weights were kept
     growth.cost(model, growth.converse, length=9)            # with the layout that attention has on a GPU

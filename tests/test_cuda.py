@@ -23,6 +23,7 @@ from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.parallel import average_gradients
 from nanoharmon.training.recipe import ALL_STAGES, Config
 from nanoharmon.training.sharding import clip_gradients, shard_blocks, whole
+from nanoharmon.weights.checkpoint import meta_model
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.world.source import ShapesData, training_texts
 
@@ -178,5 +179,5 @@ def test_a_step_does_not_wait_for_the_gpu_and_needs_the_memory_that_was_said(dev
     torch.cuda.set_sync_debug_mode("default")
     measured = torch.cuda.max_memory_allocated() * 1e-9
     monkeypatch.undo()
-    said = sum(memory.step_memory(memory.meta_model(config), config, "2", 1, False))
+    said = sum(memory.step_memory(meta_model(config.model), config, "2", 1, False))
     assert 0.85 * said < measured < 1.15 * said

@@ -148,7 +148,7 @@ def test_the_tables_above_name_every_flag(monkeypatch, tmp_path):
             main([])
         known = {name for action in parsers[0]._actions for name in action.option_strings if name.startswith("--")}
         listed = {f for c, (m, _, _) in COMMANDS.items() if m is main for f in flags_of(c)}
-        others = {"sample": {"--no-think"}, "chat": {"--no-look"}, "convert": {"--parity"}}
+        others = {"sample": {"--no-think"}, "chat": {"--no-look"}}
         assert known - listed == {"--help"} | others.get(command, set())
 
 

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 
 from nanoharmon.attention import attention
 from nanoharmon.harmon import Harmon
-from nanoharmon.training.memory import Peak, fused, meta_model, step_memory, unfilled
+from nanoharmon.training.memory import Peak, fused, step_memory, unfilled
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.recipe import Config
+from nanoharmon.weights.checkpoint import meta_model
 
 
 def test_the_peak_is_that_of_what_is_alive_at_one_time():
@@ -48,12 +49,13 @@ def test_the_state_is_what_a_step_leaves_behind(muon):
         optimizer.step()
     tensors = [*model.parameters(), *(p.grad for p in params.values()), *ema.shadow.values(),
                *(t for o in optimizers for values in o.state.values() for t in values.values() if t.ndim)]
-    state = step_memory(meta_model(config), config, "2", 1, False)[0]
+    state = step_memory(meta_model(config.model), config, "2", 1, False)[0]
     assert state == pytest.approx(1e-9 * sum(t.nbytes for t in tensors))
 
 
 def test_checkpointing_and_shards_need_less():
     config = Config.preset("pico")
     config.model.mar.encoder_depth = config.model.llm.num_hidden_layers = 4
-    work = [step_memory(meta_model(config), config, "2", *options)[1] for options in ((1, False), (1, True), (4, True))]
+    work = [step_memory(meta_model(config.model), config, "2", *options)[1]
+            for options in ((1, False), (1, True), (4, True))]
     assert work[0] > 2 * work[1] > 3 * work[2]

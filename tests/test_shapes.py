@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from nanoharmon.world.judge import detect, judge, judge_scene
-from nanoharmon.world.language import (caption, caption_is_right, class_name, describe, inventory, locate, objects_in,
-                                       parse_caption, parse_description, parse_location)
+from nanoharmon.world.language import (caption, caption_is_right, describe, inventory, locate, objects_in,
+                                       parse_caption, parse_description, parse_location, phrase)
 from nanoharmon.world.phrases import outside
 from nanoharmon.world.prompts import OURS, TASKS, draw_prompt, geneval_prompts, scene_for, wording
 from nanoharmon.world.questions import questions
-from nanoharmon.world.shapes import (COLORS, NUM_CLASSES, OPPOSITE, SEEN, SEEN_CLASSES, SHAPES,
-                                     UNSEEN, Scene, class_scene, random_scene, relation, render, scene_class)
+from nanoharmon.world.shapes import (COLORS, NUM_CLASSES, OPPOSITE, PAIRS, SEEN, SEEN_CLASSES, SHAPES, UNSEEN, Scene,
+                                     class_scene, random_scene, relation, render, scene_class)
 
 
 def scenes(n, seed, **options):
@@ -52,10 +52,11 @@ def test_objects_keep_apart_and_inside_and_unseen_pairs_are_never_drawn_or_named
 def test_classes_round_trip():
     rng = random.Random(6)
     for label in range(NUM_CLASSES):
-        scene = class_scene(label, rng)
+        scene, (count, kind) = class_scene(label, rng), divmod(label, len(PAIRS))
+        name = phrase(*PAIRS[kind], count + 1)
         assert scene_class(scene) == label
-        assert parse_caption(class_name(label))[0] == Counter(o.pair for o in scene.objects)
-        assert (label in SEEN_CLASSES) == (not mentions_unseen(class_name(label)))
+        assert parse_caption(name)[0] == Counter(o.pair for o in scene.objects)
+        assert (label in SEEN_CLASSES) == (not mentions_unseen(name))
 
 
 def test_captions_parse_back_and_are_right_unless_altered():

@@ -82,7 +82,7 @@ def draw(root, steps, out="draw.png"):
     from nanoharmon.training.optim import EMA, lr_factor, make_optimizers, set_lr
     from nanoharmon.training.recipe import Config
     from nanoharmon.world import shapes
-    from nanoharmon.world.judge import judge
+    from nanoharmon.world.judge import judge_class
 
     pipe, config = load_pipeline(root / "checkpoints/nano"), Config.preset("nano")
     size, stage, start = config.stages["mar"].size, config.stages["mar"], time.time()
@@ -120,14 +120,9 @@ def draw(root, steps, out="draw.png"):
                              orders=orders, generator=torch.Generator().manual_seed(2), steps=50)
     with torch.no_grad():
         pictures = to_pictures(pipe.model.vae.decode(drawn, places))
-
-    def right(picture, label):
-        color, shape = shapes.PAIRS[label]
-        include = [{"class": shape, "color": color, "count": 1}]
-        return judge(np.asarray(picture), {"tag": "colors", "include": include})["correct"]
     grid([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
-    found = rate([right(p, label) for p, label in zip(pictures, asked)])
-    others = rate([right(p, label) for p, label in zip(pictures, asked[1:] + asked[:1])])
+    found = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked)])
+    others = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked[1:] + asked[:1])])
     return {"right": found["right"], "n": found["n"], "percent": 100 * found["rate"], "low": 100 * found["low"],
             "high": 100 * found["high"], "floor": 100 * others["rate"], "minutes": (time.time() - start) / 60,
             "steps": steps}

@@ -30,7 +30,7 @@ from ..training.batches import Batches
 from ..training.parallel import end_with_parent
 from ..training.recipe import DataConfig
 from ..world import shapes
-from ..world.judge import judge
+from ..world.judge import judge_class
 from ..world.source import ShapesData
 from .baselines import raster_orders, swapped_in
 from .common import rate
@@ -204,10 +204,7 @@ def class_rate(pipe, grid, per_class, make_orders, iters):
         latents = pipe.model.mar.class_sample(torch.tensor(part), iters, cfg=2.0, cfg_schedule="constant", grid=grid,
                                               orders=orders, generator=generator, steps=25)
         for picture, label in zip(to_pictures(pipe.model.vae.decode(latents, grid)), part):
-            count, kind = divmod(label, len(shapes.PAIRS))
-            color, shape = shapes.PAIRS[kind]
-            include = [{"class": shape, "color": color, "count": count + 1}]
-            right.append(judge(np.asarray(picture), {"tag": "counting", "include": include})["correct"])
+            right.append(judge_class(np.asarray(picture), label))
     return rate(right)["rate"]
 
 

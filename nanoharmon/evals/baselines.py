@@ -12,7 +12,6 @@ the block ends. arm.py trains and measures each arm of a study in a process of i
     separate encoders   understanding has an encoder of its own, `mar_read`; what Harmon's shared one replaces
 """
 import contextlib
-import math
 
 import torch
 from torch import nn
@@ -24,19 +23,9 @@ from ..harmon import Harmon
 # --- raster order -----------------------------------------------------------------------------------------------------
 
 def raster_orders(B, S, device, generator=None):
-    """Left to right, top to bottom: (B, S). Reversed, because the last entry of an order is drawn first.
-
-    Takes what mar.random_orders takes."""
+    """In the place of mar.random_orders: left to right, top to bottom, (B, S). Reversed, because the last entry of an
+    order is drawn first; and in training (mar.random_split) the last ones are visible."""
     return torch.arange(S - 1, -1, -1, device=device).expand(B, S)
-
-
-def raster_split(config, B, S, device, generator=None, hide_all=0.0):
-    """In the place of mar.random_split: visible (B, K) are the first places, hidden (B, S-K) the others."""
-    u = torch.rand((), generator=generator).item()
-    ratio = 1.0 if u < hide_all else mar.mask_ratio_at(config, (u - hide_all) / (1 - hide_all))
-    K = S - min(S, max(1, math.ceil(S * ratio)))
-    places = torch.arange(S, device=device).expand(B, S)
-    return places[:, :K], places[:, K:]
 
 
 # --- l2 loss ----------------------------------------------------------------------------------------------------------
@@ -85,7 +74,7 @@ def see_with_two(self, latents, visible=None, grid=None):
 
 # --- the swap ---------------------------------------------------------------------------------------------------------
 
-SWAPS = {"": (), "raster order": ((mar, "random_split", raster_split),), "l2 loss": ((mar, "DiffLoss", L2Loss),),
+SWAPS = {"": (), "raster order": ((mar, "random_orders", raster_orders),), "l2 loss": ((mar, "DiffLoss", L2Loss),),
          "separate encoders": ((Harmon, "__init__", init_two), (Harmon, "see", see_with_two))}
 
 

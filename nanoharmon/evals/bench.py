@@ -32,7 +32,6 @@ from ..compiling import compile_blocks
 from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, to_dict
 from ..files import check_output, read_json, write_json
 from ..flags import check_model, override
-from ..harmon import Harmon
 from ..mar import random_orders, unmasking_schedule
 from ..pipeline import SMALL, pick_device, pick_dtype
 from ..tokenizer import IMAGE, Tokenizer
@@ -41,7 +40,7 @@ from ..training.losses import stage_losses
 from ..training.optim import EMA, make_optimizers, select, set_lr
 from ..training.recipe import Config
 from ..training.sharding import clip_gradients
-from ..weights.checkpoint import blank
+from ..weights.checkpoint import meta_model
 from ..world.source import ShapesData, training_texts
 from .measure import Parts, measure
 
@@ -72,11 +71,6 @@ def recipe(preset, flags=()):
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
-
-def meta_model(config):
-    with blank():
-        return Harmon(config)
-
 
 def random_model(config, dtype, device):
     """A model with random weights in `dtype`, each filled where it is to stay: there is never a second copy, and never

@@ -1,31 +1,28 @@
-"""What the benchmarks share: rates with intervals, flags, work over processes, scenes that training never saw."""
+"""What the benchmarks share: rates with intervals, work over processes, scenes that training never saw."""
 import contextlib
 import math
 import random
 import signal
-from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 
-from ..cli import number
-from ..config import SAMPLERS
-from ..plans import OFFICIAL
 from ..training.parallel import end_with_parent
 from ..world import shapes
 
 BATCH = 64                                                      # pictures drawn, or questions answered, at once
+Z = 1.959964                                                    # 95 % of a normal distribution lie within Z sigma
 
 
 # --- rates and their intervals ----------------------------------------------------------------------------------------
 
-def wilson(right, n, z=1.959964):
-    """The Wilson score interval of a proportion: (low, high), 95 % by default."""
+def wilson(right, n):
+    """The Wilson score interval of a proportion, 95 %: (low, high)."""
     if n == 0:
         return 0.0, 1.0
-    p, zz = right / n, z * z / n
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    p, zz = right / n, Z * Z / n
+    middle, half = p + zz / 2, Z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
     return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))
 
 
@@ -43,27 +40,6 @@ def out_folder(path):
     except OSError as e:
         raise ValueError(f"cannot make the folder {path}: {e.strerror}; change --out") from None
     return Path(path)
-
-
-# --- flags ------------------------------------------------------------------------------------------------------------
-
-def drawing_flags(parser):
-    """The flags that say how pictures are drawn."""
-    add, own = parser.add_argument, "(default: the checkpoint's own)"
-    add("--size", type=number(int, 1), help="side of the pictures in pixels " + own)
-    add("--cfg", type=number(float, 0, 100), help="guidance " + own)
-    add("--cfg-schedule", choices=("constant", "linear"), help=own)
-    add("--iters", type=number(int, 1), help="unmasking iterations " + own)
-    add("--steps", type=number(int, 1, 1000), help="diffusion steps per token " + own)
-    add("--sampler", choices=SAMPLERS, help=own)
-    add("--temperature", type=number(float, 0, 100), help="of ddpm's noise " + own)
-    add("--think", action=BooleanOptionalAction, help="the LLM first says what will be where " + own)
-    add("--fast", action="store_true", default=None, help="few --iters and --steps, a measured choice (plans.py)")
-
-
-def drawing_options(args):
-    """What these flags say, for Pipeline.draw: None where it is the checkpoint's to say."""
-    return {name: getattr(args, name) for name in OFFICIAL}
 
 
 # --- work over processes ----------------------------------------------------------------------------------------------

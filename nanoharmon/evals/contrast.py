@@ -52,9 +52,9 @@ def wrong_prompts(n, seed, **place):
 
 
 @torch.no_grad()
-def contrast(pipe, n=PICTURES, seed=0, size=None):
+def contrast(pipe, n=PICTURES, seed=0):
     """{what is wrong: (loss with the true prompt, its rise with the wrong one, half the width of its interval)}."""
-    model, size, out = pipe.model, size or pipe.size, {}
+    model, size, out = pipe.model, pipe.size, {}
     grid = model.vae.grid_of(size, size)
     S, mul = grid[0] * grid[1], model.config.mar.diffusion_batch_mul
     scenes, prompts = wrong_prompts(n, seed, **placement(pipe))

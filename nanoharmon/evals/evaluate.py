@@ -20,7 +20,6 @@ Scenes come from seeds that training never uses, random.Random(f"eval/{seed}/...
 intervals; they treat pictures as independent, although several share a prompt, and the overall score pools the tasks
 (they are equally large, so that is GenEval's mean of the tasks).
 """
-import sys
 from argparse import BooleanOptionalAction
 
 import numpy as np
@@ -28,19 +27,19 @@ import torch
 from tqdm import tqdm
 
 from .. import cli
-from ..cli import Parser, model_flags, number
+from ..cli import Parser, drawing_flags, model_flags, number
 from ..config import nearest
 from ..files import write_json
-from ..pictures import to_pictures
+from ..pictures import psnr, to_pictures
 from ..pipeline import load_pipeline
+from ..plans import OFFICIAL
 from ..world import shapes
 from ..world.judge import judge_scene
-from . import external, report, study
-from .common import (batches, drawing_flags, drawing_options, fresh_scene, out_folder, over_processes, placement, rate,
-                     workers)
+from . import external, report
+from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
 from .geneval import REASONS, draw_scores
 from .probe import probe_scores
-from .quality import check_count, psnr, quality_scores
+from .quality import check_count, quality_scores
 from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
@@ -118,9 +117,6 @@ def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **opt
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if any(flag.partition("=")[0] == "--study" for flag in argv):                # the older name of evals.study NAME
-        return study.main([flag.removeprefix("--study=") for flag in argv if flag != "--study"])
     parser = Parser(prog="python -m nanoharmon.evaluate", description=__doc__)
     add = parser.add_argument
     add("--bench", help=f"some of {','.join(BENCHES)} (default: all)")
@@ -130,6 +126,7 @@ def main(argv=None):
     add("--n", type=number(int, 1, 10**6), help="prompts per task, scenes or questions (default: " +
         ", ".join(f"{k} {v}" for k, v in SIZES.items()) + "; a fourth of it for unseen pairs), or lines of the file")
     add("--images-per-prompt", type=number(int, 1, 1000), default=4, help="pictures drawn of every prompt (default 4)")
+    add("--size", type=number(int, 1), help="side of the pictures in pixels (default: the checkpoint's own)")
     drawing_flags(parser)
     add("--look", action=BooleanOptionalAction, help="say first what is seen, until what was asked for is found "
                                                      "(default: the checkpoint's own)")
@@ -137,7 +134,7 @@ def main(argv=None):
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    options = drawing_options(args)
+    options = {name: getattr(args, name) for name in OFFICIAL}
     if args.prompts or args.pope or args.images:
         cli.refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
         return external.run_files(args, options)

@@ -18,10 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..cli import Parser, markdown_table, run_main
 from ..config import PRESETS
-from ..harmon import Harmon
 from ..qwen import KVCache
 from ..training.memory import Peak, fused
-from ..weights.checkpoint import blank
+from ..weights.checkpoint import meta_model
 
 USUAL = {"tokens": 256, "batch": 4, "prompt": 16, "iters": 2, "steps": 2}
 GROWING = {"tokens": (64, 128, 2048, 4096), "batch": (1, 2, 32, 64), "prompt": (8, 16, 256, 512),
@@ -69,8 +68,7 @@ def main(argv=None):
     parser = Parser(prog="python -m nanoharmon.evals.growth", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="nano")
     args = parser.parse_args(argv)
-    with blank():
-        model = Harmon(PRESETS[args.preset]()).eval()
+    model = meta_model(PRESETS[args.preset]()).eval()
     rows = [exponents("drawing", model, draw, name, sizes, **USUAL) for name, sizes in GROWING.items()]
     rows.append(exponents("conversation", model, converse, "length", (64, 128, 512, 1024)))
     print(markdown_table(["", "from, to", "FLOPs, first", "last", "memory, first", "last"], rows))

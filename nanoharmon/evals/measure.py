@@ -115,11 +115,11 @@ def busy_seconds():
         return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
-def matmul_peak(device, dtype, repeat=12):
-    """FLOP/s of one large matrix product, the best of some."""
+def matmul_peak(device, dtype):
+    """FLOP/s of one large matrix product, the best of twelve."""
     n, best = (1024 if device.type == "cpu" else 8192), 0.0
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    for _ in range(repeat):
+    for _ in range(12):
         wait(device)
         start = time.perf_counter()
         a @ b

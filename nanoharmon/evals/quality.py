@@ -1,7 +1,6 @@
 """How drawn pictures are distributed, beyond right and wrong: do they look like renders, and are they as varied?
 
-    python -m nanoharmon.evals.quality --ckpt DIR --n 400 --out DIR      DIR/results.json, and a table
-    python -m nanoharmon.evaluate --ckpt DIR --bench quality             the same figures
+    python -m nanoharmon.evaluate --bench quality --ckpt DIR --out DIR        DIR/results.json, and a table
 
 n prompts of GenEval's six tasks are drawn; the reference are fresh renders of scenes that satisfy the same prompts.
 Both go through the *eye*, a small network made here, and are compared as clouds of points in its feature space:
@@ -28,17 +27,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, model_flags, number
-from ..files import write_json
-from ..pictures import to_pictures, to_pixels
-from ..pipeline import load_pipeline
+from ..pictures import psnr, to_pictures, to_pixels
 from ..training.optim import Muon
 from ..world import prompts, shapes
-from . import report
-from .common import batches, drawing_flags, drawing_options, out_folder, over_processes, placement, rate, workers
+from .common import batches, over_processes, placement, rate
 
 NEIGHBOURS = 3                          # k of precision and recall, as in the paper
 STEPS, BATCH, LR, MUON_LR = 200, 64, 4e-3, 0.03                  # of the eye's training
@@ -128,17 +121,11 @@ def frechet(a, b):
     return (apart + a.var(dim=0).sum() + b.var(dim=0).sum() - 2 * cross).clamp(min=0).item()
 
 
-def within(points, reference, k=NEIGHBOURS):
-    """Which of points (n, d) lie in the ball around some reference point that reaches to its k-th neighbour: (n,)."""
+def within(points, reference):
+    """Which of points (n, d) lie in the ball around some reference point that reaches to its third neighbour: (n,)."""
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}                     # 0 between equal points
     between = torch.cdist(reference, reference, **exact).fill_diagonal_(torch.inf)
-    return (torch.cdist(points, reference, **exact) <= between.kthvalue(k, dim=1).values).any(dim=1)
-
-
-def psnr(a, b):
-    """Mean over pictures (n, H, W, 3) uint8 of the peak signal-to-noise ratio, in dB."""
-    error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
-    return float((10 * np.log10(255 ** 2 / np.maximum(error, 1e-9))).mean())
+    return (torch.cdist(points, reference, **exact) <= between.kthvalue(NEIGHBOURS, dim=1).values).any(dim=1)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -192,32 +179,3 @@ def check_count(n):
     if n <= NEIGHBOURS:
         raise ValueError(f"--n {n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
                          f"{NEIGHBOURS + 1} or more; pass a larger --n, or leave quality out")
-
-
-def main(argv=None):
-    parser = Parser(prog="python -m nanoharmon.evals.quality", description=__doc__)
-    add = parser.add_argument
-    add("--n", type=number(int, 1, 10**6), default=400, help="pictures of each kind (default 400)")
-    drawing_flags(parser)
-    add("--out", default="out/eval", metavar="DIR", help="where results.json goes (default out/eval)")
-    add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
-    model_flags(parser)
-    args = parser.parse_args(argv)
-    check_count(args.n)
-    options, pipe = drawing_options(args), load_pipeline(args.ckpt, args.device, args.dtype)
-    torch.set_num_threads(1)                                    # the bytes drawn depend on it
-    plan = pipe.drawing_options(["a red circle"], args.size, **options)
-    out = out_folder(args.out)
-    with workers(pipe, args.procs) as pool:
-        found = quality_scores(pipe, args.n, args.seed, args.size, pool, tqdm, **options)
-    print(report.tables({"quality": found}))
-    print("[low, high]: 95 % Wilson score intervals")
-    write_json(out / "results.json", {
-        "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n,
-        "interval": "Wilson score, 95 %", "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
-        "results": {"quality": found}})
-    print(f"wrote {out}/results.json")
-
-
-if __name__ == "__main__":
-    cli.run_main(main)

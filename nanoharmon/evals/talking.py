@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..conversation import Conversation
+from ..pipeline import Pipeline
 from ..tokenizer import REFUSAL
 from ..world import language, phrases, prompts, questions, shapes
 from ..world.judge import detect, judge, judge_scene
@@ -30,13 +31,9 @@ EDITS = "replace", "add", "remove"
 
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
-def think_batch(pipe, texts, seed):
-    return pipe.think(texts, seed)
-
-
 def think_all(pipe, texts, seed, pool, progress, title):
     jobs = [(part, seed + k) for k, part in enumerate(batches(texts))]
-    return [said for part in over_processes(think_batch, pipe, jobs, pool, progress, title) for said in part]
+    return [said for part in over_processes(Pipeline.think, pipe, jobs, pool, progress, title) for said in part]
 
 
 def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=None, **_):

@@ -65,11 +65,11 @@ class Source:
 def find_sources(config, out, begun):
     """[Source, ...] of the files that a Config names. begun: whether the run in `out` has begun."""
     size, known = max(stage.size for stage in config.stages.values()), known_folders(out)
-    return [find_source(name, config.data.images, out / "cache", size, config.data.crops, known, begun, bar)
+    return [find_source(name, config.data.images, out / "cache", size, config.data.crops, known, begun)
             for name, _ in parse_mix(config.data.mix) if name != "shapes"]
 
 
-def find_source(name, images, cache, size, crops, known=(), begun=False, progress=lambda x, **_: x):
+def find_source(name, images, cache, size, crops, known=(), begun=False):
     """The Source of a name.
 
     known: {name: folder in the cache} of earlier starts. begun: a run that has begun goes on with what it read then,
@@ -87,7 +87,7 @@ def find_source(name, images, cache, size, crops, known=(), begun=False, progres
         raise
     entries, paths = found.entries, list(dict.fromkeys(e.path for e in found.entries if e.path))
     with ThreadPoolExecutor(WORKERS) as pool:
-        prints = dict(progress(zip(paths, pool.map(fingerprint, paths)), total=len(paths), desc=f"read {name}"))
+        prints = dict(bar(zip(paths, pool.map(fingerprint, paths)), total=len(paths), desc=f"read {name}"))
     content = json.dumps([(prints.get(e.path), e.caption, e.label, e.turns) for e in entries]).encode()
     made_of = {"size": size, "crops": crops, "content": hashlib.sha256(content).hexdigest()}
     digest, changed = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8], ""
@@ -179,7 +179,7 @@ def import_sources(cache, sources):
     new = not cache.exists()
     try:
         for source in sources:
-            if line := import_source(source, cache, bar):
+            if line := import_source(source, cache):
                 print(line)
     except (ValueError, OSError):
         if new:                                                  # nothing is left behind
@@ -188,7 +188,7 @@ def import_sources(cache, sources):
     drop_others(cache, [source.folder for source in sources])
 
 
-def import_source(source, cache, progress=lambda x, **_: x):
+def import_source(source, cache):
     """Put a Source into `cache`, unless it is there. Returns lines that tell what was found."""
     name, found, prints = source.name, source.found, source.prints
     if found is None:
@@ -205,8 +205,7 @@ def import_source(source, cache, progress=lambda x, **_: x):
     part = folder.with_name(folder.name + ".part")               # renamed when whole: a kill leaves no half of it
     part.mkdir(parents=True, exist_ok=True)
     try:
-        rows, pixels = write_pixels(part, different, source.made_of, note_broken,
-                                    lambda x: progress(x, total=len(different), desc=f"decode {name}"))
+        rows, pixels = write_pixels(part, different, source.made_of, note_broken, f"decode {name}")
         entries = [e for e in found.entries if e.path is None or prints[e.path] in rows]
         classes = number_labels([e.label for e in entries if e.label is not None])
         held = held_out(list(rows))
@@ -274,7 +273,7 @@ def views_of(path, size, crops):
     return np.stack([np.asarray(view) for view in views])
 
 
-def write_pixels(part, pictures, made_of, note_broken, progress):
+def write_pixels(part, pictures, made_of, note_broken, title):
     """Write the views of {fingerprint: path} into part/pixels.u8, one picture after the other.
 
     What a stopped import has written is kept: part/done.jsonl has a line for each picture. Returns
@@ -293,7 +292,7 @@ def write_pixels(part, pictures, made_of, note_broken, progress):
             yield key, views, False
 
     with open(part / "pixels.u8", "ab") as f, open(part / "done.jsonl", "w", encoding="utf-8") as done:
-        for key, views, is_kept in progress(decoded()):
+        for key, views, is_kept in bar(decoded(), total=len(pictures), desc=title):
             if isinstance(views, ValueError):
                 note_broken(key, str(views))
                 line = {"problem": str(views)}

@@ -45,8 +45,7 @@ def encode_together(run, vae, source, size, path):
             stale.unlink()
         new_cache(part, source.rows, h * w, vae.config.z_channels)
     run.wait()
-    progress = (lambda x: tqdm(x, desc=f"encode {size} px")) if run.is_main else (lambda x: x)
-    encode_share(vae, source, size, part, run.rank, run.world_size, progress=progress)
+    encode_share(vae, source, size, part, run.rank, run.world_size)
     run.wait()
     if run.is_main:
         part.rename(path)
@@ -73,10 +72,11 @@ def new_cache(path, n, tokens, channels):
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 
 
-def encode_share(vae, source, size, path, rank, world_size, batch=64, progress=lambda x: x):
+def encode_share(vae, source, size, path, rank, world_size, batch=64):
     """Encode every world_size-th batch of a source's pictures, from the rank-th on, into the file of `new_cache`."""
     out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    for start in progress(range(rank * batch, len(out), world_size * batch)):
+    starts = range(rank * batch, len(out), world_size * batch)
+    for start in tqdm(starts, desc=f"encode {size} px", disable=rank > 0):
         rows = range(start, min(start + batch, len(out)))
         images = to_pixels(torch.from_numpy(source.pictures(rows, size))).to(device)       # (batch, 3, size, size)
         with torch.no_grad():

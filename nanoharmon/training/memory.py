@@ -23,8 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cli import Parser, markdown_table, run_main
-from ..harmon import Harmon
-from ..weights.checkpoint import blank
+from ..weights.checkpoint import meta_model
 from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
@@ -134,14 +133,8 @@ class Blank:
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 
 
-def meta_model(config):
-    """The model of a Config, of nothing but shapes."""
-    with blank():
-        return Harmon(config.model).train()
-
-
 def step_memory(model, config, name, shards, checkpointing):
-    """(state, work) in GB of a stage whose batch is cut into so many shards. model: from meta_model."""
+    """(state, work) in GB of a stage whose batch is cut into so many shards. model: meta_model of config.model."""
     optim = replace(config.optim, shards=shards)
     config = replace(config, optim=optim)
     params = select(model, config.stages[name].train_parts)
@@ -164,7 +157,7 @@ def step_memory(model, config, name, shards, checkpointing):
 def savings(config, name):
     """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture, or as few as
     divide the batch, at a time besides (**). Ends where no smaller card can be reached."""
-    stage, rows, model = config.stages[name], [], meta_model(config)
+    stage, rows, model = config.stages[name], [], meta_model(config.model)
     fewest = math.gcd(stage.batch, stage.understanding_batch * (name in "123"))
     for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):
         if mark != "*" or name != "vae":                         # which has nothing to recompute

@@ -16,7 +16,7 @@ class OptimConfig:
     muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
     muon_lr: float = arg(0.01, "peak learning rate of Muon")
     given: float = arg(0.05, "factor on both rates for weights from outside (--init, --vae, --llm, --mar), which are "
-                             "to keep what they know; 1 for the official sizes, whose rate is gentle", later=True)
+                             "to keep what they know; 1 for the official sizes, whose rate is gentle")
     muon_momentum: float = arg(0.95, "momentum of Muon", **BELOW_1)
     beta1: float = arg(0.9, "AdamW beta1", **BELOW_1)
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)", **BELOW_1)
@@ -28,7 +28,7 @@ class OptimConfig:
     floor: float = arg(0.02, "last learning rate, as a share of the peak", **SHARE)
     checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, a third more time")
     fsdp: bool = arg(False, "several GPUs: each keeps its part of the transformer blocks (sharding.py); for models "
-                            "that do not fit; needs --optim.muon false and one --stage per start", later=True)
+                            "that do not fit; needs --optim.muon false and one --stage per start")
     shards: int = arg(0, "parts of a batch; each process goes through shards / processes of them, one after the other "
                          "(gradient accumulation); 0 = one per process, or as the run began", low=0)
 
@@ -62,9 +62,9 @@ class StageConfig:
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
     thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: mostly a prompt, "
-                               "answered by what will be where (sample.py --think)", later=True, **SHARE)
+                               "answered by what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
-                            "prompt about that part (sample.py --region)", later=True, **SHARE)
+                            "prompt about that part (sample.py --region)", **SHARE)
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     understanding_weight: float = arg(1.0, "weight of the understanding loss (generation has 1); its gradient can be "

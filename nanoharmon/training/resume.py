@@ -23,7 +23,7 @@ from ..files import check_folder, write_json
 from ..harmon import Harmon
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
-from ..weights.checkpoint import blank, open_checkpoint
+from ..weights.checkpoint import meta_model, open_checkpoint
 from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
 from ..words import training_words
@@ -236,8 +236,7 @@ def check_parts(run):
         model, report = plan.model, plan.report
         check_sizes(replace(run.config, model=plan.config))
     else:
-        with blank():
-            model = Harmon(run.config.model)
+        model = meta_model(run.config.model)
     for name in to_do(run):
         trained(run, name, model)
     return model, report

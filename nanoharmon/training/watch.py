@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..cli import in_words
 from ..mar import random_orders
-from ..pictures import captioned, grid, to_pictures, to_pixels
+from ..pictures import captioned, grid, psnr, to_pictures, to_pixels
 from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
 from .plot import draw_curves, read_log
@@ -141,9 +141,7 @@ def final_snapshot(pipe, sources, size):
     for source in sources:
         if rows := [item["row"] for item in shown(source)[:64]]:
             pictures = through_vae(pipe, source.pictures(rows, size))
-            before, after = np.split(np.stack([np.asarray(p, dtype=np.float64) for p in pictures]), 2)
-            errors = np.square(before - after).mean(axis=(1, 2, 3))
-            figures[f"{source.name}/vae_psnr"] = float(np.mean(10 * np.log10(255 ** 2 / np.maximum(errors, 1e-9))))
+            figures[f"{source.name}/vae_psnr"] = psnr(*np.split(np.stack(list(map(np.asarray, pictures))), 2))
             figures[f"{source.name}/{'held_out' if source.held else 'trained'}_pictures"] = len(rows)
             decoded += pictures
         pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)

@@ -40,6 +40,12 @@ def blank():
         yield
 
 
+def meta_model(config):
+    """A Harmon of these sizes (HarmonConfig), of nothing but shapes."""
+    with blank():
+        return Harmon(config)
+
+
 # --- weights of a module ----------------------------------------------------------------------------------------------
 
 @dataclass
@@ -141,8 +147,7 @@ def open_checkpoint(path):
         config = from_dict(HarmonConfig, stored["model"], "\"model\"")
         check_model(config)
         check_meta(stored.get("meta") or {})
-        with blank():                        # no memory for weights that are about to be replaced
-            model = Harmon(config)
+        model = meta_model(config)           # no memory for weights that are about to be replaced
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise ValueError(f"{path / 'config.json'}: describes no model ({e})") from None
     report = match_weights(model, tensors := open_tensors(path))

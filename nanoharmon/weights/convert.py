@@ -19,7 +19,6 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-from argparse import SUPPRESS
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +28,12 @@ from ..cli import DTYPES, Parser, run_main
 from ..config import PRESETS, HarmonConfig, from_dict, to_dict
 from ..files import check_folder, read_json, write_bytes, write_json
 from ..flags import check_model, override
-from ..harmon import Harmon, projector
+from ..harmon import projector
 from ..mar import MAR
 from ..qwen import Qwen
 from ..tokenizer import Tokenizer
 from ..vae import VAE
-from .checkpoint import blank, load_weights
+from .checkpoint import blank, load_weights, meta_model
 from .recognise import in_place_of_a_folder
 from .safetensors import save_safetensors
 from .sizes import llm_config, mar_config, vae_config
@@ -141,8 +140,7 @@ class Assembly:
                              f"pass a --vae and a --mar that belong together")
         try:
             check_model(config)
-            with blank():
-                self.model = Harmon(config)
+            self.model = meta_model(config)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
                              f"--llm.x") from None
@@ -264,10 +262,7 @@ def main(argv=None):
     add("--dtype", choices=DTYPES, help="of the written weights (default bfloat16)")
     add("--preset", choices=PRESETS, help="of pieces: sizes of parts that no file holds (default harmon-0.5b)")
     add("--report", action="store_true", help="list every tensor with its shape; without --out, stop")
-    add("--parity", action="store_true", help=SUPPRESS)              # its old name: python tests/parity.py now
     args, flags = parser.parse_known_args(argv)
-    if args.parity:
-        raise ValueError("--parity is a script of its own now; run python tests/parity.py in a clone of the repository")
     if not (args.out or args.report):
         raise ValueError("nothing to do; pass --out DIR, or --report to list what is in the files")
     for flag, needless in ("preset", args.harmon and "--harmon"), ("dtype", not args.out and "--report without --out"):

@@ -134,12 +134,6 @@ class SafeTensors(Mapping):
     def __len__(self):
         return len(self._entries)
 
-    def dtype(self, name):
-        return self._entries[name][1]
-
-    def shape(self, name):
-        return self._entries[name][2]
-
     def __getitem__(self, name):
         data, dtype, shape, begin, end = self._entries[name]
         if begin == end:

@@ -16,7 +16,8 @@ from itertools import permutations
 
 import numpy as np
 
-from .shapes import COLORS, CROSS_LENGTH, CROSS_WIDTH, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, beside, relation
+from .shapes import (COLORS, CROSS_LENGTH, CROSS_WIDTH, PAIRS, RING_HOLE, SHAPES, SQUARE, TRIANGLE, Scene, beside,
+                     relation)
 
 NAMES = tuple(COLORS)
 PALETTE = np.array(list(COLORS.values()), np.float32)
@@ -226,6 +227,14 @@ def in_place(by_item: dict, meta: dict) -> bool:
                             relation(by_item[i], by_item[other]) == related):
             return False
     return True
+
+
+def judge_class(image: np.ndarray, label: int) -> bool:
+    """Whether the picture shows exactly the objects of a class (shapes.py)."""
+    count, kind = divmod(label, len(PAIRS))
+    color, shape = PAIRS[kind]
+    meta = {"tag": "counting", "include": [{"class": shape, "color": color, "count": count + 1}]}
+    return judge(image, meta)["correct"]
 
 
 def judge_scene(image: np.ndarray, scene: Scene, board: int = 3) -> bool:

@@ -39,12 +39,6 @@ def listing(items: list) -> str:
     return " and ".join([", ".join(items[:-1])] * (len(items) > 1) + items[-1:])
 
 
-def class_name(label: int) -> str:
-    """Of a class of stage `mar`, for instance "three green crosses"."""
-    count, kind = divmod(label, len(PAIRS))
-    return phrase(*PAIRS[kind], count + 1)
-
-
 PREFIXES = ("there {be}", "a picture of", "a photo of", "an image of", "the picture shows", "i see")
 PREFIX = re.compile(f"^({'|'.join(PREFIXES)}) ".replace("{be}", "(is|are)"))
 RELATED = re.compile(r"^(.+?) (?:is )?(?:to the )?(left of|right of|above|below) (.+)$")

@@ -32,6 +32,7 @@ RING_HOLE = 0.55                           # inner radius
 SUPERSAMPLE = 4                            # drawn so many times larger, then reduced: soft edges
 JITTER = 10                                # most that an object's color differs from the palette's, in each channel
 CLEAR = 1.5                                # a relation is clear from this ratio, along : across
+NEAR = 0.42                                # centres of objects next to each other are at most so far apart
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,19 @@ def _free_places(rng, n, gap=0.03):
                 return places
 
 
-def relation(a: Object, b: Object, clear: float = CLEAR) -> str | None:
+def relation(a: Object, b: Object) -> str | None:
     """Where `a` is as seen from `b`: one of `RELATIONS`, or None when that is not clear."""
     dx, dy = a.x - b.x, a.y - b.y
-    if abs(dx) >= clear * abs(dy) and dx:  # `and dx`: nothing is left of what has the same centre
+    if abs(dx) >= CLEAR * abs(dy) and dx:  # `and dx`: nothing is left of what has the same centre
         return "left of" if dx < 0 else "right of"
-    if abs(dy) >= clear * abs(dx) and dy:
+    if abs(dy) >= CLEAR * abs(dx) and dy:
         return "above" if dy < 0 else "below"
     return None
 
 
-def beside(a: Object, b: Object, near: float = 0.42) -> bool:
+def beside(a: Object, b: Object) -> bool:
     """Whether two objects are next to each other: in neighbouring cells of a 3x3 board, not on its diagonal."""
-    return relation(a, b) is not None and (a.x - b.x) ** 2 + (a.y - b.y) ** 2 <= near ** 2
+    return relation(a, b) is not None and (a.x - b.x) ** 2 + (a.y - b.y) ** 2 <= NEAR ** 2
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
