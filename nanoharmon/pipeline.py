@@ -14,7 +14,7 @@ from PIL import Image
 
 from . import arguments
 from .config import to_dict
-from .files import write_json
+from .files import write_bytes, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import plan_drawing
@@ -72,7 +72,7 @@ class Pipeline:
             del weights["llm.lm_head.weight"]                # the same tensor as the embedding: stored once
         save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},
                          path / "model.safetensors", {"format": "pt"}, get=lambda name: weights[name].to(dtype))
-        self.tokenizer.save(path / "tokenizer.json")
+        write_bytes(path / "tokenizer.json", self.tokenizer.to_bytes())
         write_json(path / "config.json", {"model": to_dict(self.model.config), "meta": self.meta})
 
     # --- drawing ---------------------------------------------------------------------------------------------------

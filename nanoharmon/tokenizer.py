@@ -85,8 +85,8 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
         return cls(tokenizer)
 
-    def save(self, path):
-        Path(path).write_bytes(self.inner.to_str(pretty=True).encode())    # its own save() wants names in UTF-8
+    def to_bytes(self):                                  # the content of a tokenizer.json
+        return self.inner.to_str(pretty=True).encode()
 
     def __getstate__(self):
         return self.inner.to_str()

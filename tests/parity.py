@@ -54,7 +54,8 @@ def qwen_directory(folder, config, weights, **changes):
     values = {"model_type": "qwen2", "hidden_act": "silu", "max_position_embeddings": 32768,
               **{k: config[k] for k in names if k in config}, **changes}
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    Tokenizer.train(["Generate an image: a red cat on a mat."], values["vocab_size"]).save(folder / "tokenizer.json")
+    tokenizer = Tokenizer.train(["Generate an image: a red cat on a mat."], values["vocab_size"])
+    (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
     save_safetensors(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 

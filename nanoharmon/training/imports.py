@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import bar, one_line
-from ..files import content_hash, write_json
+from ..files import content_hash, write_chunks, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
 from .batches import parse_mix
@@ -209,11 +209,10 @@ def import_source(source, cache):
         entries = [e for e in found.entries if e.path is None or prints[e.path] in rows]
         classes = number_labels([e.label for e in entries if e.label is not None])
         held = held_out(list(rows))
-        with open(part / "items.jsonl", "w", encoding="utf-8") as f:
-            for e in entries:
-                row, views = rows.get(prints.get(e.path), (None, 0))
-                f.write(json.dumps({"row": row, "views": views, "caption": e.caption, "turns": e.turns,
-                                    "class": classes.get(e.label), "held": prints.get(e.path) in held}) + "\n")
+        places = [(e, *rows.get(prints.get(e.path), (None, 0))) for e in entries]
+        write_chunks(part / "items.jsonl", (json.dumps({
+            "row": row, "views": views, "caption": e.caption, "turns": e.turns, "class": classes.get(e.label),
+            "held": prints.get(e.path) in held}).encode() + b"\n" for e, row, views in places))
         problems = list(dict.fromkeys(problems))
         write_json(part / "about.json", {
             "name": name, **pixels, "entries": len(found.entries), "broken": problems, "notes": found.notes,
@@ -308,6 +307,7 @@ def write_pixels(part, pictures, made_of, note_broken, title):
             done.write(json.dumps({"print": key, **line}) + "\n")
             done.flush()
         f.truncate(n * size * size * 3)
+        os.fsync(f.fileno())                                     # before about.json says that all is there
     return rows, {"rows": n, "pixels": pixels.hexdigest()}
 
 
