@@ -218,8 +218,8 @@ def check_training(config, world_size, only=()):
                 raise ValueError(f"--optim.fsdp true needs {fix}")
     if shards % world_size:
         raise ValueError(f"--optim.shards {shards} cannot be shared by {world_size} processes, expected a multiple of "
-                         f"{world_size}; pass another --procs (a stage keeps the shards it began with) or "
-                         f"--optim.shards {world_size}")
+                         f"{world_size}; pass another --procs, or --nproc_per_node to torchrun (a stage keeps the "
+                         f"shards it began with), or --optim.shards {world_size}")
     for name, stage in stages.items():
         for field in ("batch", "understanding_batch"):
             if (n := getattr(stage, field)) % shards:
