@@ -29,7 +29,7 @@ from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.conversation import Conversation
-from nanoharmon.files import check_output, write_bytes
+from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
 from nanoharmon.replies import check_length, check_sampling, stream, usual_length
@@ -117,11 +117,9 @@ class TextPipeline:
 
 def load_text_pipeline(path, device, dtype):
     """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
-    try:
+    with advising("pass another --llm"):
         device = pick_device(device)
         llm, tokenizer, note = load_llm(path, device, pick_dtype(dtype, device))
-    except ValueError as e:
-        raise ValueError(f"{e}; pass another --llm") from None
     if note:
         print(f"note: {note}", file=sys.stderr)
     return TextPipeline(llm, tokenizer, own_system(path))

@@ -26,6 +26,7 @@ import torch
 from .chapters import LETTERS, chapters
 from .cli import markdown_table
 from .config import PRESETS, nearest
+from .files import advising
 from .harmon import Harmon
 from .pipeline import Pipeline
 from .tokenizer import Tokenizer
@@ -235,10 +236,8 @@ def without_weights(preset, ckpt=None):
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}, expected one of {', '.join(PRESETS)}; "
                          f"pass --dry-run nano")
-    try:
+    with advising("pass another --ckpt, whose tokenizer is used"):
         tokenizer = Tokenizer.load(ckpt or ROOT / "checkpoints" / "nano")
-    except ValueError as e:
-        raise ValueError(f"{e}; pass another --ckpt, whose tokenizer is used") from None
     with blank():
         return Pipeline(Harmon(PRESETS[preset]()), tokenizer)
 

@@ -144,6 +144,15 @@ def content_hash(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@contextmanager
+def advising(fix):
+    """A ValueError inside ends with what helps: "...; change --vae"."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{e}; {fix}") from None
+
+
 # --- files that are whole or not there --------------------------------------------------------------------------------
 
 def sync_folder(folder):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from . import arguments
 from .config import to_dict
-from .files import write_json
+from .files import advising, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import plan_drawing
@@ -336,11 +336,9 @@ def load_pipeline(path, device="auto", dtype="float32"):
     if not path.is_dir():
         raise ValueError(f"no checkpoint folder {path}: {in_place_of_a_folder(path)}; pass --ckpt DIR")
     device = pick_device(device)
-    try:
+    wider = "" if dtype == "float32" else ", or --dtype float32"               # float16 does not hold all numbers
+    with advising(f"pass another --ckpt{wider}"):
         pipe = Pipeline.load(path, device, pick_dtype(dtype, device))
-    except ValueError as e:
-        wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
-        raise ValueError(f"{e}; pass another --ckpt{wider}") from None
     if arguments.threads_asked() is None and sum(p.numel() for p in pipe.model.parameters()) < SMALL:
         torch.set_num_threads(1)
     return pipe

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import bar, one_line
-from ..files import content_hash, write_json
+from ..files import advising, content_hash, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
 from .batches import parse_mix
@@ -79,7 +79,8 @@ def find_source(name, images, cache, size, crops, known=(), begun=False, progres
     before = about(cache / known.get(name, "?"))
     fits = begun and before and (before["made_of"]["size"], before["made_of"]["crops"]) == (size, crops)
     try:
-        found = read_source(name, images)
+        with advising("change --data, --llava or --mix (where shapes:1 is the shapes world), or pass --images DIR"):
+            found = read_entries(name, images)
     except (ValueError, OSError):
         if fits:
             return Source(name, known[name], notes=(f"note: {name} cannot be read; the run goes on with what it read "
@@ -122,15 +123,6 @@ def known_folders(out):
         stored = json.loads((out / "train_config.json").read_text(encoding="utf-8")).get("sources", {})
         known |= {str(name): str(folder) for name, folder in stored.items()}
     return known
-
-
-def read_source(name, images):
-    """`read_entries`, with what helps those who typed flags."""
-    try:
-        return read_entries(name, images)
-    except ValueError as e:
-        raise ValueError(f"{e}; change --data, --llava or --mix (where shapes:1 is the shapes world), or pass "
-                         f"--images DIR") from None
 
 
 def check_source(name, found):
