@@ -112,14 +112,14 @@ class Blank:
         return ids, labels, index
 
     def texts(self, rng, n):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             yield self.supervised(len(rows))
 
     def class_pictures(self, rng, n, size):
         return self.latents(n, size), unfilled(n, dtype=torch.long)
 
     def generation(self, rng, n, size, *shares):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             shape = len(rows), TEXT
             yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
 
@@ -129,7 +129,7 @@ class Blank:
             yield latents, *(unfilled(len(x), shown + TEXT, dtype=x.dtype) for x in (ids, is_real))
 
     def understanding(self, rng, n, size, *shares):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             tokens = self.latents(len(rows), size)
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 
