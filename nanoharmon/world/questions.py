@@ -92,11 +92,7 @@ def names(o: Object, scene: Scene, may_name=SEEN) -> list:
 
 def exist_question(words: str) -> str:
     """ "is there a red circle?" """
-    return f"is there {_a(words)}?"
-
-
-def _a(words):
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"is there {phrase(None, words)}?"
 
 
 def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
@@ -120,7 +116,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
             words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
         if "thing" in words:
-            words |= {"a": _a(words["thing"]), "s": plural(words["thing"])}
+            words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
         way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
         text = way.format(**words)
         if ways == "training":
