@@ -18,7 +18,7 @@ from .files import advising, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import plan_drawing
-from .qwen import KVCache
+from .qwen import KVCache, rotary_positions
 from .replies import check_length, check_sampling, readable, seen_and_said, stream, usual_length
 from .tokenizer import IMAGE, LOOK, REFUSAL, pad
 from .weights.checkpoint import load_weights, open_checkpoint
@@ -244,10 +244,9 @@ class Pipeline:
         said, is_said = pad(replies, self.tokenizer.pad, self.device)            # (N, A)
         llm, cache, L = self.model.llm, KVCache(), ids.shape[1]
         real = torch.cat([is_real[owner], is_said], dim=1)                       # (N, L+A)
-        positions = (is_real.long().cumsum(1) - 1).clamp(min=0)                  # (B, L)
-        last = llm.model(self.embed(ids, images, size), positions, is_real, cache)[:, -1:]
+        last = llm.model(self.embed(ids, images, size), rotary_positions(is_real), is_real, cache)[:, -1:]
         cache.layers = {i: (k[owner], v[owner]) for i, (k, v) in cache.layers.items()}
-        after = llm.model(llm.embed(said), (real.long().cumsum(1) - 1)[:, L:], real, cache)
+        after = llm.model(llm.embed(said), rotary_positions(real)[:, L:], real, cache)
         hidden = torch.cat([last[owner], after[:, :-1]], dim=1)                  # (N, A, E): each foretells the next
         logs = llm.lm_head(hidden).float().log_softmax(-1).gather(2, said.unsqueeze(2)).squeeze(2)     # (N, A)
         sums = (logs * is_said).sum(1).split([len(texts) for texts in candidates])

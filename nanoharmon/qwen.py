@@ -26,6 +26,11 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)   # normalised in float32
 
 
+def rotary_positions(is_real):
+    """(B, L) from is_real (B, L): each real token's place in its row; padding, on either side, does not count."""
+    return (is_real.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def rope_tables(positions, head_dim, theta):
     """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32; half of sin is negated.
 
@@ -233,9 +238,7 @@ class Qwen(nn.Module):
         stop = torch.tensor(sorted(stop_ids), device=embeds.device)
         last = stop[0].expand(B)
         for _ in range(max_new_tokens):
-            positions = None                                                     # past, past + 1, ...
-            if is_real is not None:                                              # padding does not count
-                positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+            positions = None if is_real is None else rotary_positions(is_real)[:, -embeds.shape[1]:]
             hidden = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
             ids = sample_token(self.lm_head(hidden).float(), temperature, top_p, generator)      # (B,)
             last = torch.where(done, last, ids)
