@@ -91,20 +91,21 @@ def parse_args(argv=None):
 
 
 class TextPipeline:
-    """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures. system: its own system prompt, put
-    first where a conversation has none; None = nothing."""
+    """A bare LLM behind what a Conversation needs of a Pipeline: text only, no pictures. system: its own system prompt,
+    put first where a conversation has none; None = nothing."""
 
     meta = {}                                # nothing is known of its training
 
     def __init__(self, llm, tokenizer, system=None):
         self.llm, self.tokenizer, self.system = llm, tokenizer, system
 
-    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text. Returns whether max_new_tokens cut it."""
+    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0, look=None):
+        """As Pipeline.reply; there is nothing to look at."""
         if images:
             self.drawing_options()
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
+        max_new_tokens = usual_length(self.llm.config) if max_new_tokens is None else max_new_tokens
         sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
         ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
@@ -269,10 +270,8 @@ def main(argv=None):
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
         pipe = load_pipeline(args.ckpt, args.device, args.dtype)
-    llm = getattr(pipe, "llm", None) or pipe.model.llm
     chat = Conversation(pipe, seed=args.seed, look=args.look, system=args.system, drawing={"fast": args.fast},
-                        temperature=args.temperature, top_p=args.top_p,
-                        max_new_tokens=args.max_new_tokens or usual_length(llm.config))
+                        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
     for picture, name in zip(pictures, args.image):
         chat.show(picture, name)
     if args.prompt is None:

@@ -53,8 +53,7 @@ class Conversation:
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer, shown = self.messages + [{"role": "user", "content": content}], "", ""
         recent, pictures = self.recent(messages)
-        reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2,
-                                **self.options | ({"look": self.look} if pictures else {}))
+        reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2, look=self.look, **self.options)
         is_cut = False
         while True:
             try:
