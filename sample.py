@@ -223,7 +223,7 @@ def main(argv=None):
                     bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
                     texts += thoughts[prompt]
             # the same seed for every prompt: rows do not depend on each other
-            drawn = pipe.draw(texts, seed=args.seed, group=n, on_step=film.append if args.gif else None,
+            drawn = pipe.draw(texts, seed=args.seed, group=n, on_iteration=film.append if args.gif else None,
                               progress=lambda: bar.update(len(part)), **options)
             for i in range(0, len(drawn), n):
                 rows.append(drawn[i:i + n])

@@ -250,7 +250,7 @@ def dry_draw(pipe, prompt, n, plan):
     with torch.no_grad(), Walk(pipe) as walk:
         ids, is_real = pipe.prompt_ids([prompt] * n, plan["cfg"] != 1.0)
         with suppress(Enough):
-            pipe.model.draw(ids, is_real, plan["iters"], plan["cfg"], plan["grid"], steps=2, on_step=stop)
+            pipe.model.draw(ids, is_real, plan["iters"], plan["cfg"], plan["grid"], steps=2, on_iteration=stop)
         pipe.model.vae.decode(torch.empty(n, S, pipe.model.config.mar.token_dim, device="meta"), plan["grid"])
     return walk
 

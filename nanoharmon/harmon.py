@@ -127,7 +127,7 @@ class Harmon(nn.Module):
         ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
 
         grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
-        sampler, latents and known (in-painting), on_step: see MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
+        sampler, latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
         rows = is_real.shape[0]

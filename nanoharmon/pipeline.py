@@ -83,7 +83,7 @@ class Pipeline:
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_step=None,
+             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_iteration=None,
              progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
@@ -92,8 +92,8 @@ class Pipeline:
         fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
         group: draw every so many prompts as they would be drawn alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
-        to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
-        costs nothing. The same arguments draw the same bytes.
+        to `size`. on_iteration(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often,
+        and costs nothing. The same arguments draw the same bytes.
         """
         prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
         image = None if image is None else as_picture(image)
@@ -120,15 +120,15 @@ class Pipeline:
             latents = self.model.vae.encode(self.pixels([image.resize(plan["size"])]))
             options |= {"latents": latents.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
 
-        def step(latents, visible):
-            if on_step is not None:
-                on_step(self.unfinished(latents, visible, grid))
+        def tell(latents, visible):
+            if on_iteration is not None:
+                on_iteration(self.unfinished(latents, visible, grid))
             if progress is not None:
                 progress()
         part = region is not None and bool(self.meta.get("parts"))               # else it only knows whole pictures
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
-        latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_step=step, **options)
+        latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_iteration=tell, **options)
         return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
 
     @torch.no_grad()

@@ -70,9 +70,9 @@ def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe):
     torch.manual_seed(99)                                    # the global generator does not matter
     assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST)) == first
     seen = []
-    one = bytes_of(pipe.draw("a red circle", on_step=seen.append, **FAST))
+    one = bytes_of(pipe.draw("a red circle", on_iteration=seen.append, **FAST))
     assert one == bytes_of(pipe.draw(["a red circle"], **FAST)) != bytes_of(pipe.draw(["a blue ring"], **FAST))
-    pipe.draw("a red circle", seed=1, on_step=seen.append, **FAST)
+    pipe.draw("a red circle", seed=1, on_iteration=seen.append, **FAST)
     grey = [(np.asarray(pictures[0]) == 128).all(axis=-1) for pictures in (seen[0], seen[4])]
     assert (grey[0] != grey[1]).any()                        # orders differ, too
 
@@ -135,7 +135,7 @@ def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_nam
     (dict(sampler="euler"), "one of ddpm"), (dict(image=RED, region=(0, 0, 9, 8), iters=3), "expected 1 to 2")])
 def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message):
     with pytest.raises(ValueError, match=message) as e:
-        pipe.draw(**{"prompts": ["a red circle"], **options}, on_step=lambda _: pytest.fail("drew"))
+        pipe.draw(**{"prompts": ["a red circle"], **options}, on_iteration=lambda _: pytest.fail("drew"))
     assert "--" not in str(e.value) and "--" in in_words(e.value)                 # a fact here, a flag in a script
 
 
@@ -177,7 +177,7 @@ def test_a_prompt_that_just_fits_the_context_is_drawn(pipe, monkeypatch):
 
 def test_the_pictures_so_far_end_in_the_picture(pipe):
     seen, ticks = [], []
-    final = pipe.draw(["a red circle"], on_step=seen.append, progress=lambda: ticks.append(1), **FAST)
+    final = pipe.draw(["a red circle"], on_iteration=seen.append, progress=lambda: ticks.append(1), **FAST)
     assert len(seen) == len(ticks) == 4 and bytes_of(seen[-1]) == bytes_of(final)
     grey = [(np.asarray(p) == 128).all(axis=-1).sum() // 64 for p, in seen]      # hidden places, 64 pixels each
     assert grey == sorted(grey, reverse=True) and grey[0] >= 10 and grey[-1] == 0

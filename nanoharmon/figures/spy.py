@@ -80,11 +80,11 @@ def drawing(pipe, prompt, seed):
     kept = Drawing(thought, plan["grid"], [], [], [])
     draw, step = MAR.draw, Diffusion.p_mean_variance
 
-    def watched_draw(self, *args, on_step=None, **options):
+    def watched_draw(self, *args, on_iteration=None, **options):
         def keep(latents, visible):
             kept.latents.append(latents)
             kept.visible.append(visible)
-        return draw(self, *args, on_step=keep, **options)
+        return draw(self, *args, on_iteration=keep, **options)
 
     def watched_step(self, output, x_t, t, clip=0.0):
         mean, logvar, x0 = step(self, output, x_t, t, clip)
