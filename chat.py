@@ -141,7 +141,7 @@ def cannot(pipe):
 
 
 def help_for(pipe):
-    """The commands that it can."""
+    """The help text: the commands that this model can obey."""
     lines = "\n".join(line for line in HELP.splitlines() if line.split()[0] not in cannot(pipe))
     return lines.replace("; .png: the last picture", "") if cannot(pipe) else lines
 

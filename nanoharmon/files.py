@@ -140,7 +140,7 @@ class FolderLock:
 
 
 def content_hash(path):
-    """Of a file's bytes, in hexadecimal."""
+    """A hash of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -96,7 +96,8 @@ def wanted(meta):
 
 
 def match(meta, objects):
-    """Pair what was asked with what was found, most alike first: [((color, shape), Detected)]. Kind to the picture."""
+    """Pair what was asked with what was found, most alike first: [((color, shape), Detected)]. Where
+    there is a choice, it is in the picture's favour."""
     asked, found, pairs = wanted(meta), list(objects), []
     for alike in (2, 1, 0):
         for a in list(asked):

@@ -43,7 +43,7 @@ WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resiz
 
 @dataclass
 class Source:
-    """One of those that --mix names, before it is imported."""
+    """A source of data that --mix names, before it is imported."""
     name: str
     folder: str                              # in OUT/cache
     found: Found | None = None               # None: the cache has it
@@ -135,7 +135,7 @@ def check_source(name, found):
 
 
 def fingerprint(path):
-    """Of a file's content; of its name where there is no content."""
+    """A hash of a file's content; its path where that cannot be read, or is too large."""
     with suppress(OSError):
         if path.is_file() and path.stat().st_size <= MAX_BYTES:  # a pipe would never end, read_image refuses the rest
             return content_hash(path)
@@ -230,7 +230,7 @@ def import_source(source, cache, progress=lambda x, **_: x):
 
 
 def drop_others(cache, folders):
-    """Take away what was imported and none of `folders` is, with its latents: of a changed source, or one of before."""
+    """Delete imported sources, whole or in part, that are not in `folders`, and their latents."""
     for path in [*Path(cache).glob("*/about.json"), *Path(cache).glob("*.part/done.jsonl")]:
         if path.parent.name not in folders:
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -46,7 +46,7 @@ class TrainingState:
 
     @classmethod
     def of(cls, run, name, model):
-        """That of stage `name` before its first step."""
+        """The state of stage `name` before its first step."""
         params = trained(run, name, model)
         if run.config.optim.fsdp:
             params = shard_blocks(model, run.world_size, run.device.type)
@@ -138,7 +138,7 @@ def begin(run, sources):
 
 
 def size_flags(run):
-    """Those of the changed fields that change sizes, as flags."""
+    """The --vae.x, --mar.x and --llm.x flags of this start, as typed."""
     return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("vae.", "mar.", "llm."))]
 
 

@@ -40,7 +40,7 @@ def listing(items: list) -> str:
 
 
 def class_name(label: int) -> str:
-    """Of a class of stage `mar`, for instance "three green crosses"."""
+    """The words for a class of stage `mar`, for instance "three green crosses"."""
     count, kind = divmod(label, len(PAIRS))
     return phrase(*PAIRS[kind], count + 1)
 

@@ -63,7 +63,8 @@ def sides(a: Object, b: Object) -> list | None:
 def look(scene: Scene, *targets, count: bool = False) -> str:
     """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target.
     "cross: at the top left a red ring no, in the middle a blue cross yes"; two targets make two looks, with "; "
-    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". Without a name each kind is."""
+    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". With an empty name every
+    kind of object is counted."""
     looks = []
     for name, wanted in targets:
         seen, met = [], Counter()
