@@ -35,6 +35,7 @@ from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
+    """Attention with heads: x (B, L, D) -> (B, L, D), or (B, m, D) for those that ask. One layer makes q, k and v."""
     def __init__(self, dim, heads, attn_dropout, proj_dropout):
         super().__init__()
         self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout
@@ -53,6 +54,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))): x (..., D) -> (..., D)."""
     def __init__(self, dim, hidden, dropout):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
@@ -181,7 +183,6 @@ class MAR(nn.Module):
         """Encoder output, in Harmon plus what the LLM adds, (B, U+K, D) -> z (B, S, D): the diffusion MLP's condition.
 
         D is the encoder's width before `decoder_embed` and the decoder's after it (all presets have them equal).
-
         places (B, m): z only there, (B, m, D), which saves most of the last block.
         """
         B, U = encoded.shape[0], self.config.buffer_size

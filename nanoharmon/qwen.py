@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
-    def forward(self, x):
+    def forward(self, x):                                            # (..., E), of any dtype
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)   # normalised in float32
 
 
@@ -85,9 +85,9 @@ class SelfAttention(nn.Module):
     def forward(self, x, rope, may_attend, cache, layer):            # x (B, L, E)
         B, L, _ = x.shape
         # b l (heads d) -> b heads l d
-        q = rotate(self.q_proj(x).view(B, L, self.heads, -1).transpose(1, 2), *rope)
-        k = rotate(self.k_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2), *rope)
-        v = self.v_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2)
+        q = rotate(self.q_proj(x).view(B, L, self.heads, -1).transpose(1, 2), *rope)       # (B, heads, L, d)
+        k = rotate(self.k_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2), *rope)    # (B, kv_heads, L, d)
+        v = self.v_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2)                   # (B, kv_heads, L, d)
         if cache is not None:                                        # k is rotated already: positions never change
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         group = self.heads // self.kv_heads                          # query head h reads kv head h // group
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
         # no mask: plain causal order; a single new token (L = 1) may attend to the whole cache, so it needs none
         x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
         x = x.reshape(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)
-        return self.o_proj(x)
+        return self.o_proj(x)                                        # (B, L, E)
 
 
 class MLP(nn.Module):
@@ -110,7 +110,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x):                                            # (..., E) -> (..., E)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
