@@ -102,7 +102,7 @@ class TextPipeline:
     def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0, look=None):
         """As Pipeline.reply; there is nothing to look at."""
         if images:
-            self.drawing_options()
+            self.plan()                                          # says why not
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         max_new_tokens = usual_length(self.llm.config) if max_new_tokens is None else max_new_tokens
@@ -111,7 +111,7 @@ class TextPipeline:
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
         return (yield from stream(self.llm, self.tokenizer, embeds, *sampling))
 
-    def drawing_options(self, *_, **__):
+    def plan(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
                          "instead of --llm")
 
@@ -188,7 +188,7 @@ def command(chat, line):
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
     if name in cannot(chat.pipe):
-        chat.pipe.drawing_options()                              # says why not
+        chat.pipe.plan()                                         # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
     if name in ("/image", "/save"):

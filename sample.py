@@ -214,7 +214,7 @@ def main(argv=None):
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think, fast=args.fast)
-    plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
+    plan = pipe.plan(prompts, **options)      # complains about any prompt before the first is drawn
     for flag, given, idle, why in (
             ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
             ("--cfg-schedule", args.cfg_schedule, plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):

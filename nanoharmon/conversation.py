@@ -90,7 +90,7 @@ class Conversation:
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,
         "" if it has none."""
         path = self.free_path()
-        plan, seed, thought = self.pipe.drawing_options([words], **self.drawing), self.seed + self.drawn, ""
+        plan, seed, thought = self.pipe.plan([words], **self.drawing), self.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)
             if thought.startswith(REFUSAL):

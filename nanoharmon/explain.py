@@ -243,7 +243,7 @@ def without_weights(preset, ckpt=None):
 
 
 def dry_draw(pipe, prompt, n, plan):
-    """The first iteration of a drawing, and the VAE, followed without numbers. plan: Pipeline.drawing_options."""
+    """The first iteration of a drawing, and the VAE, followed without numbers. plan: of Pipeline.plan."""
     def stop(*_):
         raise Enough
     S = plan["grid"][0] * plan["grid"][1]

@@ -77,7 +77,7 @@ class Pipeline:
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
-    def drawing_options(self, prompts, size=None, image=None, region=None, **given):
+    def plan(self, prompts, size=None, image=None, region=None, **given):
         """All options of a drawing, see plans.plan_drawing. Raises ValueError for what could not be drawn."""
         return plan_drawing(self, prompts, size, image, region, **given)
 
@@ -99,11 +99,11 @@ class Pipeline:
         image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
                      temperature=temperature, cfg_schedule=cfg_schedule, think=think, fast=fast)
-        plan = self.drawing_options(prompts, **given)
+        plan = self.plan(prompts, **given)
         if plan["think"]:
             thoughts = self.think(prompts, seed)
             prompts = [p if t.startswith(REFUSAL) else t for p, t in zip(prompts, thoughts)]
-            plan = self.drawing_options(prompts, **given)                                 # these may be too long
+            plan = self.plan(prompts, **given)                                   # these may be too long
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
         order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device

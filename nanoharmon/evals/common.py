@@ -61,7 +61,7 @@ def drawing_flags(parser):
     add("--fast", action="store_true", default=None, help="few --iters and --steps, a measured choice (plans.py)")
 
 
-def drawing_options(args):
+def given_options(args):
     """What these flags say, for Pipeline.draw: None where it is the checkpoint's to say."""
     return {name: getattr(args, name) for name in OFFICIAL}
 

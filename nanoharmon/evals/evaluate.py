@@ -36,7 +36,7 @@ from ..pipeline import load_pipeline
 from ..world import shapes
 from ..world.judge import judge_scene
 from . import external, report, study
-from .common import (batches, drawing_flags, drawing_options, fresh_scene, out_folder, over_processes, placement, rate,
+from .common import (batches, drawing_flags, fresh_scene, given_options, out_folder, over_processes, placement, rate,
                      workers)
 from .geneval import REASONS, draw_scores
 from .probe import probe_scores
@@ -137,7 +137,7 @@ def main(argv=None):
     add("--procs", type=number(int, 1, 64), default=2, help="worker processes on CPU, one thread each (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
-    options = drawing_options(args)
+    options = given_options(args)
     if args.prompts or args.pope or args.images:
         cli.refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
         return external.run_files(args, options)
@@ -150,7 +150,7 @@ def main(argv=None):
         check_count(args.n)
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
-    plan = pipe.drawing_options(["a red circle"], args.size, **options)
+    plan = pipe.plan(["a red circle"], args.size, **options)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,

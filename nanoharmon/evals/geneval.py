@@ -27,7 +27,7 @@ def draw_and_judge(pipe, metas, seed, options):
     it refuses is wrong, whatever it would draw: sample.py draws nothing then.
     """
     texts = [meta["prompt"] for meta in metas]
-    plan = pipe.drawing_options(texts, **options)
+    plan = pipe.plan(texts, **options)
     if plan["think"]:
         texts = pipe.think(texts, seed)
         metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, texts)]

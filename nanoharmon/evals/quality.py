@@ -38,7 +38,7 @@ from ..pipeline import load_pipeline
 from ..training.optim import Muon
 from ..world import prompts, shapes
 from . import report
-from .common import batches, drawing_flags, drawing_options, out_folder, over_processes, placement, rate, workers
+from .common import batches, drawing_flags, given_options, out_folder, over_processes, placement, rate, workers
 
 NEIGHBOURS = 3                          # k of precision and recall, as in the paper
 STEPS, BATCH, LR, MUON_LR = 200, 64, 4e-3, 0.03                  # of the eye's training
@@ -204,9 +204,9 @@ def main(argv=None):
     model_flags(parser)
     args = parser.parse_args(argv)
     check_count(args.n)
-    options, pipe = drawing_options(args), load_pipeline(args.ckpt, args.device, args.dtype)
+    options, pipe = given_options(args), load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
-    plan = pipe.drawing_options(["a red circle"], args.size, **options)
+    plan = pipe.plan(["a red circle"], args.size, **options)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         found = quality_scores(pipe, args.n, args.seed, args.size, pool, tqdm, **options)

@@ -75,8 +75,8 @@ class Drawing:
 @torch.no_grad()
 def drawing(pipe, prompt, seed):
     """Draw as sample.py does, and keep everything."""
-    thought = pipe.think([prompt], seed)[0] if pipe.drawing_options([prompt])["think"] else prompt
-    plan = pipe.drawing_options([thought], think=False)
+    thought = pipe.think([prompt], seed)[0] if pipe.plan([prompt])["think"] else prompt
+    plan = pipe.plan([thought], think=False)
     kept = Drawing(thought, plan["grid"], [], [], [])
     draw, step = MAR.draw, Diffusion.p_mean_variance
 
