@@ -29,7 +29,7 @@ from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
 from nanoharmon.conversation import Conversation
-from nanoharmon.files import check_output, write_bytes
+from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
 from nanoharmon.replies import check_length, check_sampling, stream, usual_length
@@ -91,37 +91,36 @@ def parse_args(argv=None):
 
 
 class TextPipeline:
-    """A bare LLM behind what a Chat needs of a Pipeline: text only, no pictures. system: its own system prompt, put
-    first where a conversation has none; None = nothing."""
+    """A bare LLM behind what a Conversation needs of a Pipeline: text only, no pictures. system: its own system prompt,
+    put first where a conversation has none; None = nothing."""
 
     meta = {}                                # nothing is known of its training
 
     def __init__(self, llm, tokenizer, system=None):
         self.llm, self.tokenizer, self.system = llm, tokenizer, system
 
-    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-        """Stream the assistant's next turn, as pieces of text. Returns whether max_new_tokens cut it."""
+    def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0, look=None):
+        """As Pipeline.reply; there is nothing to look at."""
         if images:
-            self.drawing_options()
+            self.plan()                                          # says why not
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
+        max_new_tokens = usual_length(self.llm.config) if max_new_tokens is None else max_new_tokens
         sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
         ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
         return (yield from stream(self.llm, self.tokenizer, embeds, *sampling))
 
-    def drawing_options(self, *_, **__):
+    def plan(self, *_, **__):
         raise ValueError("a bare language model neither sees nor draws, expected a Harmon directory; pass --ckpt DIR "
                          "instead of --llm")
 
 
 def load_text_pipeline(path, device, dtype):
     """A bare Qwen2.5 directory of Hugging Face, to chat in text only."""
-    try:
+    with advising("pass another --llm"):
         device = pick_device(device)
         llm, tokenizer, note = load_llm(path, device, pick_dtype(dtype, device))
-    except ValueError as e:
-        raise ValueError(f"{e}; pass another --llm") from None
     if note:
         print(f"note: {note}", file=sys.stderr)
     return TextPipeline(llm, tokenizer, own_system(path))
@@ -142,7 +141,7 @@ def cannot(pipe):
 
 
 def help_for(pipe):
-    """The commands that it can."""
+    """The help text: the commands that this model can obey."""
     lines = "\n".join(line for line in HELP.splitlines() if line.split()[0] not in cannot(pipe))
     return lines.replace("; .png: the last picture", "") if cannot(pipe) else lines
 
@@ -189,7 +188,7 @@ def command(chat, line):
     if "\0" in line:
         raise ValueError(f"{name}: a NUL character in {rest!r:.80}, expected text; type it again")
     if name in cannot(chat.pipe):
-        chat.pipe.drawing_options()                              # says why not
+        chat.pipe.plan()                                         # says why not
     if name in ("/image", "/draw", "/save") and not rest:
         raise ValueError(f"{name} needs {'a text' if name == '/draw' else 'a file name'}; see /help")
     if name in ("/image", "/save"):
@@ -271,10 +270,8 @@ def main(argv=None):
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)
     else:
         pipe = load_pipeline(args.ckpt, args.device, args.dtype)
-    llm = getattr(pipe, "llm", None) or pipe.model.llm
     chat = Conversation(pipe, seed=args.seed, look=args.look, system=args.system, drawing={"fast": args.fast},
-                        temperature=args.temperature, top_p=args.top_p,
-                        max_new_tokens=args.max_new_tokens or usual_length(llm.config))
+                        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
     for picture, name in zip(pictures, args.image):
         chat.show(picture, name)
     if args.prompt is None:

@@ -160,6 +160,22 @@ def make_gif(frames):
                   duration=[FRAME] * (len(frames) - 1) + [HOLD])
 
 
+def write_pictures(args, prompts, rows, films):
+    """The grid of all pictures, and what --gif and --save-each ask for."""
+    write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
+    if args.gif:
+        grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
+        write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
+    if args.save_each:
+        Path(args.save_each).mkdir(parents=True, exist_ok=True)
+        for r, row in enumerate(rows):
+            for c, picture in enumerate(row):
+                write_bytes(Path(args.save_each) / EACH(r, c), file_bytes(picture))
+        new = {EACH(r, c) for r in range(len(rows)) for c in range(args.n)}
+        if old := sorted(p.name for p in Path(args.save_each).glob("[0-9]*_[0-9]*.png") if p.name not in new):
+            print(f"note: older pictures stay in {args.save_each}: {first_of(old, 3)}", file=sys.stderr)
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 def think(pipe, prompts, n, seed):
@@ -188,7 +204,7 @@ def main(argv=None):
     options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
                    iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
                    think=args.think, fast=args.fast)
-    plan = pipe.drawing_options(prompts, **options)      # complains about any prompt before the first is drawn
+    plan = pipe.plan(prompts, **options)      # complains about any prompt before the first is drawn
     for flag, given, idle, why in (
             ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
             ("--cfg-schedule", args.cfg_schedule, plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):
@@ -213,7 +229,7 @@ def main(argv=None):
                     bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
                     texts += thoughts[prompt]
             # the same seed for every prompt: rows do not depend on each other
-            drawn = pipe.draw(texts, seed=args.seed, group=n, on_step=film.append if args.gif else None,
+            drawn = pipe.draw(texts, seed=args.seed, group=n, on_iteration=film.append if args.gif else None,
                               progress=lambda: bar.update(len(part)), **options)
             for i in range(0, len(drawn), n):
                 rows.append(drawn[i:i + n])
@@ -222,18 +238,7 @@ def main(argv=None):
     if args.explain:
         print(explain.as_text(walk), end="\n\n")
 
-    write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
-    if args.gif:
-        grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
-        write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
-    if args.save_each:
-        Path(args.save_each).mkdir(parents=True, exist_ok=True)
-        for r, row in enumerate(rows):
-            for c, picture in enumerate(row):
-                write_bytes(Path(args.save_each) / EACH(r, c), file_bytes(picture))
-        new = {EACH(r, c) for r in range(len(rows)) for c in range(n)}
-        if old := sorted(p.name for p in Path(args.save_each).glob("[0-9]*_[0-9]*.png") if p.name not in new):
-            print(f"note: older pictures stay in {args.save_each}: {first_of(old, 3)}", file=sys.stderr)
+    write_pictures(args, prompts, rows, films)
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
                 for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "

@@ -105,8 +105,8 @@ def train_stage(run, name, pipe, batches):
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         norm = clip_gradients(list(state.params.values()), optim.clip)
-        # this question waits for a GPU, at little cost: what limits nano is the CPU, and while that makes the next batch
-        # the GPU has the optimizer's work. Without it, optimizers and average would have to decide on the GPU
+        # this question waits for a GPU, at little cost: what limits nano is the CPU, and while that makes the next
+        # batch the GPU has the optimizer's work. Without it, optimizers and average would have to decide on the GPU
         if torch.isfinite(norm):
             for optimizer in state.optimizers:
                 state.scaler.step(optimizer)
@@ -196,9 +196,8 @@ def finish(run, pipe, batches):
         prompt = captions[0] if captions and not has_shapes else prompt
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
-    run.say(*summary(figures), f"all figures: {results}")
-    run.say(f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py --ckpt {final} --prompt "
-            + shlex.quote(prompt))
+    run.say(*summary(figures), f"all figures: {results}", f"{(time.time() - run.start) / 60:.1f} minutes. "
+            f"Try: python sample.py --ckpt {final} --prompt {shlex.quote(prompt)}")
 
 
 def worker(rank, world_size, store, stop, run, lock=None):
@@ -231,9 +230,7 @@ def worker(rank, world_size, store, stop, run, lock=None):
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
-def parse_args(argv=None):
-    """(Run, the parsed flags) of a command line. Raises ValueError for flags that mean nothing."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def make_parser():
     parser = Parser(prog="train.py", description=__doc__, add_help=False,
                     usage="python train.py [options below] [--SECTION.FIELD VALUE ...]")
     add = parser.add_argument_group("what to do").add_argument
@@ -272,6 +269,12 @@ def parse_args(argv=None):
         "(default 2)")
     add("--sample-every", type=number(int, 0), default=500, metavar="N", help="steps between sample pictures, one "
         "more at the end of a stage; 0 = none (default 500)")
+    return parser
+
+
+def parse_args(argv=None):
+    """(Run, the parsed flags) of a command line. Raises ValueError for flags that mean nothing."""
+    parser, argv = make_parser(), sys.argv[1:] if argv is None else list(argv)
     args, rest = parser.parse_known_args(argv)
     config = Config.preset(args.preset)
     if args.help:
@@ -304,16 +307,13 @@ def parse_args(argv=None):
     if (args.mix or "data.mix" in changed) and "shapes" in dict(parse_mix(config.data.mix)) and Path("shapes").is_dir():
         raise ValueError("--mix shapes is the shapes world, and here is a folder of that name; pass ./shapes for the "
                          "folder, or rename it for the world")
-    if args.train_parts:
-        for name in HARMON_STAGES:
-            if f"stage_{name}.train_parts" not in changed:
-                config.stages[name].train_parts = args.train_parts
-    run = Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
-              command=argv, changed=changed, only=tuple(args.stage or ()),
-              given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, resume=args.resume,
-              save_every=args.save_every, keep=args.keep, sample_every=args.sample_every, compile=args.compile,
-              device=pick_device(args.device))
-    return run, args
+    for name in HARMON_STAGES if args.train_parts else ():
+        if f"stage_{name}.train_parts" not in changed:
+            config.stages[name].train_parts = args.train_parts
+    return Run(config, out=Path(args.out or f"out/{args.preset}{'-quick' if args.quick else ''}"), preset=args.preset,
+               command=argv, changed=changed, only=tuple(args.stage or ()), resume=args.resume, keep=args.keep,
+               given={name: getattr(args, name) for name in ("init", "vae", "llm", "mar")}, save_every=args.save_every,
+               sample_every=args.sample_every, compile=args.compile, device=pick_device(args.device)), args
 
 
 def main(argv=None):

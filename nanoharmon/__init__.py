@@ -1,7 +1,7 @@
 """nanoharmon: Harmon (arXiv 2503.21979) in plain PyTorch, small enough to read in an afternoon.
 
 Letters used for shapes throughout: B batch, T text tokens, S image tokens (the h x w latent grid), K visible image
-tokens, U buffers, D MAR width, E LLM width, C channels of an image token, L length of the LLM's sequence.
+tokens, U buffers, D MAR width, E LLM width, C channels of an image token, L length of a sequence, N number of rows.
 """
 import contextlib
 import ctypes

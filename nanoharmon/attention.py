@@ -30,7 +30,7 @@ def dropout(x, p):
 
 
 class Dropout(torch.autograd.Function):
-    """The same on a CPU, where torch's own, one number at a time on one core, is a sixth of a training step at the
+    """F.dropout on a CPU, where torch's own, one number at a time on one core, is a sixth of a training step at the
     official 0.1. Here a 64-bit word gives four random numbers; they are kept for the backward pass, not the factors."""
 
     @staticmethod

@@ -138,7 +138,7 @@ def drawing_flags(parser):
 
 
 def explain_flags(parser, beside=""):
-    """Those of sample.py and chat.py that follow one request through the model (explain.py)."""
+    """Flags of sample.py and chat.py that follow one request through the model (explain.py)."""
     parser.add_argument("--explain", action="store_true", help=f"{beside}also print how the request goes through the "
                         "model: every tensor with its shape, range and line of code")
     parser.add_argument("--dry-run", nargs="?", const="nano", metavar="PRESET", help="with --explain: shapes alone, "

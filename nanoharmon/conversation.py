@@ -53,8 +53,7 @@ class Conversation:
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer, shown = self.messages + [{"role": "user", "content": content}], "", ""
         recent, pictures = self.recent(messages)
-        reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2,
-                                **self.options | ({"look": self.look} if pictures else {}))
+        reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2, look=self.look, **self.options)
         is_cut = False
         while True:
             try:
@@ -91,7 +90,7 @@ class Conversation:
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,
         "" if it has none."""
         path = self.free_path()
-        plan, seed, thought = self.pipe.drawing_options([words], **self.drawing), self.seed + self.drawn, ""
+        plan, seed, thought = self.pipe.plan([words], **self.drawing), self.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)
             if thought.startswith(REFUSAL):

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .cli import Parser, first_of, one_line, run_main
-from .files import check_output, write_bytes
+from .files import advising, check_output, write_bytes
 from .pictures import captioned, file_bytes, grid, pad_square, read_image
 from .training import formats
 from .training.imports import MOST_BROKEN, try_all
@@ -70,10 +70,8 @@ def main(argv=None):
     if inside.is_dir() and out.resolve().is_relative_to(inside):
         raise ValueError(f"{out} would lie in {inside}, and be one of its pictures the next time; pass --out FILE "
                          f"elsewhere")
-    try:
+    with advising("name another DIR or FILE.json, or pass --images DIR"):
         found = formats.read_entries(args.source, args.images)
-    except ValueError as e:
-        raise ValueError(f"{e}; name another DIR or FILE.json, or pass --images DIR") from None
     lines, entries = report(found.entries, found.problems)
     print(f"{args.source}: {lines[0]}", *map(one_line, found.notes), *lines[1:], sep="\n")
     if picture := sheet(entries):

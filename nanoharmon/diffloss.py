@@ -34,8 +34,8 @@ class TimestepEmbedder(nn.Module):
         args = t[:, None].float() * freqs                            # (N, half)
         return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, frequencies)
 
-    def forward(self, t):
-        return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))
+    def forward(self, t):                                            # (N,)
+        return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))          # (N, width)
 
 
 class ResBlock(nn.Module):
@@ -47,12 +47,13 @@ class ResBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x, y):
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
+    def forward(self, x, y):                                         # (N, width) each
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)           # (N, width) each
+        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))     # (N, width)
 
 
 class FinalLayer(nn.Module):
+    """Modulated LayerNorm, then linear: x, y (N, width) -> (N, out)."""
     def __init__(self, width, out):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -60,7 +61,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x, y):
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)     # (N, width) each
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -93,7 +94,7 @@ class DenoisingMLP(nn.Module):
         return self.denoise(x, self.time_embed(t) + self.cond_embed(z))
 
     def denoise(self, x, y):
-        """The same from conditions y (N, width) that are embedded already: time plus z."""
+        """eps and variance (N, 2C) of x (N, C), from y (N, width), the conditions embedded: time plus z."""
         x = self.input_proj(x.to(self.input_proj.weight.dtype))      # (N, width)
         for block in self.res_blocks:
             x = block(x, y)

@@ -26,6 +26,7 @@ import torch
 from .chapters import LETTERS, chapters
 from .cli import markdown_table
 from .config import PRESETS, nearest
+from .files import advising
 from .pipeline import Pipeline
 from .tokenizer import Tokenizer
 from .weights.checkpoint import meta_model
@@ -234,22 +235,20 @@ def without_weights(preset, ckpt=None):
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}, expected one of {', '.join(PRESETS)}; "
                          f"pass --dry-run nano")
-    try:
+    with advising("pass another --ckpt, whose tokenizer is used"):
         tokenizer = Tokenizer.load(ckpt or ROOT / "checkpoints" / "nano")
-    except ValueError as e:
-        raise ValueError(f"{e}; pass another --ckpt, whose tokenizer is used") from None
     return Pipeline(meta_model(PRESETS[preset]()), tokenizer)
 
 
 def dry_draw(pipe, prompt, n, plan):
-    """The first iteration of a drawing, and the VAE, followed without numbers. plan: Pipeline.drawing_options."""
+    """The first iteration of a drawing, and the VAE, followed without numbers. plan: of Pipeline.plan."""
     def stop(*_):
         raise Enough
     S = plan["grid"][0] * plan["grid"][1]
     with torch.no_grad(), Walk(pipe) as walk:
         ids, is_real = pipe.prompt_ids([prompt] * n, plan["cfg"] != 1.0)
         with suppress(Enough):
-            pipe.model.draw(ids, is_real, plan["iters"], plan["cfg"], plan["grid"], steps=2, on_step=stop)
+            pipe.model.draw(ids, is_real, plan["iters"], plan["cfg"], plan["grid"], steps=2, on_iteration=stop)
         pipe.model.vae.decode(torch.empty(n, S, pipe.model.config.mar.token_dim, device="meta"), plan["grid"])
     return walk
 

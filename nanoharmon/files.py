@@ -140,8 +140,17 @@ class FolderLock:
 
 
 def content_hash(path):
-    """Of a file's bytes, in hexadecimal."""
+    """A hash of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def advising(fix):
+    """A ValueError inside ends with what helps: "...; change --vae"."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{e}; {fix}") from None
 
 
 # --- files that are whole or not there --------------------------------------------------------------------------------

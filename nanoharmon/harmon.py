@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .mar import MAR, random_orders, random_split
-from .qwen import KVCache, Qwen
+from .qwen import KVCache, Qwen, rotary_positions
 from .tokenizer import IMAGE
 from .vae import VAE
 
@@ -67,8 +67,7 @@ class Harmon(nn.Module):
         """
         n, U = embeds.shape[1], self.config.mar.buffer_size                      # n = K + U
         is_real = torch.cat([is_real.bool(), is_real.new_ones(embeds.shape[:2], dtype=torch.bool)], dim=1)   # (B, T+n)
-        # padding does not count: the picture's positions go on from the last real text token
-        positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)              # (B, T+n)
+        positions = rotary_positions(is_real)    # (B, T+n): the picture's go on from the last real text token
         if cache is None:
             rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # the picture's
             states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
@@ -128,7 +127,7 @@ class Harmon(nn.Module):
         ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
 
         grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
-        sampler, latents and known (in-painting), on_step: see MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
+        sampler, latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
         rows = is_real.shape[0]

@@ -35,6 +35,7 @@ from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
+    """Attention with heads: x (B, L, D) -> (B, L, D), or (B, m, D) for those that ask. One layer makes q, k and v."""
     def __init__(self, dim, heads, attn_dropout, proj_dropout):
         super().__init__()
         self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout
@@ -53,6 +54,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))): x (..., D) -> (..., D)."""
     def __init__(self, dim, hidden, dropout):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
@@ -181,7 +183,6 @@ class MAR(nn.Module):
         """Encoder output, in Harmon plus what the LLM adds, (B, U+K, D) -> z (B, S, D): the diffusion MLP's condition.
 
         D is the encoder's width before `decoder_embed` and the decoder's after it (all presets have them equal).
-
         places (B, m): z only there, (B, m, D), which saves most of the last block.
         """
         B, U = encoded.shape[0], self.config.buffer_size
@@ -223,8 +224,8 @@ class MAR(nn.Module):
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
-             **sampler):
+    def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None,
+             on_iteration=None, **sampler):
         """Uncover tokens in `iters` iterations: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
 
         predict(latents, visible, drawn) -> z (B or 2B, m, D) at the m places that this iteration draws, drawn (B, m);
@@ -232,8 +233,8 @@ class MAR(nn.Module):
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
         cfg: strength of guidance, 1 = none; cfg_schedule: "constant", or "linear" in the share of uncovered tokens,
         from about 1 to almost cfg. For in-painting: latents (B, S, C), a picture, and known (B, S-n), the places that
-        keep their token. on_step(latents, visible) is called after every iteration (progress bars, GIFs). **sampler:
-        see DiffLoss.sample.
+        keep their token. on_iteration(latents, visible) is called after every iteration (progress bars, GIFs).
+        **sampler: see DiffLoss.sample.
         """
         B, n = orders.shape
         if latents is None:
@@ -251,8 +252,8 @@ class MAR(nn.Module):
             new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampler)         # (B*m, C)
             new = new.unflatten(0, (B, -1)).to(latents.dtype)                    # (B, m, C)
             latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
-            if on_step is not None:
-                on_step(latents, torch.cat([known, orders[:, n_next:]], dim=1))
+            if on_iteration is not None:
+                on_iteration(latents, torch.cat([known, orders[:, n_next:]], dim=1))
         return latents
 
     @torch.no_grad()

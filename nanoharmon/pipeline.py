@@ -14,11 +14,11 @@ from PIL import Image
 
 from . import arguments
 from .config import to_dict
-from .files import write_bytes, write_json
+from .files import advising, write_bytes, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import plan_drawing
-from .qwen import KVCache
+from .qwen import KVCache, rotary_positions
 from .replies import check_length, check_sampling, readable, seen_and_said, stream, usual_length
 from .tokenizer import IMAGE, LOOK, REFUSAL, pad
 from .weights.checkpoint import load_weights, open_checkpoint
@@ -77,13 +77,13 @@ class Pipeline:
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
-    def drawing_options(self, prompts, size=None, image=None, region=None, **given):
+    def plan(self, prompts, size=None, image=None, region=None, **given):
         """All options of a drawing, see plans.plan_drawing. Raises ValueError for what could not be drawn."""
         return plan_drawing(self, prompts, size, image, region, **given)
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_step=None,
+             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_iteration=None,
              progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
@@ -92,18 +92,18 @@ class Pipeline:
         fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
         group: draw every so many prompts as they would be drawn alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
-        to `size`. on_step(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often, and
-        costs nothing. The same arguments draw the same bytes.
+        to `size`. on_iteration(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often,
+        and costs nothing. The same arguments draw the same bytes.
         """
         prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
         image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
                      temperature=temperature, cfg_schedule=cfg_schedule, think=think, fast=fast)
-        plan = self.drawing_options(prompts, **given)
+        plan = self.plan(prompts, **given)
         if plan["think"]:
             thoughts = self.think(prompts, seed)
             prompts = [p if t.startswith(REFUSAL) else t for p, t in zip(prompts, thoughts)]
-            plan = self.drawing_options(prompts, **given)                                 # these may be too long
+            plan = self.plan(prompts, **given)                                   # these may be too long
         grid, device, B = plan["grid"], self.device, len(prompts)
         generator = torch.Generator(device).manual_seed(seed)
         order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
@@ -120,15 +120,15 @@ class Pipeline:
             latents = self.model.vae.encode(self.pixels([image.resize(plan["size"])]))
             options |= {"latents": latents.repeat(B, 1, 1), "known": plan["outside"].repeat(B, 1).to(device)}
 
-        def step(latents, visible):
-            if on_step is not None:
-                on_step(self.unfinished(latents, visible, grid))
+        def tell(latents, visible):
+            if on_iteration is not None:
+                on_iteration(self.unfinished(latents, visible, grid))
             if progress is not None:
                 progress()
         part = region is not None and bool(self.meta.get("parts"))               # else it only knows whole pictures
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
         options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
-        latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_step=step, **options)
+        latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_iteration=tell, **options)
         return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
 
     @torch.no_grad()
@@ -244,10 +244,9 @@ class Pipeline:
         said, is_said = pad(replies, self.tokenizer.pad, self.device)            # (N, A)
         llm, cache, L = self.model.llm, KVCache(), ids.shape[1]
         real = torch.cat([is_real[owner], is_said], dim=1)                       # (N, L+A)
-        positions = (is_real.long().cumsum(1) - 1).clamp(min=0)                  # (B, L)
-        last = llm.model(self.embed(ids, images, size), positions, is_real, cache)[:, -1:]
+        last = llm.model(self.embed(ids, images, size), rotary_positions(is_real), is_real, cache)[:, -1:]
         cache.layers = {i: (k[owner], v[owner]) for i, (k, v) in cache.layers.items()}
-        after = llm.model(llm.embed(said), (real.long().cumsum(1) - 1)[:, L:], real, cache)
+        after = llm.model(llm.embed(said), rotary_positions(real)[:, L:], real, cache)
         hidden = torch.cat([last[owner], after[:, :-1]], dim=1)                  # (N, A, E): each foretells the next
         logs = llm.lm_head(hidden).float().log_softmax(-1).gather(2, said.unsqueeze(2)).squeeze(2)     # (N, A)
         sums = (logs * is_said).sum(1).split([len(texts) for texts in candidates])
@@ -336,11 +335,9 @@ def load_pipeline(path, device="auto", dtype="float32"):
     if not path.is_dir():
         raise ValueError(f"no checkpoint folder {path}: {in_place_of_a_folder(path)}; pass --ckpt DIR")
     device = pick_device(device)
-    try:
+    wider = "" if dtype == "float32" else ", or --dtype float32"               # float16 does not hold all numbers
+    with advising(f"pass another --ckpt{wider}"):
         pipe = Pipeline.load(path, device, pick_dtype(dtype, device))
-    except ValueError as e:
-        wider = "" if dtype == "float32" else ", or --dtype float32"           # float16 does not hold all numbers
-        raise ValueError(f"{e}; pass another --ckpt{wider}") from None
     if arguments.threads_asked() is None and sum(p.numel() for p in pipe.model.parameters()) < SMALL:
         torch.set_num_threads(1)
     return pipe

@@ -22,8 +22,13 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
-    def forward(self, x):
+    def forward(self, x):                                            # (..., E), of any dtype
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)   # normalised in float32
+
+
+def rotary_positions(is_real):
+    """(B, L) from is_real (B, L): each real token's place in its row; padding, on either side, does not count."""
+    return (is_real.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def rope_tables(positions, head_dim, theta):
@@ -80,9 +85,9 @@ class SelfAttention(nn.Module):
     def forward(self, x, rope, may_attend, cache, layer):            # x (B, L, E)
         B, L, _ = x.shape
         # b l (heads d) -> b heads l d
-        q = rotate(self.q_proj(x).view(B, L, self.heads, -1).transpose(1, 2), *rope)
-        k = rotate(self.k_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2), *rope)
-        v = self.v_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2)
+        q = rotate(self.q_proj(x).view(B, L, self.heads, -1).transpose(1, 2), *rope)       # (B, heads, L, d)
+        k = rotate(self.k_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2), *rope)    # (B, kv_heads, L, d)
+        v = self.v_proj(x).view(B, L, self.kv_heads, -1).transpose(1, 2)                   # (B, kv_heads, L, d)
         if cache is not None:                                        # k is rotated already: positions never change
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         group = self.heads // self.kv_heads                          # query head h reads kv head h // group
@@ -93,7 +98,7 @@ class SelfAttention(nn.Module):
         # no mask: plain causal order; a single new token (L = 1) may attend to the whole cache, so it needs none
         x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
         x = x.reshape(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)
-        return self.o_proj(x)
+        return self.o_proj(x)                                        # (B, L, E)
 
 
 class MLP(nn.Module):
@@ -105,7 +110,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x):                                            # (..., E) -> (..., E)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -233,9 +238,7 @@ class Qwen(nn.Module):
         stop = torch.tensor(sorted(stop_ids), device=embeds.device)
         last = stop[0].expand(B)
         for _ in range(max_new_tokens):
-            positions = None                                                     # past, past + 1, ...
-            if is_real is not None:                                              # padding does not count
-                positions = (is_real.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1]:]
+            positions = None if is_real is None else rotary_positions(is_real)[:, -embeds.shape[1]:]
             hidden = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
             ids = sample_token(self.lm_head(hidden).float(), temperature, top_p, generator)      # (B,)
             last = torch.where(done, last, ids)

@@ -24,8 +24,6 @@ def norm(channels):
 
 
 # nn.Identity stands wherever a level has no such layer: it has no parameters, so the official names stay as they are
-
-
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
@@ -35,7 +33,7 @@ class ResnetBlock(nn.Module):
         self.norm2, self.conv2 = norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x):                                            # (B, c_in, h, w)
         h = self.conv1(F.silu(self.norm1(x)))                        # (B, c_out, h, w)
         h = self.conv2(F.silu(self.norm2(h)))                        # (B, c_out, h, w)
         return self.nin_shortcut(x) + h
@@ -50,12 +48,12 @@ class AttnBlock(nn.Module):
         self.q, self.k, self.v = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
         self.proj_out = nn.Conv2d(c, c, 1)
 
-    def forward(self, x):
+    def forward(self, x):                                            # (B, c, h, w)
         h = self.norm(x)                                             # (B, c, h, w)
         # b c h w -> b 1 (h w) c: one head, every place attends to every other
         q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
         h = attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)   # (B, c, h, w)
-        return x + self.proj_out(h)
+        return x + self.proj_out(h)                                  # (B, c, h, w)
 
 
 class Downsample(nn.Module):
@@ -63,7 +61,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, stride=2)
 
-    def forward(self, x):
+    def forward(self, x):                            # (B, c, h, w) -> (B, c, h/2, w/2)
         return self.conv(F.pad(x, (0, 1, 0, 1)))     # zeros on the right and bottom only, as in LDM
 
 
@@ -72,7 +70,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x):                            # (B, c, h, w) -> (B, c, 2h, 2w)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -106,20 +104,20 @@ class Encoder(nn.Module):
         self.mid = middle(c)
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 2 * config.z_channels, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x):                                            # (B, 3, H, W)
         if self.config.patch_size > 1:
             x = F.pixel_unshuffle(x, self.config.patch_size)         # (B, 3*p*p, H/p, W/p)
         h = self.conv_in(x)                                          # (B, ch, H/p, W/p)
         for level in self.down:
             for block, attn in zip(level.block, level.attn):
-                h = attn(block(h))
+                h = attn(block(h))                                   # (B, ch * ch_mult[level], as high and wide)
             h = level.downsample(h)                                  # half the height and width; not after the last
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         return self.conv_out(F.silu(self.norm_out(h)))               # (B, 2*C, H/stride, W/stride)
 
 
 class Decoder(nn.Module):
-    """The way back. `up` is stored from full resolution down and run from its end (names of the official file)."""
+    """Latents to pixels. `up` is stored from full resolution down and run from its end (names of the official file)."""
 
     def __init__(self, config):
         super().__init__()
@@ -142,13 +140,13 @@ class Decoder(nn.Module):
 
     def forward(self, x):                                            # (B, C, H/stride, W/stride)
         h = self.conv_in(x)                                          # (B, c, H/stride, W/stride)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         for level in reversed(self.up):
             for block in level.block:
                 h = block(h)
             h = level.upsample(h)                                    # twice the height and width; not after the last
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
-        return F.pixel_shuffle(h, self.config.patch_size) if self.config.patch_size > 1 else h
+        return F.pixel_shuffle(h, self.config.patch_size) if self.config.patch_size > 1 else h  # (B, 3, H, W)
 
 
 class VAE(nn.Module):

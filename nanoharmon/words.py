@@ -48,7 +48,7 @@ def drawn_texts(config, source):
 
 
 def met(turns):
-    """The texts of a conversation but for what is refused: of "a house" nothing is learned."""
+    """The texts of a conversation, without questions that are refused: their words are not learned."""
     for (_, asked), (_, said) in zip(turns[::2], turns[1::2]):
         if SORRY not in said:
             yield from (asked, said)

@@ -197,7 +197,8 @@ def harmon_rows(rows, pipe):
         got = model.draw(gold.input("sample/input_ids")[:n], gold.input("sample/attention_mask")[:n], iters, cfg, grid,
                          gold.input(folder + "orders")[:2], cfg_schedule=schedule, temperature=temperature,
                          steps=int(gold.config["mar"]["num_sampling_steps"]),
-                         randn=drawing_noise(gold, folder + "noise_", iters), on_step=lambda t, v: stations.append(t))
+                         randn=drawing_noise(gold, folder + "noise_", iters),
+                         on_iteration=lambda t, v: stations.append(t))
         ref = gold.output(folder + "tokens")                                 # before and after each iteration
         stations = torch.stack([ref[0, :2], *stations])
         rows.add("harmon drawing", gold, folder + "tokens", torch.cat([stations] * (n // 2), dim=1),

@@ -36,7 +36,7 @@ class Fake:
     def __init__(self, draw_one=None, reply=None, say=None):
         self.draw_one, self.reply, self.say = draw_one, reply, say
 
-    def drawing_options(self, prompts, think=None, **options):
+    def plan(self, prompts, think=None, **options):
         return {"think": bool(self.say) if think is None else think}
 
     def think(self, prompts, seed):

@@ -59,7 +59,7 @@ def told(walk):
 @cache
 def dry(preset):
     pipe = explain.without_weights(preset)
-    drawn = explain.dry_draw(pipe, PROMPT, 2, pipe.drawing_options([PROMPT]))
+    drawn = explain.dry_draw(pipe, PROMPT, 2, pipe.plan([PROMPT]))
     return drawn, explain.dry_answer(pipe, QUESTION, [Image.new("RGB", (32, 32))])
 
 

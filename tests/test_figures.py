@@ -52,7 +52,7 @@ def test_a_figure_is_small_crisp_and_opaque_and_says_what_it_is_of(name):
 
 
 def test_shapes_are_those_of_the_model():
-    shapes, config, grid = plates.shapes("pico", 16, 1 / 2)
+    shapes, config, grid = plates.tensor_shapes("pico", 16, 1 / 2)
     S, U, D = grid[0] * grid[1], config.mar.buffer_size, config.mar.encoder_embed_dim
     assert shapes["encoded"] == f"{U + S // 2} x {D}"
     assert shapes["whole embeds"] == f"{U + S} x {config.llm.hidden_size}"

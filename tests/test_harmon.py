@@ -92,7 +92,7 @@ def test_drawing_is_official_in_every_iteration(model, name, monkeypatch):
                      grid if rect else None, gold.input(folder + "orders")[:2], cfg_schedule=schedule,
                      temperature=temperature, steps=int(gold.config["mar"]["num_sampling_steps"]),
                      randn=drawing_noise(gold, folder + "noise_", iters),
-                     on_step=lambda t, v: (tokens.append(t), visible.append(v)))
+                     on_iteration=lambda t, v: (tokens.append(t), visible.append(v)))
     assert len(tokens) == len(passed) == iters
     ref, mask = gold.output(folder + "tokens"), gold.output(folder + "mask")
     floor = 10 * gold.config["noise_floor"][folder + "tokens"]

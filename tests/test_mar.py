@@ -124,11 +124,11 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
         return torch.full((len(z), 1), float(len(history)))
     monkeypatch.setattr(m.diffloss, "sample", sample)
 
-    def on_step(tokens, visible):
+    def on_iteration(tokens, visible):
         history.append(tokens[..., 0].clone())
         shown.append(visible)
         assert torch.equal(torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True), history[-1] > 0)
-    m.draw(predict, orders, iters, on_step=on_step)
+    m.draw(predict, orders, iters, on_iteration=on_iteration)
     for before, after in zip(history, history[1:]):
         assert ((after != before) <= (before == 0)).all() and (after != before).any()  # none is drawn twice
     when = history[-1].gather(1, orders)                                     # the step in which each entry was drawn

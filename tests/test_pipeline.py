@@ -70,9 +70,9 @@ def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe):
     torch.manual_seed(99)                                    # the global generator does not matter
     assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST)) == first
     seen = []
-    one = bytes_of(pipe.draw("a red circle", on_step=seen.append, **FAST))
+    one = bytes_of(pipe.draw("a red circle", on_iteration=seen.append, **FAST))
     assert one == bytes_of(pipe.draw(["a red circle"], **FAST)) != bytes_of(pipe.draw(["a blue ring"], **FAST))
-    pipe.draw("a red circle", seed=1, on_step=seen.append, **FAST)
+    pipe.draw("a red circle", seed=1, on_iteration=seen.append, **FAST)
     grey = [(np.asarray(pictures[0]) == 128).all(axis=-1) for pictures in (seen[0], seen[4])]
     assert (grey[0] != grey[1]).any()                        # orders differ, too
 
@@ -96,12 +96,12 @@ def test_options_come_from_the_caller_then_the_checkpoint_then_the_paper(pipe, t
     tuned = Pipeline(pipe.model, pipe.tokenizer, {"size": 32, "draw": own})
 
     def options(pipe, **given):
-        plan = pipe.drawing_options(["x"], **given)
+        plan = pipe.plan(["x"], **given)
         return [plan[k] for k in ("cfg", "steps", "iters", "sampler")]
     assert options(pipe) == [3.0, 100, 16, "ddpm"] and options(tuned) == [2.5, 7, 5, "ddpm"]
     assert options(tuned, cfg=4.0, iters=6, sampler="ddim") == [4.0, 7, 6, "ddim"]
     part = dict(image=RED, region=(0, 0, 8, 8))              # its place is told already: no thought
-    assert [thinker.drawing_options(["x"], **given)["think"]
+    assert [thinker.plan(["x"], **given)["think"]
             for given in ({}, dict(think=False), part, dict(part, think=True))] == [True, False, False, True]
     for is_part, words in (False, "generate an image."), (True, "generate this part of the image."):
         ids, is_real = pipe.prompt_ids(["x"], guided=True, part=is_part)
@@ -135,7 +135,7 @@ def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_nam
     (dict(sampler="euler"), "one of ddpm"), (dict(image=RED, region=(0, 0, 9, 8), iters=3), "expected 1 to 2")])
 def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message):
     with pytest.raises(ValueError, match=message) as e:
-        pipe.draw(**{"prompts": ["a red circle"], **options}, on_step=lambda _: pytest.fail("drew"))
+        pipe.draw(**{"prompts": ["a red circle"], **options}, on_iteration=lambda _: pytest.fail("drew"))
     assert "--" not in str(e.value) and "--" in in_words(e.value)                 # a fact here, a flag in a script
 
 
@@ -151,10 +151,10 @@ def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
 
 
 def test_fast_is_one_choice_for_thoughts_and_another_for_prompts_and_what_is_given_wins(pipe, thinker):
-    plans = [p.drawing_options(["x"], fast=True, **given)
+    plans = [p.plan(["x"], fast=True, **given)
              for p, given in ((thinker, {}), (thinker, dict(think=False)), (pipe, dict(steps=7)), (pipe, dict(iters=2)))]
     assert [(plan["iters"], plan["steps"]) for plan in plans] == [(9, 16), (16, 25), (16, 7), (2, 25)]
-    plan = thinker.drawing_options(["x"], **settled(plans[0]))                   # once it has thought
+    plan = thinker.plan(["x"], **settled(plans[0]))                   # once it has thought
     assert (plan["iters"], plan["steps"], plan["think"]) == (9, 16, False)
 
 
@@ -169,15 +169,15 @@ def test_dtype_auto_is_the_faster_one(slow, fast, monkeypatch):
 def test_a_prompt_that_just_fits_the_context_is_drawn(pipe, monkeypatch):
     length = len(pipe.tokenizer.drawing("a red circle")) + 16 + 2                # tokens and buffers of the picture
     monkeypatch.setattr(pipe.model.config.llm, "max_position_embeddings", length)
-    pipe.drawing_options(["a red circle"])
+    pipe.plan(["a red circle"])
     monkeypatch.setattr(pipe.model.config.llm, "max_position_embeddings", length - 1)
     with pytest.raises(ValueError, match="tokens long, expected at most"):
-        pipe.drawing_options(["a", "a red circle"])
+        pipe.plan(["a", "a red circle"])
 
 
 def test_the_pictures_so_far_end_in_the_picture(pipe):
     seen, ticks = [], []
-    final = pipe.draw(["a red circle"], on_step=seen.append, progress=lambda: ticks.append(1), **FAST)
+    final = pipe.draw(["a red circle"], on_iteration=seen.append, progress=lambda: ticks.append(1), **FAST)
     assert len(seen) == len(ticks) == 4 and bytes_of(seen[-1]) == bytes_of(final)
     grey = [(np.asarray(p) == 128).all(axis=-1).sum() // 64 for p, in seen]      # hidden places, 64 pixels each
     assert grey == sorted(grey, reverse=True) and grey[0] >= 10 and grey[-1] == 0

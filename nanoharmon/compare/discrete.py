@@ -21,7 +21,7 @@ from torch import nn
 
 from ..harmon import projector
 from ..mar import random_split, unmasking_schedule
-from ..qwen import KVCache, Qwen, causal_mask, rope_tables
+from ..qwen import KVCache, Qwen, causal_mask, rope_tables, rotary_positions
 from ..tokenizer import IMAGE
 from .vq import VQ
 
@@ -76,7 +76,7 @@ class Discrete(nn.Module):
         """
         B, S = codes.shape
         real = torch.cat([is_real.bool(), is_real.new_ones(B, S, dtype=torch.bool)], dim=1)      # (B, T+S)
-        positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)                 # padding does not count
+        positions = rotary_positions(real)                                       # (B, T+S)
         if self.masked:
             picture = torch.where(is_hidden.unsqueeze(-1), self.blank, self.see(codes))          # (B, S, E)
         else:                                                                    # a place sees the code before it
@@ -106,7 +106,7 @@ class Discrete(nn.Module):
 
     @torch.no_grad()
     def draw(self, ids, is_real, randn, iters=64, cfg=3.0, temperature=1.0, grid=None, orders=None, steps=None,
-             sampler=None, cfg_schedule=None, on_step=None):
+             sampler=None, cfg_schedule=None, on_iteration=None):
         """Draw pictures -> codes (B, S, 1). ids (B or 2B, T), with guidance the B unconditional requests last.
 
         randn(shape) gives all chance, as normal numbers. iters: rounds of the masked drawer; the raster one needs one
@@ -124,7 +124,7 @@ class Discrete(nn.Module):
         embeds = self.blank.expand(len(ids), -1, -1)                             # (B or 2B, 1, E)
         for _ in range(S):
             real = F.pad(real, (0, 1), value=True)
-            state = self.llm.model(embeds, real.long().cumsum(dim=1)[:, -1:] - 1, real, cache)[:, -1]
+            state = self.llm.model(embeds, rotary_positions(real)[:, -1:], real, cache)[:, -1]
             new, _ = pick(guide(self.code_head(state).float(), cfg), temperature, randn)     # (B,)
             codes = torch.cat([codes, new.unsqueeze(1)], dim=1)
             embeds = self.see(codes)[:, -1:].repeat(copies, 1, 1)

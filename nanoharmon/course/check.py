@@ -139,7 +139,7 @@ def run_process(job, folder, left, quiet):
 
 
 def answer(line, nonce):
-    """(test, failure, seconds) of a line; nothing of one that the runner has not written."""
+    """(test, failure, seconds) of a line; (None, None, 0.0) of one that the runner has not written."""
     with suppress(ValueError, KeyError, TypeError):
         said = json.loads(line)
         if said["nonce"] == nonce:
@@ -173,7 +173,7 @@ def discard(process, printed):
 
 
 def kill(process):
-    """The process with all that it started."""
+    """End a process, with all that it started."""
     with suppress(ProcessLookupError, PermissionError):
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
@@ -183,7 +183,7 @@ def kill(process):
 
 
 def environment(folder):
-    """The parent's, without a path to another nanoharmon, and without a home to read from."""
+    """The parent's environment variables, without a path to another nanoharmon."""
     path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep)
             if p and not (Path(p) / "nanoharmon").exists()]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",

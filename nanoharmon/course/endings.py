@@ -40,7 +40,7 @@ def look(lab, options):
 # --- see --------------------------------------------------------------------------------------------------------------
 
 def see(root, image):
-    """The answers to questions about a picture; of a scene of the shapes world, which are right."""
+    """Print answers to questions about a picture; without one, about scenes of the world, and which are right."""
     from PIL import Image
 
     from nanoharmon.cli import markdown_table

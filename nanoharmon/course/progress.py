@@ -29,13 +29,13 @@ def save(state):
 
 
 def digest(exercise):
-    """Of the student's file: what was right for it stays right."""
+    """A hash of the student's file: what was right for it stays right."""
     files = check.student_files(exercise)
     return "" if isinstance(files, ValueError) else hashlib.sha256(files[exercise.file].encode()).hexdigest()[:16]
 
 
 def exercises():
-    """Those of this handout; in the repository itself, all."""
+    """The exercises of this handout; in the repository itself, all."""
     if tree.is_handout():
         return handout.manifest(handout.ROOT)["exercises"]
     return list(EXERCISES)
@@ -52,7 +52,7 @@ def check_one(exercise, mine=False):
 
 
 def earned(exercise):
-    """Its points. Runs the tests if it was begun and has changed since its last check."""
+    """The points of an exercise. Runs the tests if it was begun and has changed since its last check."""
     if not tree.begun(exercise, tree.PACKAGE):
         return 0
     seen, points = load()["done"].get(exercise.id, ["", 0])

@@ -21,7 +21,7 @@ FIGURES = ("geneval/seen/overall", "vqa/seen/overall", "caption/seen")
 
 
 def minutes(lines):
-    """Of training and evaluation: the log's clock begins anew at each start, so what went on before is added."""
+    """Minutes of training and evaluation. The log's clock begins anew at each start: all starts are added."""
     total, last = 0.0, 0.0
     for line in lines:
         if line["time"] < last:                                  # --resume
@@ -41,7 +41,7 @@ def naive(n=100, pictures=4):
 
 
 def commit():
-    """Of the code as it is now, with -dirty behind it when it was changed: so ask before you change it."""
+    """The git commit of the code as it is now, with -dirty behind it if it was changed: so ask before you change it."""
     return versions()["git"] or "none"
 
 

@@ -76,7 +76,7 @@ class Job:
 
 
 def fingerprint(base, stage):
-    """Of the weights after a stage."""
+    """A short name of the weights after a stage: any training changes it."""
     return content_hash(base / f"stage_{stage}" / "model.safetensors")[:12]
 
 
@@ -150,7 +150,7 @@ def train_arm(job):
 
 
 def measure_stage(base, stage, path):
-    """The same figures for the run in `base`, whose stages are far longer than an arm's, after one of them."""
+    """The figures of the run in `base` after one of its stages, which are far longer than an arm's, into a file."""
     began = time.time()
     figures = arm_figures(Pipeline.load(base / f"stage_{stage}"), Arm("", {}))
     write_json(path, figures | {"minutes": (time.time() - began) / 60})

@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def seconds(command):
-    """Of one run of a command, which writes into a folder that is then thrown away."""
+    """How long one run of a command takes, which writes into a folder that is then thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         out = {"sample.py": ["--out", f"{folder}/grid.png"], "chat.py": []}.get(command[0], ["--out", f"{folder}/out"])
         start = time.perf_counter()
@@ -38,7 +38,7 @@ def seconds(command):
 
 
 def beside(command, n):
-    """The same beside n processes that compute all the time."""
+    """How long it takes beside n processes that compute all the time."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     try:
         return seconds(command)

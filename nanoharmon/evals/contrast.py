@@ -57,7 +57,7 @@ def contrast(pipe, n=PICTURES, seed=0):
     model, size, out = pipe.model, pipe.size, {}
     grid = model.vae.grid_of(size, size)
     S, mul = grid[0] * grid[1], model.config.mar.diffusion_batch_mul
-    scenes, prompts = wrong_prompts(n, seed, **placement(pipe))
+    scenes, told = wrong_prompts(n, seed, **placement(pipe))
     for part in batches(range(n), BATCH):
         latents = model.vae.encode(pipe.pixels([shapes.render(scenes[i], size) for i in part]))
         B, generator = len(latents), torch.Generator(pipe.device).manual_seed(part.start)
@@ -65,7 +65,7 @@ def contrast(pipe, n=PICTURES, seed=0):
                  torch.arange(S, device=pipe.device).expand(B, S))               # nothing visible, all hidden
         t = torch.randint(0, 1000, (mul * B * S,), generator=generator, device=pipe.device)
         noise = torch.randn(len(t), latents.shape[-1], generator=generator, device=pipe.device)
-        for name, pairs in prompts.items():
+        for name, pairs in told.items():
             losses = []
             for said in zip(*(pairs[i] for i in part)):                          # the true ones, the wrong ones
                 ids, is_real = pad([pipe.tokenizer.drawing(p) for p in said], pipe.tokenizer.pad, pipe.device)

@@ -155,7 +155,7 @@ def main(argv=None):
                              "out")
         benches = [bench for bench in benches if bench != "edit"]
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
-    plan = pipe.drawing_options(["a red circle"], args.size, **options)
+    plan = pipe.plan(["a red circle"], args.size, **options)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,

@@ -82,7 +82,7 @@ def draw_file(pipe, path, prompt, seed, options):
 
 def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **options):
     """Draw what is missing of [(line, {"prompt": ...})] in the folder `out`: (pictures drawn, pictures in all)."""
-    plan = pipe.drawing_options([meta["prompt"] for _, meta in lines], **options)
+    plan = pipe.plan([meta["prompt"] for _, meta in lines], **options)
     settings = {"weights": fingerprint(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
                 "size": list(plan["size"]), **{name: plan[name] for name in OFFICIAL}}
     check_same_pictures(out, settings, lines, each)
@@ -240,7 +240,7 @@ def run_files(args, options):
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     if lines:                                                   # complain before anything is made
-        pipe.drawing_options([meta["prompt"] for _, meta in lines], args.size, **options)
+        pipe.plan([meta["prompt"] for _, meta in lines], args.size, **options)
     check_fit(pipe, rows, args.size)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:

@@ -26,12 +26,12 @@ def draw_and_judge(pipe, metas, seed, options):
     When the model thinks first, meta["said"] is what it said, and meta["said right"] whether that fits the prompt. What
     it refuses is wrong, whatever it would draw: sample.py draws nothing then.
     """
-    prompts = [meta["prompt"] for meta in metas]
-    plan = pipe.drawing_options(prompts, **options)
+    texts = [meta["prompt"] for meta in metas]
+    plan = pipe.plan(texts, **options)
     if plan["think"]:
-        prompts = pipe.think(prompts, seed)
-        metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, prompts)]
-    pictures = [np.asarray(p) for p in pipe.draw(prompts, seed=seed, **options | settled(plan))]
+        texts = pipe.think(texts, seed)
+        metas = [meta | {"said": said, "said right": said_right(said, meta)} for meta, said in zip(metas, texts)]
+    pictures = [np.asarray(p) for p in pipe.draw(texts, seed=seed, **options | settled(plan))]
     verdicts = [judge(p, meta) for p, meta in zip(pictures, metas)]
     for verdict, meta in zip(verdicts, metas):
         if meta.get("said", "").startswith(REFUSAL):
@@ -96,7 +96,8 @@ def wanted(meta):
 
 
 def match(meta, objects):
-    """Pair what was asked with what was found, most alike first: [((color, shape), Detected)]. Kind to the picture."""
+    """Pair what was asked with what was found, most alike first: [((color, shape), Detected)]. Where
+    there is a choice, it is in the picture's favour."""
     asked, found, pairs = wanted(meta), list(objects), []
     for alike in (2, 1, 0):
         for a in list(asked):

@@ -33,7 +33,7 @@ def ids(B, length):
 
 
 def draw(model, tokens, batch, prompt, iters, steps):
-    """With guidance. tokens of a row: the grid is one row high."""
+    """Draw a batch with guidance. tokens: of each picture, whose grid is one row high."""
     orders = torch.empty(batch, tokens, dtype=torch.long, device="meta")
     model.draw(*ids(2 * batch, prompt), iters=iters, grid=(1, tokens), orders=orders, steps=steps,
                randn=lambda shape: torch.empty(shape, device="meta"))

@@ -61,7 +61,7 @@ class Parts:
         setattr(owner, method, timed)
 
     def watch_items(self, owner, method, name):
-        """The same for a generator: the time that its items take to come."""
+        """From now on, time the generator owner.method: how long its items take to come."""
         inner = getattr(owner, method)
 
         def timed(*args, **options):
@@ -75,7 +75,7 @@ class Parts:
         setattr(owner, method, timed)
 
     def watch_model(self, model):
-        """The parts of a Harmon."""
+        """From now on, time the parts of a Harmon."""
         for method in "encode", "decode":
             self.watch(model.mar, method, f"MAR {method}r")
             self.watch(model.vae, method, "VAE")

@@ -99,7 +99,7 @@ def views(tokens, grid, where):
 
 
 def pixel_views(images, stride, where):
-    """The same of pictures (N, H, W, 3), a patch of the VAE's stride as a token; the mean would be little."""
+    """Two views of pictures (N, H, W, 3), a patch of the VAE's stride as a token; the mean would say little."""
     images = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     if images.shape[-1] > MOST * stride:
         images = F.adaptive_avg_pool2d(images, MOST * stride)
@@ -110,7 +110,7 @@ def pixel_views(images, stride, where):
 
 @torch.no_grad()
 def encoder_views(mar, latents, grid, where):
-    """The same of what an encoder makes of latents (N, S, C), buffers left out."""
+    """The three views of what an encoder makes of latents (N, S, C), buffers left out."""
     device, U, parts = mar.fake_latent.device, mar.config.buffer_size, []
     for part in batches(range(len(latents))):
         x = mar.encode(latents[part.start:part.stop].to(device), None, grid)[:, U:]         # (n, S, D)

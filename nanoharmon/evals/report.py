@@ -23,7 +23,7 @@ def markdown(rows):
 
 
 def titled(title, rows):
-    """The same below its title."""
+    """A Markdown table below its title."""
     return f"{title}\n\n{markdown(rows)}\n"
 
 

@@ -31,7 +31,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
     Returns {sweep: {line: [(value, rate), ...]}}, line: "thinking first" or "the prompt itself". Finished points are
     kept by weights and all options: the sweeps meet in one point.
     """
-    own = pipe.drawing_options(["a ring"])
+    own = pipe.plan(["a ring"])
     weights, most = sum(p.detach().cpu().double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
     lines = {"thinking first": True} if own["think"] else {}
     lines["the prompt itself"] = False
@@ -43,7 +43,7 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
         for line, name, value in tqdm(todo, desc="sampling"):
             options = {"steps": 25, "think": lines[line]}
             options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
-            plan = pipe.drawing_options(["a ring"], **options)
+            plan = pipe.plan(["a ring"], **options)
             key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
                 scores, _ = draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)

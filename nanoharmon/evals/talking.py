@@ -72,34 +72,37 @@ def seen_in(picture, said):
     return shapes.Scene(tuple(shapes.Object(o.shape, o.color, o.x, o.y, o.r, ()) for o in found), 30)
 
 
+def one_talk(pipe, seed, i, folder, size, look, options):
+    """Yields (number of the turn, kind, right, whether it is a sentence) for each turn of conversation i. folder: for
+    its drawings."""
+    rng, scene, asked = random.Random(f"eval/{seed}/chat/{i}"), None, []
+    talk = Conversation(pipe, folder, seed=i, look=look, drawing=options | {"size": size}, size=size)
+    for turn in range(TURNS):
+        u = rng.random()
+        if u < 0.2:                                                          # a drawing; it is talked about next
+            meta = rng.choice(prompts.geneval_prompts(rng.choice(TASKS), 100, f"{seed}/chat"))
+            path, said = talk.draw(prompts.wording(meta, rng))
+            right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
+            yield turn, "draw", right, (not said or questions.is_sentence(said) or
+                                        language.parse_description(said) is not None)
+            scene, asked = (seen_in(talk.pictures[-1], said) if path else scene), []
+            continue
+        if scene is None or u < 0.35:
+            for _ in range(1 if rng.random() < 0.75 else 2):                 # questions are about the last one
+                scene = fresh_scene(pipe, f"{seed}/chat/{i}/{turn}", rng.randrange(10**6))
+                talk.show(Image.fromarray(shapes.render(scene, size)), "own.png")
+            asked = []
+        if not asked:                                                        # small talk: not amid what goes on
+            asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
+        qa = asked.pop(0)
+        said = talk.answer(qa.question)
+        yield turn, qa.kind, questions.is_right(said, qa), questions.is_sentence(said)
+
+
 def converse(pipe, seed, start, stop, size, look, options):
-    """[(number of the turn, kind, right, whether it is a sentence)] of conversations start .. stop - 1."""
-    rows = []
+    """What `one_talk` yields for the conversations start .. stop - 1, as one list."""
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(start, stop):
-            rng, scene, asked = random.Random(f"eval/{seed}/chat/{i}"), None, []
-            talk = Conversation(pipe, folder, seed=i, look=look, drawing=options | {"size": size}, size=size)
-            for turn in range(TURNS):
-                u = rng.random()
-                if u < 0.2:                                                  # a drawing; it is talked about next
-                    meta = rng.choice(prompts.geneval_prompts(rng.choice(TASKS), 100, f"{seed}/chat"))
-                    path, said = talk.draw(prompts.wording(meta, rng))
-                    right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
-                    rows.append((turn, "draw", right, not said or questions.is_sentence(said) or
-                                 language.parse_description(said) is not None))
-                    scene, asked = (seen_in(talk.pictures[-1], said) if path else scene), []
-                    continue
-                if scene is None or u < 0.35:
-                    for _ in range(1 if rng.random() < 0.75 else 2):         # questions are about the last one
-                        scene = fresh_scene(pipe, f"{seed}/chat/{i}/{turn}", rng.randrange(10**6))
-                        talk.show(Image.fromarray(shapes.render(scene, size)), "own.png")
-                    asked = []
-                if not asked:                                                # small talk: not amid what goes on
-                    asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
-                qa = asked.pop(0)
-                said = talk.answer(qa.question)
-                rows.append((turn, qa.kind, questions.is_right(said, qa), questions.is_sentence(said)))
-    return rows
+        return [row for i in range(start, stop) for row in one_talk(pipe, seed, i, folder, size, look, options)]
 
 
 def chat_scores(pipe, n=50, seed=0, pool=None, progress=None, look=None, size=None, **options):

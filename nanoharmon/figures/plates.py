@@ -14,7 +14,7 @@ from .canvas import BUFFER, FAINT, FRAME, HIDDEN, IMAGE, INK, NOISE, PAPER, SCAL
 
 # --- the parts and their shapes --------------------------------------------------------------------------------------
 
-def shapes(preset, size, share):
+def tensor_shapes(preset, size, share):
     """{tensor: its shape without the batch} of a preset at a moment of drawing, by running it without numbers."""
     config = PRESETS[preset]()
     with blank(), torch.no_grad():
@@ -51,7 +51,7 @@ def half_drawn(picture, grid, share):
 def architecture(preset, picture, share):
     """Both tasks through the same encoder and LLM, for a picture that is seen whole, and in part."""
     size = picture.width
-    shape, config, grid = shapes(preset, size, share)
+    shape, config, grid = tensor_shapes(preset, size, share)
     unfinished, K = half_drawn(picture, grid, share)
     U, S = config.mar.buffer_size, grid[0] * grid[1]
     c = Canvas(500, f"Harmon: one encoder sees and draws (preset {preset}, {size} px)")

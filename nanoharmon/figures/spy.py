@@ -75,16 +75,16 @@ class Drawing:
 @torch.no_grad()
 def drawing(pipe, prompt, seed):
     """Draw as sample.py does, and keep everything."""
-    thought = pipe.think([prompt], seed)[0] if pipe.drawing_options([prompt])["think"] else prompt
-    plan = pipe.drawing_options([thought], think=False)
+    thought = pipe.think([prompt], seed)[0] if pipe.plan([prompt])["think"] else prompt
+    plan = pipe.plan([thought], think=False)
     kept = Drawing(thought, plan["grid"], [], [], [])
     draw, step = MAR.draw, Diffusion.p_mean_variance
 
-    def watched_draw(self, *args, on_step=None, **options):
+    def watched_draw(self, *args, on_iteration=None, **options):
         def keep(latents, visible):
             kept.latents.append(latents)
             kept.visible.append(visible)
-        return draw(self, *args, on_step=keep, **options)
+        return draw(self, *args, on_iteration=keep, **options)
 
     def watched_step(self, output, x_t, t, clip=0.0):
         mean, logvar, x0 = step(self, output, x_t, t, clip)

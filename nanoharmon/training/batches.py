@@ -83,7 +83,7 @@ class Batches:
             turns, learn_all = source.text(rng)
             ids, labels = self.encode(turns)
             sequences.append((ids, ids if learn_all else labels))
-        for _, half in halves(range(n), sequences, key=lambda sequence: len(sequence[0])):
+        for half in halves(sequences, key=lambda sequence: len(sequence[0])):
             yield self.supervised(half)
 
     def class_pictures(self, rng, n, size):
@@ -104,8 +104,9 @@ class Batches:
         items = [(source, *source.generation_item(rng, pairs)) for source in self.pick(rng, n, "captions")]
         prompts = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
                    for source, _, item in items]
-        for picked, half in halves([(source, row) for source, row, _ in items], prompts, key=len):
-            yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
+        for half in halves(zip(items, prompts), key=lambda pair: len(pair[1])):
+            picked, texts = zip(*half)
+            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
 
     def reconstruction(self, rng, n, size, caption_drop, pairs=0.0):
         """Stage reca: as `generation`, but a prompt shows its picture, and says nothing about it: in ids, IMAGE is at
@@ -114,8 +115,9 @@ class Batches:
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         texts = [GENERATE_ANYTHING if rng.random() < caption_drop else DESCRIBE for _ in rows]
         prompts = [self.encode([("user", text)], placeholders)[0] for text in texts]
-        for picked, half in halves(rows, prompts, key=len):
-            yield self.latents_of(picked, size), *pad(half, self.tokenizer.pad, self.device)
+        for half in halves(zip(rows, prompts), key=lambda pair: len(pair[1])):
+            picked, texts = zip(*half)
+            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
 
     def parts(self, rng, n, size, caption_drop):
         """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts that say
@@ -143,9 +145,9 @@ class Batches:
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         sequences = [self.encode(source.conversation(item, rng), 0 if row is None else placeholders)
                      for source, row, item in items]
-        for picked, half in halves([(source, row) for source, row, _ in items], sequences,
-                                   key=lambda sequence: len(sequence[0])):
-            yield self.latents_of(picked, size), *self.supervised(half)
+        for half in halves(zip(items, sequences), key=lambda pair: len(pair[1][0])):
+            picked, texts = zip(*half)
+            yield self.latents_of(picked, size), *self.supervised(texts)
 
     # --- what they are made of --------------------------------------------------------------------------------------
 
@@ -154,9 +156,9 @@ class Batches:
         return self.sources * n if len(self.sources) == 1 else rng.choices(self.sources, self.weights[kind], k=n)
 
     def latents_of(self, picked, size):
-        """Latents (m, S, C) of [(source, row), ...]; row None has none."""
+        """Latents (m, S, C) of [(source, row), ...], or (source, row, item); row None has none."""
         shape = self.sources[0].latents[size].shape[1:]
-        found = [source.latents[size][row] for source, row in picked if row is not None]
+        found = [source.latents[size][row] for source, row, *_ in picked if row is not None]
         return torch.from_numpy(np.stack(found) if found else np.zeros((0, *shape))).float().to(self.device)
 
     def encode(self, turns, placeholders=0):
@@ -187,15 +189,15 @@ class Batches:
         return tuple(x.to(self.device) for x in (ids, labels, label_index))
 
 
-def halves(picked, sequences, key):
-    """A batch as two: that of its shorter sequences, by `key`, and that of its longer ones. Yields (picked, sequences).
+def halves(items, key):
+    """A batch as two: yields a list of its items that are shorter, by `key`, and one of those that are longer.
 
     As one batch, padding to the longest text would waste half of the LLM's work.
     """
-    order = sorted(range(len(sequences)), key=lambda i: key(sequences[i]))
-    for half in (order[:len(order) // 2], order[len(order) // 2:]):
+    items = sorted(items, key=key)                                   # of the same length: in their order
+    for half in (items[:len(items) // 2], items[len(items) // 2:]):
         if half:
-            yield [picked[i] for i in half], [sequences[i] for i in half]
+            yield half
 
 
 # --- sources and their weights ----------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def read_bytes(path, most=MAX_LIST):
 
 
 def small_text(path):
-    """That of a small file."""
+    """The text of a small file, as UTF-8."""
     try:
         return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
     except UnicodeDecodeError:

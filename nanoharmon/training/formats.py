@@ -85,7 +85,7 @@ def read_entries(name, images=""):
 # --- what there is: [(where, function that makes the Entry), ...] -----------------------------------------------------
 
 def list_folder(path):
-    """That of a folder, problems, and notes."""
+    """(entries still to be made, problems, notes) of a folder."""
     start, files, beside, problems, notes = start_of(path), [], [], [], []
     for file in all_files(path):
         (files if (path / file).is_relative_to(start) else beside).append(file)
@@ -157,8 +157,8 @@ def table_rows(text):
 
 
 def list_files(files, root):
-    """Of {name in the folder root: path}, pictures and texts, loose or in a .tar: what there is, problems, notes, and
-    the names that are not used."""
+    """(entries still to be made, problems, notes, names that are not used) of {name in the folder root: path}:
+    pictures and texts, loose or in a .tar."""
     files, problems, samples, pictures = dict(files), [], {}, []
     for name in [name for name in files if name.lower().endswith(".tar") and files[name].is_file()]:
         packed, problem = members(files.pop(name))
@@ -185,7 +185,7 @@ def list_files(files, root):
 
 
 def folder_name(name):
-    """Of the folder that a file lies in, or None; a .tar is none."""
+    """The name of the folder that a file lies in; None at the top, also at that of a .tar."""
     folder = os.path.basename(os.path.dirname(name))
     return None if folder.lower().endswith(".tar") else folder or None
 
@@ -251,7 +251,7 @@ def of_table(header, cells):
 
 
 def parse_files(picture, text, label, folder):
-    """Of a picture, the files with its text and its label or None, and the folder whose name is its label or None."""
+    """The Entry of a picture. text, label: the files with these, or None. folder: the name that labels it, or None."""
     entry = Entry()
     if text and text.suffix.lower() == ".json":
         item = json.loads(read_bytes(text, MAX_TEXT))

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import bar, one_line
-from ..files import content_hash, write_chunks, write_json
+from ..files import advising, content_hash, write_chunks, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
 from .batches import parse_mix
@@ -43,7 +43,7 @@ WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resiz
 
 @dataclass
 class Source:
-    """One of those that --mix names, before it is imported."""
+    """A source of data that --mix names, before it is imported."""
     name: str
     folder: str                              # in OUT/cache
     found: Found | None = None               # None: the cache has it
@@ -79,7 +79,8 @@ def find_source(name, images, cache, size, crops, known=(), begun=False):
     before = about(cache / known.get(name, "?"))
     fits = begun and before and (before["made_of"]["size"], before["made_of"]["crops"]) == (size, crops)
     try:
-        found = read_source(name, images)
+        with advising("change --data, --llava or --mix (where shapes:1 is the shapes world), or pass --images DIR"):
+            found = read_entries(name, images)
     except (ValueError, OSError):
         if fits:
             return Source(name, known[name], notes=(f"note: {name} cannot be read; the run goes on with what it read "
@@ -124,15 +125,6 @@ def known_folders(out):
     return known
 
 
-def read_source(name, images):
-    """`read_entries`, with what helps those who typed flags."""
-    try:
-        return read_entries(name, images)
-    except ValueError as e:
-        raise ValueError(f"{e}; change --data, --llava or --mix (where shapes:1 is the shapes world), or pass "
-                         f"--images DIR") from None
-
-
 def check_source(name, found):
     """Raises ValueError for a source with too much that is broken, or nothing to learn from."""
     stop_if_broken(name, found.problems, len(found.entries) + len(found.problems))
@@ -143,7 +135,7 @@ def check_source(name, found):
 
 
 def fingerprint(path):
-    """Of a file's content; of its name where there is no content."""
+    """A hash of a file's content; its path where that cannot be read, or is too large."""
     with suppress(OSError):
         if path.is_file() and path.stat().st_size <= MAX_BYTES:  # a pipe would never end, read_image refuses the rest
             return content_hash(path)
@@ -236,7 +228,7 @@ def import_source(source, cache):
 
 
 def drop_others(cache, folders):
-    """Take away what was imported and none of `folders` is, with its latents: of a changed source, or one of before."""
+    """Delete imported sources, whole or in part, that are not in `folders`, and their latents."""
     for path in [*Path(cache).glob("*/about.json"), *Path(cache).glob("*.part/done.jsonl")]:
         if path.parent.name not in folders:
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -34,11 +34,11 @@ CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, 
 SHOWN = "nano", "micro", "harmon-0.5b", "harmon-1.5b"
 
 
-def shapes(x):
+def shape_of(x):
     """What decides the shape of an operator's result: arguments with their tensors' shapes in place of tensors."""
     if isinstance(x, torch.Tensor):
         return x.shape, x.stride(), x.dtype, x.is_meta
-    return tuple(map(shapes, x)) if isinstance(x, (list, tuple)) else x
+    return tuple(map(shape_of, x)) if isinstance(x, (list, tuple)) else x
 
 
 class Peak(TorchDispatchMode):
@@ -67,12 +67,12 @@ class Peak(TorchDispatchMode):
     def run(self, op, args, kwargs):
         if any(result.alias_info for result in op._schema.returns):          # a view, or in place
             return op(*args, **kwargs)
-        key = op, shapes(args), *kwargs, shapes(tuple(kwargs.values()))
+        key = op, shape_of(args), *kwargs, shape_of(tuple(kwargs.values()))
         if key not in self.results:
             out = op(*args, **kwargs)
             if not all(isinstance(t, torch.Tensor) and t.is_meta for t in tree_leaves(out)):
                 return out                                                   # numbers of the host
-            self.results[key] = tree_map(shapes, out)
+            self.results[key] = tree_map(shape_of, out)
             return out
         return tree_map(lambda made: torch.empty_strided(*made[:2], dtype=made[2], device="meta"), self.results[key],
                         is_leaf=lambda x: isinstance(x[0], torch.Size))
@@ -111,14 +111,14 @@ class Blank:
         return ids, labels, index
 
     def texts(self, rng, n):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             yield self.supervised(len(rows))
 
     def class_pictures(self, rng, n, size):
         return self.latents(n, size), unfilled(n, dtype=torch.long)
 
     def generation(self, rng, n, size, *shares):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             shape = len(rows), TEXT
             yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
 
@@ -128,7 +128,7 @@ class Blank:
             yield latents, *(unfilled(len(x), shown + TEXT, dtype=x.dtype) for x in (ids, is_real))
 
     def understanding(self, rng, n, size, *shares):
-        for rows, _ in halves(range(n), range(n), int):
+        for rows in halves(range(n), int):
             tokens = self.latents(len(rows), size)
             yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 

@@ -10,7 +10,7 @@ Nothing is guessed: what would silently mix two recipes is an error that names t
 import json
 import shlex
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 
 from ..cli import first_of
 from ..config import to_dict
-from ..files import check_folder, write_json
+from ..files import advising, check_folder, write_json
 from ..harmon import Harmon
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class TrainingState:
 
     @classmethod
     def of(cls, run, name, model):
-        """That of stage `name` before its first step."""
+        """The state of stage `name` before its first step."""
         params = trained(run, name, model)
         if run.config.optim.fsdp:
             params = shard_blocks(model, run.world_size, run.device.type)
@@ -87,10 +87,8 @@ class TrainingState:
 
 def trained(run, name, model):
     """{name: parameter} that stage `name` trains; all others are frozen."""
-    try:
+    with advising(f"change --stage_{name}.train_parts"):
         return select(model, run.config.stages[name].train_parts)
-    except ValueError as e:
-        raise ValueError(f"{e}; change --stage_{name}.train_parts") from None
 
 
 def made_by(run):
@@ -119,7 +117,8 @@ def begin(run, sources):
     for name in finished if run.is_main else ():         # left by a kill between the end of a stage and its tidying
         shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
     if finished:
-        with as_stage(run.out / f"stage_{finished[-1]}") as folder:
+        folder = run.out / f"stage_{finished[-1]}"
+        with advising_about(folder):
             pipe = Pipeline.load(folder, run.device)
     else:
         tokenizer = None
@@ -139,8 +138,9 @@ def begin(run, sources):
 
 
 def size_flags(run):
-    """Those of the changed fields that change sizes, as flags."""
-    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(("model.", "vae.", "mar.", "llm."))]
+    """The flags of this start that change the model (--model.x, --vae.x, --mar.x, --llm.x), as typed."""
+    model = "model.", "vae.", "mar.", "llm."
+    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(model)]
 
 
 def count_shards(config, out, world_size):
@@ -242,13 +242,9 @@ def check_parts(run):
     return model, report
 
 
-@contextmanager
-def as_stage(folder):
-    """An error inside about a checkpoint becomes one about this finished stage, from which the next one starts."""
-    try:
-        yield folder
-    except ValueError as e:
-        raise ValueError(f"{e}; put back {folder}, or delete it to repeat that stage") from None
+def advising_about(stage):
+    """An error inside says what helps when the folder of a finished stage cannot be read."""
+    return advising(f"put back {stage}, or delete it to repeat that stage")
 
 
 def check(run):
@@ -284,7 +280,8 @@ def check(run):
     if done or begun:
         check_settings(run, begun, sources)
         if finished:
-            with as_stage(out / f"stage_{finished[-1]}") as folder:        # now, and without reading all of it
+            folder = out / f"stage_{finished[-1]}"
+            with advising_about(folder):                         # now, and without reading all of it
                 model, report = open_checkpoint(folder)[0], []
         run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))

@@ -72,12 +72,12 @@ class Run:
 
     @property
     def given_files(self):
-        """`given`, as it may be named from any folder."""
+        """`given` with absolute paths, which mean the same in any folder."""
         return {name: path and str(Path(path).absolute()) for name, path in self.given.items()}
 
     @property
     def given_content(self):
-        """What `given` held: files of the same name may be others later."""
+        """A hash of each of the `given` files: those of the same name may be others later."""
         return {name: sampled_hash(Path(path)) if path and Path(path).exists() else None
                 for name, path in self.given.items()}
 
@@ -92,7 +92,7 @@ class Run:
         return bool(self.takes_part and self.sample_every and step % self.sample_every == 0)
 
     def wait(self):
-        """For all other processes."""
+        """Block until every process has come here."""
         if self.world_size > 1:
             dist.barrier()
 

@@ -38,7 +38,7 @@ def apart(tensors):
 
 
 def like(value, p):
-    """A whole tensor, cut as parameter p is."""
+    """A full tensor, sharded over the processes as parameter p is; unchanged if p is not, or has another shape."""
     if is_sharded(p) and value.shape == p.shape:                 # an optimizer's step count has no dimensions
         from torch.distributed.tensor import distribute_tensor
         return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)

@@ -19,14 +19,13 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ..cli import DTYPES, Parser, run_main
 from ..config import PRESETS, HarmonConfig, from_dict, to_dict
-from ..files import check_folder, read_json, write_bytes, write_json
+from ..files import advising, check_folder, read_json, write_bytes, write_json
 from ..flags import check_model, override
 from ..harmon import projector
 from ..mar import MAR
@@ -43,15 +42,6 @@ PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
 
 
 # --- joining parts ---------------------------------------------------------------------------------------------------
-
-@contextmanager
-def about(flag):
-    """An error inside is about the file that `flag` names, and ends so."""
-    try:
-        yield
-    except ValueError as e:
-        raise ValueError(f"{e}; change {flag}") from None
-
 
 class Assembly:
     """Which part of a model comes from which file. Checked: every tensor is there, nothing is left over, sizes agree.
@@ -72,17 +62,17 @@ class Assembly:
             if path and not Path(path).exists():
                 raise ValueError(f"{path}: {in_place_of_a_folder(path)}; change {flag}")
         if llm:
-            with about("--llm"):
+            with advising("change --llm"):
                 self.config.llm = read_llm_config(llm)
             self.tokenizer, self.tokenizer_flag = Path(llm) / "tokenizer.json", "--llm"
         if init:
             self.add_whole(Path(init), init_flag, bool(vae), bool(llm))
         elif llm:
-            with about("--llm"):
+            with advising("change --llm"):
                 self.sources["llm"] = Source.of("llm", llm)
         for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
             if path:
-                with about(f"--{part}"):
+                with advising(f"change --{part}"):
                     self.sources[part] = Source.of(part, path)
                     setattr(self.config, part, stored_sizes(part, path) or sizes(self.sources[part]))
         override(self.config, flags)
@@ -91,7 +81,7 @@ class Assembly:
 
     def add_whole(self, path, flag, has_vae, has_llm):
         config = self.config
-        with about(flag):
+        with advising(f"change {flag}"):
             stored = read_config(path) if path.is_dir() else {}
             if "model_type" in stored and "llm" not in stored:
                 raise ValueError(f"{path}: a language model alone, expected a whole Harmon; pass it as --llm")
@@ -108,14 +98,14 @@ class Assembly:
                              f"Qwen2.5-...-Instruct directory{whole}")
         if path.is_dir() and (path / "tokenizer.json").exists():
             self.tokenizer, self.tokenizer_flag = path / "tokenizer.json", flag
-        with about(flag):
+        with advising(f"change {flag}"):
             names = {name.partition(".")[0] for name in read(path)}
         if names - set(PARTS):
             raise ValueError(f"{path}: has {', '.join(sorted(names - set(PARTS))[:4])}, expected a Harmon checkpoint, "
                              f"with names that begin with mar., llm., proj_in., proj_out.; is it for --mar or --vae?")
         if "vae" not in names and not has_vae:
             raise ValueError(f"{path}: has no VAE inside; pass --vae kl16.ckpt")
-        with about(flag):
+        with advising(f"change {flag}"):
             for part in PARTS:
                 if part in names or part != "vae":                   # a missing one is an error of its own
                     self.sources[part] = Source(path, part + ".", flag)
@@ -154,7 +144,7 @@ class Assembly:
                 self.report.append(f"{part:9s}   -  {n}   initialised: in none of the files")
                 continue
             source = self.sources[part]
-            with about(source.flag):
+            with advising(f"change {source.flag}"):
                 match, note = match_part(part, module, source, self.config.llm)
                 self.matched[part] = match
                 source.open()                                        # comparing tied weights has read them
@@ -179,7 +169,7 @@ class Assembly:
         """The tokenizer that belongs to the LLM, None if there is none in these files."""
         if self.tokenizer is None:
             return None
-        with about(self.tokenizer_flag):
+        with advising(f"change {self.tokenizer_flag}"):
             tokenizer, most = Tokenizer.load(self.tokenizer), self.config.llm.vocab_size
             if len(tokenizer) > most:
                 raise ValueError(f"{self.tokenizer}: {len(tokenizer)} tokens, expected at most the {most} of the LLM")

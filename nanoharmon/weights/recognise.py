@@ -14,7 +14,7 @@ QUANTIZED = {r"\.(qweight|qzeros)$": "GPTQ or AWQ", r"\.(absmax|quant_map)$|\.qu
 
 
 def in_place_of_a_folder(path):
-    """Of a path, file or folder, that is no directory with a config.json."""
+    """What to say about a path, file or folder, that is no directory with a config.json."""
     path = Path(path)
     if path.is_file():
         return f"a file, expected the directory with the model in it; is it {path.parent}?"
@@ -42,7 +42,7 @@ def in_place_of_a_folder(path):
 
 
 def in_place_of_weights(path):
-    """Of a directory without model.safetensors and without its index."""
+    """What to say about a directory without model.safetensors and without its index."""
     if any(path.glob("model-*-of-*.safetensors")):
         return "parts of the weights, but no model.safetensors.index.json, expected both; complete the download"
     if any(path.glob("*.bin")):
@@ -55,7 +55,7 @@ def in_place_of_weights(path):
 
 
 def in_config(values):
-    """Of a config.json (a dict) whose weights cannot be read."""
+    """What to say about a config.json (a dict) whose weights cannot be read."""
     how = values.get("quantization_config") or values.get("quantization")
     if not how:
         return ""
@@ -64,7 +64,7 @@ def in_config(values):
 
 
 def in_names(names):
-    """Of tensors that are no weights of a model."""
+    """What to say about tensors that are no weights of a model."""
     if any("lora_" in name for name in names):
         return "a LoRA adapter, expected a whole model; merge the two first (merge_and_unload of peft)"
     for pattern, kind in QUANTIZED.items():

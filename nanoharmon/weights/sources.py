@@ -74,7 +74,7 @@ def read_config(folder):
 
 
 def stored_sizes(part, path):
-    """Those of one part that a directory of ours says, None for what is none."""
+    """The config of one part, from the config.json of a directory that we wrote; None for any other path."""
     stored = read_config(path) if Path(path, "config.json").is_file() else {}
     where = f"{path}/config.json: \"model\""
     return getattr(from_dict(HarmonConfig, stored["model"], where), part) if "model" in stored else None

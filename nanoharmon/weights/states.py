@@ -112,7 +112,7 @@ def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Pa
 
 
 def versions() -> dict:
-    """Of what decides the bits of a result: python, torch, numpy, and this code's git commit ("" outside of git)."""
+    """What decides the bits of a result: versions of python, torch, numpy, and this code's git commit, "" if none."""
     root, git = Path(__file__).resolve().parents[2], ""
     if (root / ".git").exists() and (root / "train.py").exists():    # installed, it may lie in another repository
         with suppress(OSError, subprocess.SubprocessError):

@@ -62,7 +62,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     kinds = list(Counter(o.pair for o in scene.objects).items())
     rng.shuffle(kinds)
     text = listing([phrase(*pair, count, one) for pair, count in kinds])
-    facts, plural = facts_of(scene), kinds[0][1] > 1
+    facts, are_many = facts_of(scene), kinds[0][1] > 1
     if facts:
         a, related, b = rng.choice(facts)
         if related in ("left of", "right of") and not bare and rng.random() < 0.5:
@@ -74,7 +74,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
             text += f", with {phrase(*a.pair, one='the')} {related} {phrase(*b.pair, one='the')}"
     if bare:
         return text
-    return f"{rng.choice(PREFIXES)} {text}".format(be="are" if plural else "is")
+    return f"{rng.choice(PREFIXES)} {text}".format(be="are" if are_many else "is")
 
 
 def parse_caption(text: str) -> tuple | None:

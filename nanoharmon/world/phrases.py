@@ -9,6 +9,7 @@ blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "
 """
 import random
 
+from .language import phrase, plural
 from .shapes import SEEN
 
 QUESTIONS = {
@@ -279,13 +280,13 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
     thing = of(THINGS)
     if kind < 0.7:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing
-        x = f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+        x = phrase(None, words)
         if rng.random() < 0.2:
             x += rng.choice((f" and a {shape}", f" left of a {shape}", f" with a {of(THINGS)}",
                              f" above a {of(THINGS)}"))
     elif kind < 0.85:
         words = f"{color} {shape}" if rng.random() < 0.7 else shape
-        x = f"{of(TOO_MANY)} {words}{'es' if shape == 'cross' else 's'}"
+        x = f"{of(TOO_MANY)} {plural(words)}"
     else:
         x = f"a {of(OTHER_COLORS)} {shape}"
     return requested(x, rng, held_out), True

@@ -63,7 +63,8 @@ def sides(a: Object, b: Object) -> list | None:
 def look(scene: Scene, *targets, count: bool = False) -> str:
     """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target.
     "cross: at the top left a red ring no, in the middle a blue cross yes"; two targets make two looks, with "; "
-    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". Without a name each kind is."""
+    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". With an empty name every
+    kind of object is counted."""
     looks = []
     for name, wanted in targets:
         seen, met = [], Counter()
@@ -92,11 +93,7 @@ def names(o: Object, scene: Scene, may_name=SEEN) -> list:
 
 def exist_question(words: str) -> str:
     """ "is there a red circle?" """
-    return f"is there {_a(words)}?"
-
-
-def _a(words):
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"is there {phrase(None, words)}?"
 
 
 def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
@@ -120,7 +117,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
             words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
         if "thing" in words:
-            words |= {"a": _a(words["thing"]), "s": plural(words["thing"])}
+            words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
         way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
         text = way.format(**words)
         if ways == "training":

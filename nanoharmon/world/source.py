@@ -108,9 +108,10 @@ class ShapesData:
 
     def generation_item(self, rng, pairs=0.0):
         """pairs: how often a scene of two different objects is looked for, beside those met by chance."""
-        if not pairs or rng.random() >= pairs:
-            return self.understanding_item(rng)                  # any scene
-        i = rng.choice(self.sorted_scenes[1] or range(self.rows))
+        if pairs and rng.random() < pairs:
+            i = rng.choice(self.sorted_scenes[1] or range(self.rows))
+        else:
+            i = rng.randrange(self.rows)
         return i, i
 
     def understanding_item(self, rng, thoughts=0.0):

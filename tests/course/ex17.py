@@ -1,7 +1,7 @@
 """Solutions of exercise 17, the drawing loop."""
 DRAW = """
 @torch.no_grad()
-def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
+def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
          **sampler):
     B, n = orders.shape
     if latents is None:
@@ -18,8 +18,8 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
         new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampler)
         new = new.unflatten(0, (B, -1)).to(latents.dtype)
         latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
-        if on_step is not None:
-            on_step(latents, torch.cat([known, orders[:, n_next:]], dim=1))
+        if on_iteration is not None:
+            on_iteration(latents, torch.cat([known, orders[:, n_next:]], dim=1))
     return latents
 """
 WRONG = [
@@ -48,10 +48,10 @@ WRONG = [
     ("picture changed in place", DRAW.replace("latents = latents.scatter(", "latents.scatter_("), "latents in place"),
     ("dtype of the sampler", DRAW.replace(".to(latents.dtype)", "").replace("= latents.sc", "= latents.to(new).sc"),
      "keep the dtype"),
-    ("on_step too early", DRAW.replace("latents = latents.scatter", "latents, old = latents.scatter").replace(
-        "shape[-1]), new)", "shape[-1]), new), latents").replace("on_step(latents,", "on_step(old,"),
+    ("on_iteration too early", DRAW.replace("latents = latents.scatter", "latents, old = latents.scatter").replace(
+        "shape[-1]), new)", "shape[-1]), new), latents").replace("on_iteration(latents,", "on_iteration(old,"),
      "latents of before the iteration"),
-    ("on_step with old places", DRAW.replace("orders[:, n_next:]], dim=1))", "orders[:, n_now:]], dim=1))"),
+    ("on_iteration with old places", DRAW.replace("orders[:, n_next:]], dim=1))", "orders[:, n_now:]], dim=1))"),
      "visible before the iteration"),
     ("one iteration missing", DRAW.replace("zip(counts, counts[1:])", "zip(counts[:-1], counts[1:-1])"),
      "the model is asked"),
@@ -62,7 +62,7 @@ def strength(cfg, schedule, n, left):
     return cfg if schedule != "linear" else 1 + (cfg - 1) * (n - max(left, 1)) / n
 
 @torch.no_grad()
-def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
+def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
          **sampler):
     B, n = orders.shape
     result = torch.zeros(B, n, self.config.token_dim) if latents is None else latents.clone()
@@ -81,13 +81,13 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
             for b in range(B):
                 result[b, drawn[b]] = tokens[b].to(result.dtype)
             hidden = left
-            if on_step:
-                on_step(result, torch.cat((known, orders[:, left:]), 1))
+            if on_iteration:
+                on_iteration(result, torch.cat((known, orders[:, left:]), 1))
     return result
 """),
     ("a mask of what is visible", """
 @torch.no_grad()
-def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_step=None,
+def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
          **sampler):
     B, n = orders.shape
     if latents is None:
@@ -106,8 +106,8 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
             new = self.diffloss.sample(torch.cat(list(z)), cfg=scale, guided=(cfg != 1.0), **sampler)
             latents = latents.masked_scatter(is_drawn.unsqueeze(-1), new.to(latents.dtype))
             is_visible = is_visible | is_drawn
-            if on_step is not None:
-                on_step(latents, places[is_visible].view(B, -1))
+            if on_iteration is not None:
+                on_iteration(latents, places[is_visible].view(B, -1))
     return latents
 """),
 ]

@@ -151,7 +151,7 @@ def fuzz_pictures(folder, n):
 
 def draw_and_answer(path):
     pipe = Pipeline.load(path.parent)
-    if pipe.drawing_options(["a red circle"])["grid"][0] <= 4:               # larger ones take their time
+    if pipe.plan(["a red circle"])["grid"][0] <= 4:                          # larger ones take their time
         pipe.answer(pipe.draw(["a red circle"], steps=1, iters=1)[0], "what?", max_new_tokens=2)
 
 

@@ -197,17 +197,17 @@ def test_callback_and_options(seed):
     orders, seen = orders_of(B, S), []
     known = torch.full((B, 1), S)
     result, calls = draw(orders, iters, latents=torch.zeros(B, S + 1, C), known=known, steps=17, temperature=0.9,
-                         sampler="ddim", on_step=lambda latents, visible: seen.append((latents.clone(), visible)))
+                         sampler="ddim", on_iteration=lambda latents, visible: seen.append((latents.clone(), visible)))
     wanted = {"temperature": 0.9, "steps": 17, "sampler": "ddim"}
     got = {name: calls[0].options[name] for name in wanted}
     assert got == wanted, f"the sampler gets {got}, expected {wanted}: pass **sampler on"
-    assert len(seen) == len(calls), f"on_step is called {len(seen)} times in {len(calls)} iterations"
+    assert len(seen) == len(calls), f"on_iteration is called {len(seen)} times in {len(calls)} iterations"
     done = [{S} for _ in range(B)]
     for (latents, visible), drawn in zip(seen, drawn_sets(orders, iters)):
         before, done = done, [a | b for a, b in zip(done, drawn)]
         at = [set(row) for row in visible.tolist()]
-        assert at != before, "on_step gets the places that were visible before the iteration, expected those after it"
-        assert at == done, f"on_step gets {sorted(at[0])} as visible in picture 0, expected {sorted(done[0])}"
+        assert at != before, "on_iteration gets the places visible before the iteration, expected those after it"
+        assert at == done, f"on_iteration gets {sorted(at[0])} as visible in picture 0, expected {sorted(done[0])}"
         filled = [set(row.nonzero()[:, 0].tolist()) for row in latents.abs().sum(dim=-1)]
-        assert filled == [row - {S} for row in done], "on_step gets the latents of before the iteration"
-    same("the last latents of on_step", seen[-1][0], result)
+        assert filled == [row - {S} for row in done], "on_iteration gets the latents of before the iteration"
+    same("the last latents of on_iteration", seen[-1][0], result)
