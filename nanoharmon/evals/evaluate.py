@@ -145,9 +145,9 @@ def main(argv=None):
                              f"{','.join(BENCHES)}; pass --bench geneval")
     if "quality" in benches and args.n:
         check_count(args.n)
-    if "probe" in benches and args.n and args.n < 10:
-        raise ValueError(f"--n {args.n}: probe fits a layer to so many scenes, expected 10 or more; pass a larger --n, "
-                         f"or leave probe out")
+    if "probe" in benches and args.n == 1:
+        raise ValueError("--n 1: probe fits a layer to so many scenes, expected 2 or more; pass a larger --n, or leave "
+                         "probe out")
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     if "edit" in benches and placement(pipe)["layout"] != "board":
         if args.bench:

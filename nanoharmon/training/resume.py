@@ -157,7 +157,7 @@ def count_shards(config, out, world_size):
 
 # --- what may go on ---------------------------------------------------------------------------------------------------
 
-SHAPING = "size", "train_parts", "muon", "given", "fsdp", "own_positions"     # settings that decide what a state consists of
+SHAPING = "size", "train_parts", "muon", "given", "fsdp", "own_positions"     # what decides what a state holds
 # of settings, in runs that began before they were renamed
 OLD_NAMES = {"draw_batch": "batch", "read_batch": "understanding_batch", "read_weight": "understanding_weight"}
 
