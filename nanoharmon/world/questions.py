@@ -13,7 +13,6 @@ to draw is stricter: shapes.py, `relation`.) Where that could be argued about, o
 """
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 from ..tokenizer import LOOK
@@ -61,19 +60,26 @@ def sides(a: Object, b: Object) -> list | None:
 
 
 def look(scene: Scene, *targets, count: bool = False) -> str:
-    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target.
-    "cross: at the top left a red ring no, in the middle a blue cross yes"; two targets make two looks, with "; "
-    between. count: all are met, and counted: "ring: at the top left a red ring one, ...". With an empty name every
-    kind of object is counted."""
+    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target,
+    with "; " between; all that is there when it has no name. count: all are met, and counted.
+
+    "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
+    that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: in the middle
+    a red cross red no, at the left a red ring no"; a place comes first, "at the left: at the top no a red ring".
+    """
     looks = []
     for name, wanted in targets:
-        seen, met = [], Counter()
+        seen, met, named = [], 0, set(name.split())
         for o in sorted(scene.objects, key=reading_order):
-            met[o.pair if not name else o in wanted] += 1
-            verdict = NUMBERS[met[o.pair]] if not name else "no" if o not in wanted else (
-                NUMBERS[met[True]] if count else "yes")
-            seen.append(f"{place_of(o)} {phrase(*o.pair)} {verdict}")
-            if verdict == "yes":
+            met += o in wanted
+            verdict = "no" if o not in wanted else NUMBERS[met] if count else "yes"
+            if named & set(COLORS) and not named & set(SHAPES) - {o.shape}:
+                verdict = f"{o.color} {verdict}"
+            words = [place_of(o), phrase(*o.pair)]
+            if name:
+                words.insert(1 if name in CELLS else 2, verdict)
+            seen.append(" ".join(words))
+            if name and verdict.endswith("yes"):
                 break
         looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
