@@ -5,10 +5,10 @@ from collections import Counter
 
 from nanoharmon.replies import seen_and_said
 from nanoharmon.world import phrases
-from nanoharmon.world.language import NUMBERS, locate, parse_location, place_of
+from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
 from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,
                                         matches, questions, sides, sorry)
-from nanoharmon.world.shapes import COLORS, random_scene
+from nanoharmon.world.shapes import COLORS, SHAPES, random_scene
 
 
 def scenes(n, seed):
@@ -126,28 +126,30 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
             looks, sought = qa.look.split("; "), [o for o in (qa.about, qa.other) if o] or [None]
             for _ in sought:
                 name, _, part = looks.pop(0).rpartition(": ")
-                seen, verdicts = zip(*(item.rsplit(" ", 1) for item in part.split(", ")))
-                assert list(parse_location(", ".join(seen)).items()) == [
-                    (place_of(o), o.pair) for o in objects[:len(seen)]]
-                words = re.sub("^(no|not) ", "", name)
-                assert (words != name) == (qa.kind in ("none", "is not color"))
-                is_it = [words == place_of(o) or matches(words, o) for o in objects[:len(seen)]]
-                if qa.kind in ("count", "locate", "caption"):         # counted on the way
-                    like = [[bool(name) and it or not name and o.pair == objects[k].pair
-                             for it, o in zip(is_it[:k + 1], objects)] for k in range(len(objects))]
-                    assert list(verdicts) == [NUMBERS[sum(so_far)] if so_far[-1] else "no" for so_far in like]
-                    assert bool(name) == (qa.kind == "count")
-                    assert not name or qa.answer == next((v for v in reversed(verdicts) if v != "no"), "zero")
-                    continue
-                assert list(verdicts) == ["yes" if it else "no" for it in is_it] and "yes" not in verdicts[:-1]
-                assert verdicts[-1] == "yes" or len(seen) == len(objects)
-                ends[qa.kind, len(seen) < len(objects)] += 1
-                if qa.kind in ("exist", "is color"):
-                    assert qa.answer == verdicts[-1]
-                elif qa.kind in ("none", "is not color"):
-                    assert qa.answer != verdicts[-1]
-                elif qa.answer != "nothing":
-                    assert verdicts[-1] == "yes"
+                words, verdicts = set(re.sub("^(no|not) ", "", name).split()), []
+                assert (name.split(" ")[0] in ("no", "not")) == (qa.kind in ("none", "is not color"))
+                for o, item in zip(objects, part.split(", ")):
+                    place, thing = place_of(o), phrase(*o.pair)
+                    assert item.startswith(place) and (item.endswith(thing) if not name or name in CELLS else
+                                                       item.startswith(f"{place} {thing}"))
+                    rest = item.removeprefix(place).replace(thing, "", 1).split()
+                    again = words & set(COLORS) and words & set(SHAPES) <= {o.shape}     # the color decides
+                    assert len(rest) == bool(name) + bool(again) and rest[:-1] == [o.color] * bool(again)
+                    verdicts += rest[-1:]
+                if not name or qa.kind == "count":
+                    assert part.count(",") == len(objects) - 1 and bool(name) == (qa.kind not in ("locate", "caption"))
+                is_it = [name == place_of(o) or matches(" ".join(words), o) for o in objects[:len(verdicts)]]
+                if qa.kind == "count":                                # counted on the way
+                    assert verdicts == [NUMBERS[sum(is_it[:k + 1])] if it else "no" for k, it in enumerate(is_it)]
+                    assert qa.answer == next((v for v in reversed(verdicts) if v != "no"), "zero")
+                elif name:
+                    assert verdicts == ["yes" if it else "no" for it in is_it] and "yes" not in verdicts[:-1]
+                    assert verdicts[-1] == "yes" or len(verdicts) == len(objects)
+                    ends[qa.kind, len(verdicts) < len(objects)] += 1
+                    if qa.kind in ("exist", "is color", "none", "is not color"):
+                        assert (qa.answer == verdicts[-1]) == (qa.kind in ("exist", "is color"))
+                    else:
+                        assert verdicts[-1] == "yes" or qa.answer == "nothing"
             if qa.other:
                 found = dict(side.rsplit(" ", 1) for side in looks.pop(0).split(", "))
                 assert [side for side in found if found[side] == "yes"] == sorted(sides(qa.about, qa.other),
