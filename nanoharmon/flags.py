@@ -61,7 +61,7 @@ def override(config, flags):
 
     Returns {"mar.encoder_depth": "6", "stage_2.lr": "0.5"}. Errors name the nearest flag.
     """
-    known = {f"--{name}.{f.name}": (section, f) for name, section in sections(config).items()
+    known = {f"--{name}.{f.name}": (section, f) for name, section in {"model": config, **sections(config)}.items()
              for f in dataclasses.fields(section) if not dataclasses.is_dataclass(f.type)}
     flags, changed = list(flags), {}
     while flags:

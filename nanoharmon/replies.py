@@ -1,7 +1,8 @@
 """What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context.
 
 And how it looks before it answers (ours; the mirror image of thinking before drawing): its reply is begun with LOOK.
-It has learned to go on with what it looks for and what is where, until that is met, and then with the answer.
+It has learned to go on with what it looks for and what is where, each with whether this is it, until it is, and then
+with the answer (world/questions.py).
 """
 import re
 

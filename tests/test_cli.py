@@ -160,9 +160,8 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 
 def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
-    seen = "cross: at the top a ring no, in the middle a cross yes"
-    replies = [f" {seen}. blue", f" ring: at the top a red ring; {seen}. above it", " sorry, no.", f" {seen[7:]}. two",
-               f" ring: at the top a red ring; {seen[:-10]}"]
+    seen, count = "cross: at the top a red ring no, in the middle a red cross yes", "ring: at the top a red ring one"
+    replies = [f" {seen}. red", f" {seen}; {count}. above it", " sorry, no.", f" {count}. one", f" {count}; {seen[:22]}"]
     says = iter(replies)
 
     def stream(*_):
@@ -172,11 +171,11 @@ def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, caps
     monkeypatch.setattr("nanoharmon.pipeline.stream", stream)
     talk = type_in(monkeypatch, ckpt, "/image red.png", *"abcde", flags=["--look"])
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"({seen}) blue", f"(ring: at the top a red ring; {seen}) above it", "sorry, no.", f"({seen[7:]}) two",
+        f"({seen}) red", f"({seen}; {count}) above it", "sorry, no.", f"({count}) one",
         f"({replies[-1][1:]}) ...", ""]
     assert [m["content"] for m in talk.messages[1::2]] == [LOOK + reply for reply in replies]
     says = iter(replies)
-    assert [talk.answer("f") for _ in replies] == ["blue", "above it", "sorry, no.", "two", ""]
+    assert [talk.answer("f") for _ in replies] == ["red", "above it", "sorry, no.", "one", ""]
 
 
 def test_looking_begins_the_reply_and_batches_say_the_same(ckpt, here):

@@ -252,3 +252,16 @@ def test_the_command_writes_numbers_and_grids(pico, tmp_path, monkeypatch):
     assert stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
     assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
     assert len(list(tmp_path.glob("geneval_*.png"))) == 4                   # of what is right, and of failures
+
+
+def test_cells_are_drawn_anew_only_where_there_are_any(pico, tmp_path, monkeypatch):
+    free, asked = Pipeline.load(pico), []
+    free.meta["layout"] = "free"
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: free)
+    monkeypatch.setattr(evaluate, "run_benchmarks", lambda pipe, benches, *_, **__: asked.extend(benches) or ({}, {}))
+    threads = torch.get_num_threads()
+    evaluate.main(["--out", str(tmp_path), "--procs", "1"])
+    torch.set_num_threads(threads)
+    assert set(asked) == set(evaluate.BENCHES) - {"edit"}
+    with pytest.raises(ValueError, match="--bench edit is about cells of a board"):
+        evaluate.main(["--bench", "vae,edit", "--out", str(tmp_path)])

@@ -25,7 +25,7 @@ from nanoharmon.training.parallel import Stop
 from nanoharmon.training.recipe import STAGES, Config, check_sizes
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import latest_state, load_state
-from nanoharmon.world.source import training_texts
+from nanoharmon.world.source import ShapesData, training_texts
 
 ROOT = Path(train.__file__).parent
 STEPS = [f"--stage_{s}.steps=4" for s in STAGES]
@@ -375,6 +375,13 @@ def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():
     config.model.mar.buffer_size = 0
     with pytest.raises(ValueError, match="--mar.buffer_size 0, expected at least 1"):
         check_sizes(config)
+
+
+def test_the_classes_of_shapes_may_be_numbered_after_those_of_others(monkeypatch):
+    monkeypatch.setattr(watch, "from_classes", lambda pipe, classes, size: classes)
+    first, later = (watch.snapshot_of_shapes(None, ShapesData(Config.preset("nano").data), "mar", 48, n)[0]
+                    for n in (0, 7))
+    assert later == [label + 7 for label in first] and len(first) == 16
 
 
 def test_pictures_of_ones_own_are_judged_by_their_psnr(monkeypatch):

@@ -236,7 +236,7 @@ def check_sizes(config):
     stride, limit = model.vae.stride, model.llm.max_position_embeddings
     if not model.mar.buffer_size:
         raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
-                         "that the LLM is given; change that flag")
+                         "that the LLM is given; change that flag, or pass another --mar")
     names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):

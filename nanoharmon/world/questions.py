@@ -39,7 +39,7 @@ class QA:
     look: str = ""                         # what is seen first; "" = there is nothing to look for
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
-    name: str = ""                         # what the question calls `about`, in plain words
+    name: str = ""                         # what is looked for first, as the look calls it
 
     @property
     def reply(self) -> str:
@@ -64,8 +64,8 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
     with "; " between; all that is there when it has no name. count: all are met, and counted.
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
-    that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: in the middle
-    a red cross red no, at the left a red ring no"; a place comes first, "at the left: at the top no a red ring".
+    that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
+    red cross red no, in the middle a red ring no"; a place comes first, "at the left: at the top no a red ring".
     """
     looks = []
     for name, wanted in targets:
