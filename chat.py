@@ -10,7 +10,7 @@
     > /draw a red circle left of a blue square
     (a red circle at the left and a blue square in the middle; drawing-001.png; ask about it)
     > what color is the square?
-    (square: at the left a red circle no, in the middle a blue square yes) blue
+    (square: at the left a red circle, in the middle a blue square) blue
 
 What a conversation is, and how much of it the model reads: nanoharmon/conversation.py.
 """

@@ -15,7 +15,7 @@ from .tokenizer import LOOK, REFUSAL
 
 
 def as_shown(reply, is_whole=False):
-    """A reply for people: "(ring: at the top a red ring one) one"; nothing as long as it only looks."""
+    """A reply for people: "(ring: at the top a red ring) one"; nothing as long as it only looks."""
     seen, said = seen_and_said(reply)
     if not reply.startswith(LOOK):
         return reply

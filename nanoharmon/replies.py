@@ -1,8 +1,8 @@
 """What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context.
 
 And how it looks before it answers (ours; the mirror image of thinking before drawing): its reply is begun with LOOK.
-It has learned to go on with what it looks for and what is where, each with whether this is it, until it is, and then
-with the answer (world/questions.py).
+It has learned to go on with what it looks for and what is where, until that is met, and then with the answer
+(world/questions.py).
 """
 import re
 
@@ -56,8 +56,8 @@ LOOKED = re.compile(rf"{LOOK}(.*?)\. (.*)", re.DOTALL)                    # the 
 
 
 def seen_and_said(reply):
-    """The reply "look: cross: at the top a red ring no, in the middle a blue cross yes. blue" -> what was looked at, and
-    the answer "blue", which is "" where the reply ends in the middle of the look."""
+    """The reply "look: cross: at the top a red ring, in the middle a blue cross. blue" -> what was looked at, and the
+    answer "blue", which is "" where the reply ends in the middle of the look."""
     if found := LOOKED.fullmatch(reply):
         return found[1].strip(), found[2].strip()
     rest = reply.removeprefix(LOOK).strip()

@@ -160,7 +160,7 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
 
 
 def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
-    seen, count = "cross: at the top a red ring no, in the middle a red cross yes", "ring: at the top a red ring one"
+    seen, count = "cross: at the top a red ring, in the middle a red cross", "ring: at the top a red ring"
     replies = [f" {seen}. red", f" {seen}; {count}. above it", " sorry, no.", f" {count}. one", f" {count}; {seen[:22]}"]
     says = iter(replies)
 

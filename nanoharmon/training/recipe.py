@@ -83,13 +83,13 @@ def nano_stages():
     for it is to keep what the model knows."""
     stages = {
         "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
-        "llm": StageConfig(steps=1300, size=0, batch=96, train_parts="llm."),
+        "llm": StageConfig(steps=1500, size=0, batch=96, train_parts="llm."),
         "mar": StageConfig(steps=1100, size=48, batch=128, lr=2.0, train_parts="mar."),
         "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.05,
                          hide_all=0.6, train_parts=ALIGN),
         "2": StageConfig(steps=1100, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
                          hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.4, train_parts=NOT_VAE),
-        "3": StageConfig(steps=2500, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
+        "3": StageConfig(steps=2800, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
                          caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.15,
                          train_parts=NOT_VAE, own_positions=True),
     }

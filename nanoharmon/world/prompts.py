@@ -107,9 +107,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     rng.shuffle(kinds)
     pairs = [pair for pair, _ in kinds]
     plain = [(None, shape) for _, shape in pairs]
-    joint = rng.choice((" and ", " with ", " and also ")) if varied and len(kinds) == 2 else " and "
-    everything = joint.join(named(*kind) for kind in kinds) if len(kinds) == 2 else listing(
-        [named(*kind) for kind in kinds])
+    everything = listing([named(*kind) for kind in kinds])
     options = [(3, caption(scene, rng) if not varied else everything)]       # (weight, prompt)
     objects = list(scene.objects)
     rng.shuffle(objects)
@@ -117,20 +115,18 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         told = listing([f"{phrase(*o.pair)} {way(PLACE_WAYS[place_of(o)])}" for o in objects])
         if varied and rng.random() < 0.3:
             told = listing([f"{way(PLACE_WAYS[place_of(o)])} {phrase(*o.pair)}" for o in objects])
-        elif not varied and rng.random() < 0.5:
-            told = think(scene, everything)                          # as the LLM will say it
-        many = len(objects) > 2 or len(pairs) < len(objects)
-        options.append((9 if many else 12 if len(pairs) == 2 else 3, told))
+        options.append((12 if len(pairs) == len(objects) == 2 else 3, told))
     if len(objects) == 1:
         for weight, kind in (6, plain[0]), (3, pairs[0]):
             one = rng.choice(("a", "one")) if varied else "a"
             options.append((weight, way(ALONE).format(x=phrase(*kind, one=one))))
     elif len(pairs) == 1:
-        options.append((12, way(ALONE).format(x=everything) if not varied or rng.random() < 0.8 else
+        options.append((12, everything if not varied or rng.random() < 0.8 else
                         everything.replace(everything.split()[0], rng.choice(SOME), 1)))
         if varied:
             options.append((6, named(plain[0], len(objects))))
     elif len(objects) == 2:
+        joint = rng.choice((" and ", " with ", " and also ")) if varied else " and "
         options.append((3, joint.join(phrase(*pair) for pair in pairs)))
         if plain[0] != plain[1]:
             options.append((5, joint.join(phrase(*kind) for kind in plain)))

@@ -4,9 +4,9 @@ Every answer is true by construction. Questions are asked in the ways of phrases
 them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
-picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
-of two things, on which sides of the second the first is, one by one. So at each word there is one thing to find out:
-what was meant, what is at the next place, whether that is it. The answer can be read off the last words.
+picture in reading order until that is found; of two things, on which sides of the second the first is, one by one. So
+at each word there is one thing to find out: what was meant, what is at the next place, whether that is it. The answer
+can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
@@ -39,12 +39,12 @@ class QA:
     look: str = ""                         # what is seen first; "" = there is nothing to look for
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
-    name: str = ""                         # what is looked for first, as the look calls it
+    name: str = ""                         # what the question calls `about`, in plain words
 
     @property
     def reply(self) -> str:
-        """The answer after what is looked at for it: "look: cross: at the top a red ring no, in the middle a blue cross
-        yes. blue"."""
+        """The answer after what is looked at for it: "look: cross: at the top a red ring, in the middle a blue cross.
+        blue"."""
         return f"{LOOK} {self.look}. {self.answer}" if self.look else f"{LOOK} {self.answer}"
 
 
@@ -59,27 +59,16 @@ def sides(a: Object, b: Object) -> list | None:
     return found or None
 
 
-def look(scene: Scene, *targets, count: bool = False) -> str:
-    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target,
-    with "; " between; all that is there when it has no name. count: all are met, and counted.
-
-    "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
-    that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
-    red cross red no, in the middle a red ring no"; a place comes first, "at the left: at the top no a red ring".
-    """
+def look(scene: Scene, *targets) -> str:
+    """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target;
+    everything when it has none. "cross: at the top left a red ring, in the middle a blue cross"; two targets make two
+    looks, with "; " between."""
     looks = []
     for name, wanted in targets:
-        seen, met, named = [], 0, set(name.split())
+        seen = []
         for o in sorted(scene.objects, key=reading_order):
-            met += o in wanted
-            verdict = "no" if o not in wanted else NUMBERS[met] if count else "yes"
-            if named & set(COLORS) and not named & set(SHAPES) - {o.shape}:
-                verdict = f"{o.color} {verdict}"
-            words = [place_of(o), phrase(*o.pair)]
-            if name:
-                words.insert(1 if name in CELLS else 2, verdict)
-            seen.append(" ".join(words))
-            if name and verdict.endswith("yes"):
+            seen.append(f"{place_of(o)} {phrase(*o.pair)}")
+            if o in wanted:
                 break
         looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
@@ -131,7 +120,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
-        looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
+        looks = look(scene, *zip(sought, targets)) + f"; {compared}" * bool(compared)
         found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
@@ -148,14 +137,13 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             words = rng.choice(fits)
             there = [o for o in scene.objects if matches(words, o)]
             add(kind, "yes" if want == (kind == "exist") else "no", there[0] if len(there) == 1 else None,
-                wanted=there, name=f"no {words}" if kind == "none" else words, thing=words)
+                wanted=there, thing=words)
 
     # counts: mostly of something present, else anything (so often "zero")
     present = [w for w in count if count[w]] + ["object"]
     anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
     for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
-        fits = [o for o in scene.objects if matches(words, o)]
-        add("count", NUMBERS[len(fits)], wanted=fits, thing=words)
+        add("count", NUMBERS[count.get(words, len(scene.objects))], thing=words)
 
     # the color of what its shape alone tells apart, the shape of what its color does
     for o in scene.objects:
@@ -165,7 +153,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                 is_so = rng.random() < 0.5
                 other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
                 kind = rng.choice(("is color", "is color", "is not color"))
-                name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
+                name = f"{other} {o.shape}"                       # there is no other one: if this is met, it is so
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
                     the=f"the {o.shape}", color=other)
         if count[f"{o.color} object"] == 1:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANY_PART, GENERATE_ANYTHING, GENERATE_PART, LOCATE
+from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING, GENERATE_PART, LOCATE
 from . import language, phrases, prompts, questions, shapes
 
 FRESH = 10 ** 9                              # scenes that nobody encodes: hardly any is met twice
@@ -64,10 +64,10 @@ class ShapesData:
         return [("user", language.locate(scene) + "\n" + question), reply], False
 
     def rich_scene(self, rng):
-        """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, all
-        different or some of a kind (fewer where max_objects allows no more)."""
+        """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, mostly
+        different ones, or several of two kinds (fewer where max_objects allows no more)."""
         n = min(rng.choice((1, 2, 2, 3, 3, 4)), self.config.max_objects)
-        kinds = rng.sample(shapes.SEEN, rng.choice((n, max(1, n - 1), min(n, 2))))
+        kinds = rng.sample(shapes.SEEN, rng.choice((n, n, max(1, n - 1), min(n, 2))))
         pairs = kinds + rng.choices(kinds, k=n - len(kinds))
         return shapes.random_scene(rng, pairs, layout=self.config.layout, board=self.config.board)
 
@@ -182,8 +182,7 @@ def training_texts(config, n=4000):
         prompt = prompts.draw_prompt(scene, rng, varied=True)
         yield from (GENERATE.format(prompts.draw_prompt(scene, rng)), GENERATE.format(prompts.request(prompt, rng)),
                     language.caption(scene, rng), language.inventory(scene), language.describe(scene, rng),
-                    language.locate(scene), "user\n", "assistant\n", GENERATE_ANYTHING, GENERATE_ANY_PART, DESCRIBE,
-                    LOCATE)
+                    language.locate(scene), "user\n", "assistant\n", GENERATE_ANYTHING, DESCRIBE, LOCATE)
         for qa in questions.dialogue(scene, rng, 6):
             yield from (qa.question, qa.reply)
         if rng.random() < 0.1:
