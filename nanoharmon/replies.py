@@ -9,7 +9,7 @@ import re
 import torch
 
 from . import arguments
-from .tokenizer import LOOK
+from .tokenizer import LOOK, REFUSAL
 
 
 @torch.no_grad()
@@ -60,5 +60,6 @@ def seen_and_said(reply):
     the answer "blue", which is "" where the reply ends in the middle of the look."""
     if found := LOOKED.fullmatch(reply):
         return found[1].strip(), found[2].strip()
-    looks, rest = reply.startswith(LOOK), reply.removeprefix(LOOK).strip()
-    return (rest, "") if looks and ": " in rest else ("", rest)
+    rest = reply.removeprefix(LOOK).strip()
+    is_cut = rest != reply.strip() and not rest.startswith(REFUSAL)            # what the world has not needs no look
+    return (rest, "") if is_cut else ("", rest)

@@ -61,7 +61,7 @@ def sides(a: Object, b: Object) -> list | None:
 
 def look(scene: Scene, *targets, count: bool = False) -> str:
     """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target,
-    with "; " between. count: all are met, and counted.
+    with "; " between; all that is there when it has no name. count: all are met, and counted.
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
@@ -76,11 +76,12 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
             if named & set(COLORS) and not named & set(SHAPES) - {o.shape}:
                 verdict = f"{o.color} {verdict}"
             words = [place_of(o), phrase(*o.pair)]
-            words.insert(1 if name in CELLS else 2, verdict)
+            if name:
+                words.insert(1 if name in CELLS else 2, verdict)
             seen.append(" ".join(words))
-            if verdict.endswith("yes"):
+            if name and verdict.endswith("yes"):
                 break
-        looks.append(f"{name}: {', '.join(seen)}")
+        looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
 
 
@@ -115,7 +116,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
         `name`, and is `about` and `second`, or any of `wanted`."""
         sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
-                                      if gap in words]           # none, for what is answered by all that is there
+                                      if gap in words] or [""]
         if ways != "plain":
             for gap, options in ("rel", RELATIONS), ("place", PLACE_WAYS):
                 if gap in words:
@@ -131,7 +132,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
         looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, "".join(sought[:1])))
+        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
