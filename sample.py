@@ -195,15 +195,13 @@ def main(argv=None):
         raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
     image = open_image(args.image) if args.image else None           # first: its name may be none that a file can have
     check_outputs(args, len(prompts))
-    from nanoharmon.plans import settled
+    from nanoharmon.plans import OFFICIAL, settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
     if args.explain:
         from nanoharmon import explain
     pipe = explain.without_weights(args.dry_run, args.ckpt) if args.dry_run else \
         load_pipeline(args.ckpt, args.device, args.dtype)
-    options = dict(size=args.size, image=image, region=args.region, cfg=args.cfg, cfg_schedule=args.cfg_schedule,
-                   iters=args.iters, steps=args.steps, sampler=args.sampler, temperature=args.temperature,
-                   think=args.think, fast=args.fast)
+    options = {"size": args.size, "image": image, "region": args.region, **{k: getattr(args, k) for k in OFFICIAL}}
     plan = pipe.plan(prompts, **options)      # complains about any prompt before the first is drawn
     for flag, given, idle, why in (
             ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),

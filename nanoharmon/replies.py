@@ -56,10 +56,10 @@ LOOKED = re.compile(rf"{LOOK}(.*?)\. (.*)", re.DOTALL)                    # the 
 
 
 def seen_and_said(reply):
-    """The reply "look: cross: at the top a red ring no, in the middle a blue cross yes. blue" -> what was looked at, and
-    the answer "blue", which is "" where the reply ends in the middle of the look."""
+    """The reply "look: cross: at the top a red ring no, in the middle a blue cross yes. blue" -> what was looked at,
+    and the answer "blue", which is "" where the reply ends in the middle of the look."""
     if found := LOOKED.fullmatch(reply):
         return found[1].strip(), found[2].strip()
     rest = reply.removeprefix(LOOK).strip()
-    is_cut = rest != reply.strip() and not rest.startswith(REFUSAL)            # what the world has not needs no look
+    is_cut = reply.startswith(LOOK) and not rest.startswith(REFUSAL)           # what the world has not needs no look
     return (rest, "") if is_cut else ("", rest)

@@ -104,9 +104,7 @@ class Batches:
         items = [(source, *source.generation_item(rng, pairs)) for source in self.pick(rng, n, "captions")]
         prompts = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
                    for source, _, item in items]
-        for half in halves(zip(items, prompts), key=lambda pair: len(pair[1])):
-            picked, texts = zip(*half)
-            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
+        yield from self.requests(items, prompts, size)
 
     def reconstruction(self, rng, n, size, caption_drop, pairs=0.0):
         """Stage reca: as `generation`, but a prompt shows its picture, and says nothing about it: in ids, IMAGE is at
@@ -115,9 +113,7 @@ class Batches:
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         texts = [GENERATE_ANYTHING if rng.random() < caption_drop else DESCRIBE for _ in rows]
         prompts = [self.encode([("user", text)], placeholders)[0] for text in texts]
-        for half in halves(zip(rows, prompts), key=lambda pair: len(pair[1])):
-            picked, texts = zip(*half)
-            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
+        yield from self.requests(rows, prompts, size)
 
     def parts(self, rng, n, size, caption_drop):
         """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts that say
@@ -154,6 +150,12 @@ class Batches:
     def pick(self, rng, n, kind):
         """n sources by their weights, among those that have "pictures", "captions" or "texts"."""
         return self.sources * n if len(self.sources) == 1 else rng.choices(self.sources, self.weights[kind], k=n)
+
+    def requests(self, picked, prompts, size):
+        """For each half of a batch: the latents of what is picked, and its prompts, ids and is_real, right-padded."""
+        for half in halves(zip(picked, prompts), key=lambda pair: len(pair[1])):
+            picked, texts = zip(*half)
+            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
 
     def latents_of(self, picked, size):
         """Latents (m, S, C) of [(source, row), ...], or (source, row, item); row None has none."""

@@ -124,7 +124,7 @@ def begin(run, sources):
         tokenizer = None
         if run.given_stages:
             _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
-                                                     flags=size_flags(run))
+                                                     flags=flags_of_model(run))
             run.say(*report)
         else:
             model = Harmon(run.config.model).to(run.device)
@@ -137,10 +137,10 @@ def begin(run, sources):
     return pipe
 
 
-def size_flags(run):
+def flags_of_model(run):
     """The flags of this start that change the model (--model.x, --vae.x, --mar.x, --llm.x), as typed."""
-    model = "model.", "vae.", "mar.", "llm."
-    return [f"--{name}={text}" for name, text in run.changed.items() if name.startswith(model)]
+    return [f"--{name}={text}" for name, text in run.changed.items()
+            if name.startswith(("model.", "vae.", "mar.", "llm."))]
 
 
 def count_shards(config, out, world_size):
@@ -231,7 +231,7 @@ def check_parts(run):
     """
     report = []
     if run.given_stages:
-        plan = Assembly(run.config.model, **run.given, flags=size_flags(run))
+        plan = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
         plan.load_tokenizer()
         model, report = plan.model, plan.report
         check_sizes(replace(run.config, model=plan.config))

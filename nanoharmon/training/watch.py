@@ -48,8 +48,8 @@ def snapshot(pipe, batches, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     pictures, answers = [], []
     for source in batches.sources:
-        of = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
-        drawn, said = of(pipe, source, name, size, batches.first_class[source.name])
+        take = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
+        drawn, said = take(pipe, source, name, size, batches.first_class[source.name])
         pictures, answers = pictures + drawn, answers + said
     return grid(pictures, 8) if pictures else None, answers
 

@@ -212,7 +212,8 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
     """A model to train further: (config, model, tokenizer or None, report lines).
 
     config: HarmonConfig of the preset, for what the files do not decide. init: a whole Harmon (.pth, Hugging Face
-    directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x, --model.x.
+    directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x,
+    --model.x.
     """
     plan = Assembly(config, init, vae, llm, mar, flags)
     tokenizer, model = plan.load_tokenizer(), plan.model

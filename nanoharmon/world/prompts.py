@@ -108,8 +108,8 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     pairs = [pair for pair, _ in kinds]
     plain = [(None, shape) for _, shape in pairs]
     joint = rng.choice((" and ", " with ", " and also ")) if varied and len(kinds) == 2 else " and "
-    everything = joint.join(named(*kind) for kind in kinds) if len(kinds) == 2 else listing(
-        [named(*kind) for kind in kinds])
+    things = [named(*kind) for kind in kinds]
+    everything = joint.join(things) if len(things) == 2 else listing(things)
     options = [(3, caption(scene, rng) if not varied else everything)]       # (weight, prompt)
     objects = list(scene.objects)
     rng.shuffle(objects)

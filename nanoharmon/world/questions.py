@@ -79,7 +79,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
             if name:
                 words.insert(1 if name in CELLS else 2, verdict)
             seen.append(" ".join(words))
-            if name and verdict.endswith("yes"):
+            if verdict.endswith("yes"):
                 break
         looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
@@ -108,7 +108,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     may_name = PAIRS if allow_unseen else SEEN
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
-    count = {w: sum(matches(w, o) for o in scene.objects) for group in pool.values() for w in group}
+    there = {w: [o for o in scene.objects if matches(w, o)] for w in (*sum(pool.values(), []), "object")}
     called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
@@ -140,26 +140,24 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         wants.append(("none", rng.random() < 0.5))
     for kind, want in wants:
         group = pool[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
-        fits = [w for w in group if (count[w] > 0) == want]
+        fits = [w for w in group if bool(there[w]) == want]
         close = [w for w in fits if any(set(w.split()) & {o.color, o.shape} for o in scene.objects)]
         if not want and close and rng.random() < 0.5:
             fits = close
         if fits:
             words = rng.choice(fits)
-            there = [o for o in scene.objects if matches(words, o)]
-            add(kind, "yes" if want == (kind == "exist") else "no", there[0] if len(there) == 1 else None,
-                wanted=there, name=f"no {words}" if kind == "none" else words, thing=words)
+            add(kind, "yes" if want == (kind == "exist") else "no",
+                there[words][0] if len(there[words]) == 1 else None, wanted=there[words], name=f"no {words}" if kind == "none" else words, thing=words)
 
     # counts: mostly of something present, else anything (so often "zero")
-    present = [w for w in count if count[w]] + ["object"]
+    present = [w for w in there if there[w]]
     anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
     for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
-        fits = [o for o in scene.objects if matches(words, o)]
-        add("count", NUMBERS[len(fits)], wanted=fits, thing=words)
+        add("count", NUMBERS[len(there[words])], wanted=there[words], thing=words)
 
     # the color of what its shape alone tells apart, the shape of what its color does
     for o in scene.objects:
-        if count[o.shape] == 1:
+        if len(there[o.shape]) == 1:
             add("color", o.color, o, the=f"the {o.shape}")
             if o.pair in may_name and ways != "plain":
                 is_so = rng.random() < 0.5
@@ -168,7 +166,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
                 name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
                     the=f"the {o.shape}", color=other)
-        if count[f"{o.color} object"] == 1:
+        if len(there[f"{o.color} object"]) == 1:
             add("shape", o.shape, o, the=f"the {o.color} object")
         if called[o]:
             words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
