@@ -259,7 +259,8 @@ class Pipeline:
         messages = [m if isinstance(m["content"], str) else
                     {**m, "content": [n if part is None else part for part in m["content"]]}
                     for m in arguments.conversation(messages)]
-        return check_length(self.tokenizer.chat(messages, look=look)[0], self.model.config.llm, max_new_tokens)
+        ids = self.tokenizer.chat(messages)[0] + self.tokenizer.encode(LOOK) * look
+        return check_length(ids, self.model.config.llm, max_new_tokens)
 
     def placeholders(self, size):
         """How many places of the conversation one picture takes: S + U."""

@@ -8,7 +8,7 @@ from .pictures import as_picture, split_region
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "think": False, "fast": False}
-# --fast, by whether a thought says all that the prompt leaves open: measured with checkpoints/nano (docs/RESULTS.md)
+# --fast, by whether a thought says all that the prompt leaves open: measured in docs/RESULTS.md
 FAST = {True: {"iters": 9, "steps": 16}, False: {"iters": 18, "steps": 25}}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
 

@@ -109,12 +109,9 @@ class Tokenizer:
     def decode(self, ids):
         return self.inner.decode([i for i in ids if i >= 0], skip_special_tokens=True)
 
-    def chat(self, messages, reply=True, look=False):
-        """Ids and labels of a conversation (two lists of the same length).
-
-        reply=True ends with an open assistant turn, ready for generation, when the last message is the user's; look
-        begins that turn with LOOK.
-        """
+    def chat(self, messages):
+        """Ids and labels of a conversation (two lists of the same length). Where the last message is the user's, it ends
+        with an open turn of the assistant, ready for generation."""
         ids, labels = [], []
 
         def add(new, supervised=False):
@@ -135,8 +132,8 @@ class Tokenizer:
                     add([IMAGE] * part if isinstance(part, int) else self.encode(part), learned)
             add([self.im_end], learned)
             add(self.newline)
-        if reply and messages[-1]["role"] == "user":
-            add([self.im_start] + self.encode("assistant\n") + self.encode(LOOK) * look)
+        if messages[-1]["role"] == "user":
+            add([self.im_start] + self.encode("assistant\n"))
         return ids, labels
 
     def drawing(self, prompt=None, part=False):

@@ -14,7 +14,7 @@ Each system is trained from nothing, in parts, one after the other. A part gets 
 
 All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
 stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
-the minutes of its own recipe, which was tuned for it; those of the others were not tuned.
+the minutes of its recipe at checkpoint 4, which was tuned for it; those of the others were not tuned.
 
 What differs beside the design, on purpose: the LLM is larger where there is no MAR, so that all systems have the same
 number of parameters within 10 % (the teacher is not counted: nobody needs it after training). Understanding has weight

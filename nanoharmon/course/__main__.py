@@ -5,7 +5,7 @@ for students, in a handout:
   check 07 [--mine]      the tests of one exercise; with the finished version of all others, or with yours
   hint 07 [N]            the next of three hints, or hint N
   see [--image FILE]     your code reads pictures: questions, answers, the truth
-  draw [--steps N]       your code learns to draw, from nothing, and is judged: about 8 minutes
+  draw [--steps N]       your code learns to draw, from nothing, and is judged: about 9 minutes
   unify [--prompt TEXT]  your model draws a prompt
   speedrun [OUT]         the leaderboard's row of a finished run of train.py; without OUT, of no model
 
@@ -21,7 +21,7 @@ from .table import LABS, chosen, find
 
 NAME = "python -m nanoharmon.course"
 PROMPT = "a red circle left of a blue square"                    # README's
-STEPS = 1250                                                     # of draw: about 8 minutes on one core
+STEPS = 1250                                                     # of draw: about 9 minutes on one core
 
 
 def parse_args(argv=None):

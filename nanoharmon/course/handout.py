@@ -21,7 +21,7 @@ MANIFEST = "exercises/handout.json"
 TASKS = Path(__file__).parent / "tasks"
 TEMPLATES = Path(__file__).parent / "templates"
 ENDINGS = {"see": "your code reads a picture: a table of questions and answers, seconds",
-           "draw": "your code learns to draw single objects, and is judged: 8 minutes",
+           "draw": "your code learns to draw single objects, and is judged: 9 minutes",
            "unify": "your model draws a prompt, seconds"}
 SECTIONS = ("What it is for", "Task", "A tiny example", "Hints")
 

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def amp(self):
-        """The dtype of autocast, None = float32: on CPU, bfloat16 was a quarter to a half slower (docs/LOG.md)."""
+        """The dtype of autocast, None = float32: on CPU, bfloat16 took half as long again (docs/LOG.md)."""
         if self.device.type != "cuda":
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,6 +1,6 @@
 """Solutions of exercise 08, the chat template."""
 CODE = """
-def chat(self, messages, reply=True):
+def chat(self, messages):
     ids, labels = [], []
     def add(new, supervised=False):
         ids.extend(new)
@@ -16,7 +16,7 @@ def chat(self, messages, reply=True):
                 add(new, supervised=role == "assistant")
         add([self.im_end], supervised=role == "assistant")
         add(self.newline)
-    if reply and messages[-1]["role"] == "user":
+    if messages[-1]["role"] == "user":
         add([self.im_start] + self.encode("assistant\\n"))
     return ids, labels
 """
@@ -30,10 +30,8 @@ WRONG = [
                                      'add([self.im_start] + self.encode(role + "\\n"), role == "assistant")'),
      "im_start and role are supervised"),
     ("one placeholder", CODE.replace("[IMAGE] * part", "[IMAGE]"), "one placeholder instead of n"),
-    ("never open", CODE.replace("if reply and", "if False and"), "still to come is missing"),
-    ("always open", CODE.replace('if reply and messages[-1]["role"] == "user"', "if True"),
-     "though none was asked for"),
-    ("reply ignored", CODE.replace("if reply and messages", "if messages"), "though none was asked for"),
+    ("never open", CODE.replace("if messages[-1]", "if False and messages[-1]"), "still to come is missing"),
+    ("always open", CODE.replace('if messages[-1]["role"] == "user"', "if True"), "though it has just replied"),
     ("open turn without line break", CODE.replace('"assistant\\n"', '"assistant"'), "no line break after assistant"),
     ("labels all", CODE.replace("new if supervised else [IGNORE] * len(new)", "new"), ""),
     ("placeholders of users supervised", CODE.replace('add(new, supervised=role == "assistant")',
@@ -44,7 +42,7 @@ WRONG = [
 ]
 RIGHT = [
     ("pairs, joined at the end", """
-def chat(self, messages, reply=True):
+def chat(self, messages):
     rows = []
     for m in messages:
         says = m["role"] == "assistant"
@@ -56,7 +54,7 @@ def chat(self, messages, reply=True):
             for part in parts:
                 rows += [(i, says) for i in (self.encode(part) if isinstance(part, str) else part * [IMAGE])]
         rows += [(self.im_end, says)] + [(i, 0) for i in self.newline]
-    if messages[-1]["role"] == "user" and reply:
+    if messages[-1]["role"] == "user":
         rows += [(i, 0) for i in [self.im_start, *self.encode("assistant\\n")]]
     return [i for i, _ in rows], [i if on else IGNORE for i, on in rows]
 """),
@@ -69,7 +67,7 @@ def ids_of(self, role, content):
         out.extend([IMAGE] * part if isinstance(part, int) else self.encode(part))
     return out
 
-def chat(self, messages, reply=True):
+def chat(self, messages):
     ids, spoken = [], []
     for message in messages:
         role, content = message["role"], message["content"]
@@ -84,7 +82,7 @@ def chat(self, messages, reply=True):
         if role == "assistant":
             spoken.append((start, len(ids)))
         ids += self.newline
-    if reply and messages[-1]["role"] == "user":
+    if messages[-1]["role"] == "user":
         ids.append(self.im_start)
         ids += self.encode("assistant\\n")
     labels = [IGNORE] * len(ids)

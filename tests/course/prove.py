@@ -46,6 +46,7 @@ def placed(text, exercise, solution):
     for node in new.body:
         if isinstance(node, ast.FunctionDef) and node.name in by_name:
             old = cut.locate(ast.parse(text), by_name[node.name])
+            assert ast.unparse(node.args) == ast.unparse(old.args), f"{exercise.id}: {node.name} has other arguments now"
             edits.append((cut.first_line(old), old.end_lineno, cut.source(solution, node, " " * old.col_offset)))
         else:
             others += cut.source(solution, node)

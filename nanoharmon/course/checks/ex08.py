@@ -26,7 +26,7 @@ def turns(rng, last):
     return [{"role": role, "content": sentence(rng)} for role in roles]
 
 
-def laid_out(tokenizer, messages, reply, **mistake):
+def laid_out(tokenizer, messages, **mistake):
     """[(id, label), ...] written down piece by piece; the names in `mistake` do one thing wrong."""
     rows = []
 
@@ -50,7 +50,7 @@ def laid_out(tokenizer, messages, reply, **mistake):
             put([tokenizer.im_end], mine and "end_free" not in mistake)
         if "no_break" not in mistake:
             put(tokenizer.newline, mine and "break_learned" in mistake)
-    if "always_open" in mistake or reply and messages[-1]["role"] == "user" and "never_open" not in mistake:
+    if "always_open" in mistake or messages[-1]["role"] == "user" and "never_open" not in mistake:
         put([tokenizer.im_start])
         put(tokenizer.encode("assistant" + ("" if "short" in mistake else "\n")), "open_learned" in mistake)
     return [i for i, _ in rows], [label for _, label in rows]
@@ -63,23 +63,23 @@ MISTAKES = {
     "the assistant's im_start and role are supervised": "head",
     "what users say is supervised, too": "all",
     "the turn of the assistant that is still to come is missing": "never_open",
-    "a turn of the assistant is opened though none was asked for": "always_open",
+    "a turn of the assistant is opened though it has just replied": "always_open",
     "the open turn has no line break after assistant": "short", "the open turn is supervised": "open_learned",
     "a picture has one placeholder instead of n": "one", "placeholders of pictures are supervised": "image"}
 
 
-def compare(tokenizer, messages, reply=True, which=(0, 1)):
+def compare(tokenizer, messages, which=(0, 1)):
     before = copy.deepcopy(messages)
-    got = tokenizer.chat(messages, reply)
+    got = tokenizer.chat(messages)
     assert messages == before, "your code changes the messages in place; the caller still needs them"
     assert isinstance(got, tuple) and len(got) == 2, "chat returns two lists, ids and labels"
-    right = laid_out(tokenizer, messages, reply)
+    right = laid_out(tokenizer, messages)
     assert len(got[0]) == len(got[1]) or 1 not in which, f"{len(got[0])} ids and {len(got[1])} labels, expected as many"
     for k in which:
         if list(got[k]) == right[k]:
             continue
         for words, name in MISTAKES.items():
-            wrong = laid_out(tokenizer, messages, reply, **{name: True})
+            wrong = laid_out(tokenizer, messages, **{name: True})
             if list(got[k]) == wrong[k] != right[k]:
                 raise AssertionError(f"your result is what one gets when {words}")
         if k == 0 and sorted(got[0]) == sorted(right[0]):
@@ -120,5 +120,4 @@ def test_pictures(seed):
 def test_open_turn(seed):
     rng, tokenizer = make(seed)
     for last in "assistant", "user":
-        for reply in True, False:
-            compare(tokenizer, turns(rng, last), reply)
+        compare(tokenizer, turns(rng, last))
