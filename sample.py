@@ -220,12 +220,9 @@ def main(argv=None):
     with walk, tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
         thoughts = think(pipe, prompts, n, args.seed) if plan["think"] else {}       # all, before any is drawn
         for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
-            film, texts = [], [prompt for prompt in part for _ in range(n)]
-            if plan["think"]:
-                texts = []
-                for prompt in part:
-                    bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
-                    texts += thoughts[prompt]
+            for prompt in part if thoughts else ():
+                bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
+            film, texts = [], [words for prompt in part for words in thoughts.get(prompt, [prompt] * n)]
             # the same seed for every prompt: rows do not depend on each other
             drawn = pipe.draw(texts, seed=args.seed, group=n, on_iteration=film.append if args.gif else None,
                               progress=lambda: bar.update(len(part)), **options)

@@ -175,10 +175,10 @@ def finish(run, pipe, batches):
     stages = [path for s in run.config.stages if (path := run.out / f"stage_{s}" / "config.json").exists()]
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
-    own = [source for source in batches.sources if source.name != "shapes"]
-    has_shapes, figures, prompt = len(own) < len(batches.sources), {}, "..."
+    own = [source for source in batches.sources if source is not batches.shapes]
+    figures, prompt = {}, "..."
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
-    if has_shapes:
+    if batches.shapes:
         if not own:                                              # other pictures have other texts than those of a world
             pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
             pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
@@ -186,14 +186,14 @@ def finish(run, pipe, batches):
         pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
     pipe.save(final, torch.float16)
     pipe = Pipeline.load(final, run.device)                      # what is measured is what ships
-    if has_shapes:
+    if batches.shapes:
         figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
         prompt = "a red circle left of a blue square" if run.config.data.max_objects > 1 else "a red circle"
     if own:
         figures_of_own, captions = show_final(run, pipe, own)
         run.say(*(f"{name}: {value:.4g}" for name, value in figures_of_own.items()))
         figures |= figures_of_own
-        prompt = captions[0] if captions and not has_shapes else prompt
+        prompt = captions[0] if captions and not batches.shapes else prompt
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
     run.say(*summary(figures), f"all figures: {results}", f"{(time.time() - run.start) / 60:.1f} minutes. "

@@ -122,8 +122,8 @@ def model_flags(parser):
 
 
 def drawing_flags(parser):
-    """Flags of sample.py and evaluate that say how pictures are drawn, by the names of plans.OFFICIAL; None where it is the
-    checkpoint's to say."""
+    """Flags of sample.py and evaluate that say how pictures are drawn, by the names of plans.OFFICIAL; None where it is
+    the checkpoint's to say."""
     add, own = parser.add_argument, "(default: the checkpoint's own, else {})".format
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
     add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))

@@ -34,7 +34,7 @@ def read_json(path):
 
 
 def cannot_write(folder, name="x"):
-    """Why no file of this name could be made in a folder, "" if it could. Tried, for rights alone do not tell (/proc)."""
+    """Why no file of this name could be made in a folder, "" if it could. Tried: rights do not tell (/proc)."""
     try:
         with suppress(FileNotFoundError):
             os.stat(Path(folder, name))                # a name that is too long

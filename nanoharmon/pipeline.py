@@ -77,9 +77,7 @@ class Pipeline:
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
-    def plan(self, prompts, size=None, image=None, region=None, **given):
-        """All options of a drawing, see plans.plan_drawing. Raises ValueError for what could not be drawn."""
-        return plan_drawing(self, prompts, size, image, region, **given)
+    plan = plan_drawing                          # all options of a drawing, filled in and checked (plans.py)
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,

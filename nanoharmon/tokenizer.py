@@ -110,7 +110,7 @@ class Tokenizer:
         return self.inner.decode([i for i in ids if i >= 0], skip_special_tokens=True)
 
     def chat(self, messages):
-        """Ids and labels of a conversation (two lists of the same length). Where the last message is the user's, it ends
+        """Ids and labels of a conversation (lists of the same length). Where the last message is the user's, they end
         with an open turn of the assistant, ready for generation."""
         ids, labels = [], []
 

@@ -36,7 +36,7 @@ def drawn_texts(config, source):
     for name, stage in config.stages.items():
         if name == "llm":
             for _ in range(min(MOST_DRAWN, stage.steps * stage.batch)):
-                yield from met(source.text(rng)[0])
+                yield from met(source.text(rng))
         elif name in ("1", "2", "3"):
             for _ in range(min(MOST_DRAWN, stage.steps * stage.batch)):
                 yield source.prompt(source.generation_item(rng)[1], rng)
@@ -65,5 +65,5 @@ def note_unseen(meta, texts, noted=None):
     new = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in met and w not in noted]
     noted.update(new)
     meaning = "they mean" if len(new) > 1 else "it means"
-    return (f"note: {first_of([repr(word[:40]) for word in new], 8)} never occurred in the training of this checkpoint, "
+    return (f"note: {first_of([repr(w[:40]) for w in new], 8)} never occurred in the training of this checkpoint, "
             f"so it has not learned what {meaning}") if new else ""

@@ -55,9 +55,9 @@ def talk(*texts, **more):
     return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)], **more}
 
 
-def import_(name, cache, images="", **known):
+def import_(name, cache, images="", known={}, has_begun=False):
     """What an import says, and the folder in the cache."""
-    source = imports.find_source(str(name), str(images), cache, 16, 3, **known)
+    source = imports.find_source(str(name), str(images), cache, 16, 3, known, has_begun)
     return imports.import_source(source, cache), source.folder
 
 
@@ -293,7 +293,7 @@ def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
         met |= {own.class_item(rng)[0], own.generation_item(rng)[0], own.understanding_item(rng)[0]}
     assert met.isdisjoint(held) and len(met) == own.rows - len(held)
     texts = {item["caption"] for item in own.held}
-    assert texts.isdisjoint(own.corpus()) and texts.isdisjoint(t for _ in range(200) for _, t in own.text(rng)[0])
+    assert texts.isdisjoint(own.corpus()) and texts.isdisjoint(t for _ in range(200) for _, t in own.text(rng))
 
 
 def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
@@ -333,10 +333,10 @@ def test_a_run_goes_on_with_what_it_read_and_says_what_has_changed(photos, own, 
         m.setattr(imports, "views_of", lambda *_: pytest.fail("decoded again"))
         assert import_(photos, cache) == import_(tmp_path / "moved", cache) == ("", own.cache_name)
         picture(77).save(photos / "1.png")
-        said, name = import_(photos, cache, known=known, begun=True)
+        said, name = import_(photos, cache, known=known, has_begun=True)
         assert name == own.cache_name and "(12 entries then, 12 now); the run goes on" in said
         shutil.rmtree(photos)
-        said, name = import_(photos, cache, known=known, begun=True)
+        said, name = import_(photos, cache, known=known, has_begun=True)
         assert name == own.cache_name and "cannot be read; the run goes on" in said
         with pytest.raises(ValueError, match="no such file or folder"):
             import_(photos, cache, known=known)
@@ -358,7 +358,7 @@ def test_two_sources_that_trade_their_names_stay_what_they_were(photos, own, tmp
     for old, new in (photos, tmp_path / "x"), (other, photos), (tmp_path / "x", other):
         old.rename(new)
     for name, folder in known.items():                               # their weights in --mix go by these names
-        said, found = import_(name, cache, known=known, begun=True)
+        said, found = import_(name, cache, known=known, has_begun=True)
         assert found == folder and "has changed" in said and "goes on with what it read then" in said
 
 

@@ -84,7 +84,7 @@ def test_other_words_have_the_same_answers():
     known = {bare(first + text + last + end) for text in core.union(phrases.BARE) for first, last in [("", "")] + around
              for end in ("", " please")}
     assert not known & set(map(bare, phrases.HELD_OUT_REQUESTS))
-    for table in (phrases.RELATIONS, phrases.PLACES):
+    for table in (phrases.RELATION_WAYS, phrases.PLACE_WAYS):
         words = [w for known, held_out in table.values() for w in {*known, *held_out}]
         assert len(words) == len(set(words))                          # no words with two meanings
     yes = Counter()
@@ -157,7 +157,7 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                 found = dict(side.rsplit(" ", 1) for side in looks.pop(0).split(", "))
                 assert [side for side in found if found[side] == "yes"] == sorted(sides(qa.about, qa.other),
                                                                                   key=list(found).index)
-                assert list(found) == list(phrases.RELATIONS)
+                assert list(found) == list(phrases.RELATION_WAYS)
             if qa.kind == "relation":
                 related, _, answer = looks.pop(0).rpartition(" ")
                 assert answer == found[related] == qa.answer

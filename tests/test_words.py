@@ -22,7 +22,7 @@ def test_the_words_of_training_are_those_that_its_stages_draw(monkeypatch):
     found = set(training_words(config, [ShapesData(config.data)]).split())
     source, rng = ShapesData(config.data), random.Random("others")
     for _ in range(1000):
-        turns = source.text(rng)[0] + source.conversation(source.understanding_item(rng, 0.2)[1], rng)
+        turns = source.text(rng) + source.conversation(source.understanding_item(rng, 0.2)[1], rng)
         drawn = [source.prompt(rng.randrange(999), rng), *words.met(turns)]
         assert found.issuperset(words_of(" ".join(drawn)))
     assert "remove" in found                                         # a request for a part

@@ -21,8 +21,7 @@ from multiprocessing.pool import ThreadPool
 import torch
 from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, markdown_table, number
+from ..cli import Parser, markdown_table, number, run_main
 from ..config import nearest
 from ..evals.arm import run_apart
 from ..evals.common import out_folder
@@ -131,4 +130,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

@@ -14,7 +14,7 @@ for teachers, in a clone of the repository:
   solutions DIR          the same with everything solved, and each solution by itself in exercises/solutions
   grade DIR [--out results.json] [--secret N] [--table course.json] [--submitted TIME]    grade a student's folder
 """
-from .. import cli
+from ..cli import Parser, bar, number, run_main
 from ..files import check_output, write_json
 from . import endings, grade, handout, progress, speedrun
 from .table import LABS, chosen, find
@@ -25,7 +25,7 @@ STEPS = 1250                                                     # of draw: abou
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog=NAME, description=__doc__)
+    parser = Parser(prog=NAME, description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in "check", "hint", "see", "draw", "unify", "speedrun", "handout", "solutions", "grade":
         about = {"handout": handout, "solutions": handout, "grade": grade, "speedrun": speedrun}.get(name)
@@ -35,11 +35,11 @@ def parse_args(argv=None):
             sub.add_argument("--mine", action="store_true", help="with your version of all other exercises, too")
         elif name == "hint":
             sub.add_argument("exercise", metavar="EXERCISE", help="a number or name")
-            sub.add_argument("number", nargs="?", metavar="N", type=cli.number(int, 1, 3), help="hint 1, 2 or 3")
+            sub.add_argument("number", nargs="?", metavar="N", type=number(int, 1, 3), help="hint 1, 2 or 3")
         elif name == "see":
             sub.add_argument("--image", metavar="FILE", help="a picture of yours (default: three scenes)")
         elif name == "draw":
-            sub.add_argument("--steps", metavar="N", type=cli.number(int, 1), default=STEPS,
+            sub.add_argument("--steps", metavar="N", type=number(int, 1), default=STEPS,
                              help=f"steps of training (default {STEPS})")
             sub.add_argument("--keep", action="store_true", help="for the repository: this is the reference's score")
         elif name == "unify":
@@ -90,7 +90,7 @@ def main(argv=None):
     elif args.command == "grade":
         out = args.out and check_output(args.out, "--out", (".json",))
         results = grade.grade(args.dir, args.secret, args.table, args.submitted,
-                              lambda found, total: cli.bar(found, total=total, desc="exercises"))
+                              lambda found, total: bar(found, total=total, desc="exercises"))
         if out:
             write_json(out, results)
         if not results["tests"]:                                     # no handout, and no --table that says what is due
@@ -104,4 +104,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

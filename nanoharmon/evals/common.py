@@ -49,11 +49,11 @@ class Worker:
     pipe = None
 
     @classmethod
-    def start(cls, pipe, threads):
+    def start(cls, pipe):
         cls.pipe = pipe
         end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's, which ends its workers
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
 
     @classmethod
     def do(cls, task):
@@ -62,12 +62,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(pipe, procs, threads=1):
+def workers(pipe, procs):
     """A pool of processes that share the model, for `pool=` below; None (this process) for one, or on a GPU."""
     if procs <= 1 or pipe.device.type != "cpu":
         yield None
         return
-    with torch.multiprocessing.get_context("spawn").Pool(procs, Worker.start, (pipe, threads)) as pool:
+    with torch.multiprocessing.get_context("spawn").Pool(procs, Worker.start, (pipe,)) as pool:
         yield pool
 
 

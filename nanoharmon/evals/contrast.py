@@ -18,8 +18,7 @@ import random
 
 import torch
 
-from .. import cli
-from ..cli import Parser, model_flags, number
+from ..cli import Parser, model_flags, number, run_main
 from ..pipeline import load_pipeline
 from ..tokenizer import pad
 from ..world import language, prompts, shapes
@@ -92,4 +91,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, drawing_flags, model_flags, number
+from ..cli import Parser, drawing_flags, model_flags, number, refuse_beside, run_main
 from ..config import nearest
 from ..files import write_json
 from ..pictures import psnr, to_pictures
@@ -37,7 +36,7 @@ from ..world import shapes
 from ..world.judge import judge_scene
 from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
-from .geneval import REASONS, draw_scores
+from .geneval import draw_scores
 from .probe import probe_scores
 from .quality import check_count, quality_scores
 from .reading import answer_scores
@@ -108,12 +107,10 @@ def flatten(results, name=""):
     return {name: round(results["rate"] if isinstance(results, dict) else results, 4)}
 
 
-def quick(pipe, n=20, images_per_prompt=2, seed=0, procs=1, progress=None, **options):
+def quick(pipe, procs=1, progress=None):
     """A short look at the first five, as one flat dict: what train.py prints at its end."""
     with workers(pipe, procs) as pool:
-        results, _ = run_benchmarks(pipe, BENCHES[:5], n, images_per_prompt, seed, pool=pool, progress=progress,
-                                    **options)
-    return flatten(results)
+        return flatten(run_benchmarks(pipe, BENCHES[:5], 20, 2, pool=pool, progress=progress)[0])
 
 
 def main(argv=None):
@@ -136,7 +133,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in OFFICIAL}
     if args.prompts or args.pope or args.images:
-        cli.refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
+        refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
         return external.run_files(args, options)
     benches = args.bench.replace(" ", "").split(",") if args.bench else BENCHES
     for bench in benches:
@@ -160,7 +157,7 @@ def main(argv=None):
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,
                                            tqdm, look=args.look, **options)
-    print(report.tables(results, REASONS))
+    print(report.tables(results))
     print("[low, high]: 95 % Wilson score intervals")
     report.save_grids(out, pictures)
     write_json(out / "results.json", {
@@ -172,4 +169,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

@@ -25,8 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, model_flags, number
+from ..cli import Parser, model_flags, number, run_main
 from ..config import nearest
 from ..files import write_bytes, write_json
 from ..pictures import file_bytes, grid as picture_grid
@@ -213,12 +212,13 @@ def main(argv=None):
     out = out_folder(args.out)
     results, learned = precision(pipe, args.n, args.seed, size, tqdm)
     write_bytes(out / "featuremap.png", file_bytes(picture(pipe, learned, concepts, args.seed, size)))
-    write_json(out / "featuremap.json", {"checkpoint": str(args.ckpt), "seed": args.seed, "n": args.n, "size": size,
-                                         "interval": "bootstrap over scenes, 95 %", "AUC": results})
+    write_json(out / "featuremap.json", {
+        "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n, "size": size,
+        "interval": "bootstrap over scenes, 95 %", "AUC": results})
     print(f"tokens of a concept told from others by similarity, {size} px: area under the ROC curve, %\n")
     print(markdown(results) + "\n\n[low, high]: 95 % bootstrap intervals over scenes")
     print(f"wrote {out}/featuremap.png, {out}/featuremap.json")
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

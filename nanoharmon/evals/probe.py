@@ -32,8 +32,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, model_flags, number
+from ..cli import Parser, model_flags, number, run_main
 from ..files import write_json
 from ..mar import MAR
 from ..pipeline import load_pipeline
@@ -288,4 +287,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

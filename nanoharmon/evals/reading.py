@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..tokenizer import DESCRIBE
 from ..world import language, questions, shapes
-from .common import BATCH, batches, fresh_scene, over_processes, rate
+from .common import batches, fresh_scene, over_processes, rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
 LONGEST = 128                               # tokens of a reply: two looks at four objects, and the answer
@@ -42,13 +42,13 @@ def answer_batch(pipe, scenes, asked, kinds, size, look):
     return list(zip(said, likeliest(pipe, images, asked, choices, size)))
 
 
-def ask(pipe, rows, size=None, pool=None, progress=None, title="", batch=BATCH, choose=True, look=None):
+def ask(pipe, rows, size=None, pool=None, progress=None, title="", choose=True, look=None):
     """[(free text, likeliest candidate)] for rows of (scene, question, QA or answer); without `choose` the second is
     None."""
     def kind(truth):
         return getattr(truth, "kind", "exist") if choose else None
     jobs = [([r[0] for r in part], [r[1] for r in part], [kind(r[2]) for r in part], size or pipe.size, look)
-            for part in batches(rows, batch)]
+            for part in batches(rows)]
     return [a for part in over_processes(answer_batch, pipe, jobs, pool, progress, title) for a in part]
 
 
@@ -97,7 +97,7 @@ def questions_of(pipe, ways, n, seed, unseen=False):
 
 
 def says(answer, word):
-    return questions.is_right(answer, questions.QA("", word, "exist"))
+    return questions.normal(answer) == [word]
 
 
 def yes_no_scores(said, truth):
@@ -111,12 +111,12 @@ def yes_no_scores(said, truth):
 
 
 def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope", "vqa", "caption"), pool=None,
-                  progress=None, batch=BATCH, look=None):
+                  progress=None, look=None):
     """{"pope": {sampling: figures}, "vqa": {kind: rate, "overall"}, "caption": rate}; "likelihood" in the first two.
 
     pope: n questions per sampling; vqa: n of each kind; caption: n scenes.
     """
-    common, out = dict(size=size, pool=pool, progress=progress, batch=batch, look=look), {}
+    common, out = dict(size=size, pool=pool, progress=progress, look=look), {}
     name = "unseen" if unseen else "seen"
     if "pope" in benches:
         rows = [(*row, s) for s in SAMPLINGS for row in pope_questions(pipe, s, n, seed, unseen)]

@@ -3,6 +3,7 @@ from PIL import Image, ImageOps
 
 from ..cli import markdown_table
 from ..pictures import captioned, grid
+from .geneval import REASONS
 
 RIGHT, WRONG = (60, 200, 90), (230, 60, 60)                     # frames of pictures
 
@@ -27,7 +28,7 @@ def titled(title, rows):
     return f"{title}\n\n{markdown(rows)}\n"
 
 
-def tables(results, reasons=()):
+def tables(results):
     """All tables of what evaluate.run_benchmarks measured, as one text."""
     parts = []
     for bench, found in results.items():
@@ -43,7 +44,7 @@ def tables(results, reasons=()):
             for group in found:
                 wrong = found[group]["reasons"]
                 rows = {"(right)": {task: found[group][task]["right"] for task in wrong}}
-                rows |= {r: {task: wrong[task].get(r, 0) for task in wrong} for r in reasons}
+                rows |= {r: {task: wrong[task].get(r, 0) for task in wrong} for r in REASONS}
                 parts.append(titled(f"what goes wrong, {group} pairs: number of pictures", rows))
         elif bench == "vae":
             parts.append(titled("VAE reconstructions", {"all objects right, %": {"": found["right"]},

@@ -29,8 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import cli
-from ..cli import Parser, model_flags, number
+from ..cli import Parser, model_flags, number, run_main
 from ..files import FolderLock, write_json
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
@@ -171,4 +170,4 @@ def run_and_print(args, pipe, out):
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    run_main(main)

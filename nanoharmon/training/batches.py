@@ -12,19 +12,18 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
 
     stage     it reads                               methods of the source                 what they return
     vae       pictures                               picture(rng, size)                    picture
-    llm       texts only                             text(rng)                             turns, whether all of their
-                                                                                           words are learned, or only
-                                                                                           the assistant's
+    llm       texts only                             text(rng)                             turns
     mar       pictures and their classes             class_item(rng)                       row, class (or None)
     1, 2, 3   pictures and prompts that draw them    generation_item(rng, pairs)           row, item
                                                      prompt(item, rng)                     text
               pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
                                                      conversation(item, rng)               turns
-    reca      pictures, shown in the prompts         generation_item(rng, pairs)           row, item
+    reca      pictures, shown in the prompts         generation_item(rng, pairs, False)    row, item (perhaps no prompt)
               conversations, as above
 
     any       pictures(rows, size) -> uint8 (n, size, size, 3)
               has(kind) -> whether there are usable "pictures", "captions" or "texts"
+              learn_all: of a text, whether all words are learned, or only the assistant's
               leave_out(fits) -> from now on, use no text whose first two turns do not fit; how many these are
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
               content (a text that differs when the pictures do)
@@ -80,9 +79,8 @@ class Batches:
         """Stage llm: texts without pictures. Yields for each half ids, labels (n/2, L) and label_index."""
         sequences = []
         for source in self.pick(rng, n, "texts"):
-            turns, learn_all = source.text(rng)
-            ids, labels = self.encode(turns)
-            sequences.append((ids, ids if learn_all else labels))
+            ids, labels = self.encode(source.text(rng))
+            sequences.append((ids, ids if source.learn_all else labels))
         for half in halves(sequences, key=lambda sequence: len(sequence[0])):
             yield self.supervised(half)
 
@@ -109,7 +107,7 @@ class Batches:
     def reconstruction(self, rng, n, size, caption_drop, pairs=0.0):
         """Stage reca: as `generation`, but a prompt shows its picture, and says nothing about it: in ids, IMAGE is at
         the S+U places of the picture, also where the rest is the unconditional prompt (as in RecA's released code)."""
-        rows = [(source, source.generation_item(rng, pairs)[0]) for source in self.pick(rng, n, "pictures")]
+        rows = [(source, source.generation_item(rng, pairs, False)[0]) for source in self.pick(rng, n, "pictures")]
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         texts = [GENERATE_ANYTHING if rng.random() < caption_drop else DESCRIBE for _ in rows]
         prompts = [self.encode([("user", text)], placeholders)[0] for text in texts]
@@ -154,8 +152,8 @@ class Batches:
     def requests(self, picked, prompts, size):
         """For each half of a batch: the latents of what is picked, and its prompts, ids and is_real, right-padded."""
         for half in halves(zip(picked, prompts), key=lambda pair: len(pair[1])):
-            picked, texts = zip(*half)
-            yield self.latents_of(picked, size), *pad(texts, self.tokenizer.pad, self.device)
+            rows, texts = zip(*half)
+            yield self.latents_of(rows, size), *pad(texts, self.tokenizer.pad, self.device)
 
     def latents_of(self, picked, size):
         """Latents (m, S, C) of [(source, row), ...], or (source, row, item); row None has none."""
@@ -222,7 +220,7 @@ def parse_mix(entries):
             raise ValueError(f"{entry!r}: the weight is {weight:g}, expected a number above 0; change --mix")
         typed = name or entry
         path = typed.rstrip("/") or "/"
-        found["./shapes" if path == "shapes" != typed else path] = weight            # shapes/ is a folder as well
+        found["./shapes" if path == "shapes" and typed != "shapes" else path] = weight    # shapes/ is a folder as well
     return list(found.items())
 
 

@@ -74,16 +74,16 @@ class FolderData:
         """All words are learned: without its picture no question has an answer, so a text is a lesson in language."""
         item = rng.choice(self.with_turns)
         if item["caption"] and rng.random() < 0.5:
-            return [("user", GENERATE.format(item["caption"]))], True
-        return turns_of(item), True
+            return [("user", GENERATE.format(item["caption"]))]
+        return turns_of(item)
 
     def class_item(self, rng):
         item = rng.choice(self.with_picture)
         return crop(item, rng), item["class"]
 
-    def generation_item(self, rng, pairs=0.0):
+    def generation_item(self, rng, pairs=0.0, needs_prompt=True):
         """pairs: of the shapes world only."""
-        item = rng.choice(self.with_caption or self.with_picture)
+        item = rng.choice(needs_prompt and self.with_caption or self.with_picture)
         return crop(item, rng), item
 
     def prompt(self, item, rng):

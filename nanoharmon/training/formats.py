@@ -208,8 +208,8 @@ def all_files(root):
         if RUN_FILES & {*files, *folders} and folder != str(root):
             folders[:] = files[:] = []
         folders[:] = [f for f in folders if not f.startswith(".")]               # in place: os.walk goes by this list
-        links = [f + "/" for f in folders if os.path.islink(os.path.join(folder, f))]
-        found += [os.path.relpath(os.path.join(folder, f), root) + f[len(f.rstrip("/")):] for f in files + links
+        links = [f for f in folders if os.path.islink(os.path.join(folder, f))]
+        found += [os.path.relpath(os.path.join(folder, f), root) + "/" * (f in links) for f in files + links
                   if not f.startswith(".")]
     return found
 

@@ -14,18 +14,15 @@ from .run import sampled_hash
 def recall(run):
     """Complete run.given by what the run in OUT was given. -> notes, or ValueError where this start differs."""
     finished, begun = progress(run.out)
-    stored, content, factor = None, {}, 1.0
+    stored, content = None, {}
     with suppress(OSError, ValueError, RecursionError, AttributeError, KeyError):        # check_settings says what is
         values = json.loads((run.out / "train_config.json").read_text(encoding="utf-8"))             # wrong
-        stored, factor = values.get("given"), values["optim"].get("given", 1.0)
-        content = dict(values.get("given_content") or {})
+        stored, content = values.get("given"), dict(values.get("given_content") or {})
     if not (finished or begun):
         return []
     for name, path in run.given.items():                         # as typed; of what is remembered, the stages have it
         if path and not Path(path).exists():
             raise ValueError(f"{path}: No such file or folder; change --{name}")
-    if not (isinstance(stored, dict) and any(stored.values())):  # nothing, or begun before runs remembered: as it was
-        run.config.optim.given = factor if "optim.given" not in run.changed else run.config.optim.given
     if not isinstance(stored, dict):
         return []
     notes = []

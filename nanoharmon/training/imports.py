@@ -62,22 +62,21 @@ class Source:
             e.caption or e.turns for e in entries)
 
 
-def find_sources(config, out, begun):
-    """[Source, ...] of the files that a Config names. begun: whether the run in `out` has begun."""
+def find_sources(config, out, has_begun):
+    """[Source, ...] of the files that a Config names. has_begun: whether the run in `out` has begun."""
     size, known = max(stage.size for stage in config.stages.values()), known_folders(out)
-    return [find_source(name, config.data.images, out / "cache", size, config.data.crops, known, begun)
+    return [find_source(name, config.data.images, out / "cache", size, config.data.crops, known, has_begun)
             for name, _ in parse_mix(config.data.mix) if name != "shapes"]
 
 
-def find_source(name, images, cache, size, crops, known=(), begun=False):
+def find_source(name, images, cache, size, crops, known, has_begun):
     """The Source of a name.
 
-    known: {name: folder in the cache} of earlier starts. begun: a run that has begun goes on with what it read then,
+    known: {name: folder in the cache} of earlier starts. has_begun: the run goes on with what it read then,
     even if the files have changed since, or are gone.
     """
-    known = dict(known)
     before = about(cache / known.get(name, "?"))
-    fits = begun and before and (before["made_of"]["size"], before["made_of"]["crops"]) == (size, crops)
+    fits = has_begun and before and (before["made_of"]["size"], before["made_of"]["crops"]) == (size, crops)
     try:
         with advising("change --data, --llava or --mix (where shapes:1 is the shapes world), or pass --images DIR"):
             found = read_entries(name, images)
@@ -111,8 +110,8 @@ def about(folder):
     """What import_source has noted about a folder in the cache; None where there is no whole one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        values["made_of"]["size"], values["made_of"]["crops"], values["name"], values["rows"]
-        return {"entries": "some", **values}
+        values["made_of"]["size"], values["made_of"]["crops"], values["name"], values["rows"], values["entries"]
+        return values
 
 
 def known_folders(out):

@@ -9,7 +9,6 @@ Simplified: no augmentation after encoding; crops of the user's own pictures are
 import hashlib
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,15 +58,15 @@ def latents_path(cache, source, size, vae):
     for name, tensor in vae.state_dict().items():
         if not name.startswith(("decoder.", "post_quant_conv.")):                # latents do not depend on these
             parts.update(tensor.float().cpu().contiguous().numpy())
-    return Path(cache) / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
+    return cache / f"latents_{source.cache_name}_{size}_{parts.hexdigest()[:12]}.npy"
 
 
 def new_cache(path, n, tokens, channels):
     """An empty file for `encode_share`: float16 (n, tokens, channels)."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    need, free = n * tokens * channels * 2, shutil.disk_usage(Path(path).parent).free
+    path.parent.mkdir(parents=True, exist_ok=True)
+    need, free = n * tokens * channels * 2, shutil.disk_usage(path.parent).free
     if need > free:                          # writing into a mapped file on a full disk would be a bus error
-        raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {Path(path).parent} has only "
+        raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {path.parent} has only "
                          f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 

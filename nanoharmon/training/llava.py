@@ -64,7 +64,7 @@ def parse_llava(talk, root):
 
 def one_image(talk):
     """The name of the picture that a conversation is about, or None."""
-    images = talk.get("image") or talk.get("images")
+    images = talk.get("image") or talk.get("images") or [None]          # [] in some files
     images = images if isinstance(images, list) else [images]
     if len(images) > 1:
         raise ValueError(f"about {len(images)} images, expected one picture (\"image\") or text alone")

@@ -6,9 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT, MARGIN = 300, 180, 34        # of one panel, pixels
 COLUMNS, FRAME = 3, (WIDTH - MARGIN - 10, HEIGHT - 44)                  # panels in a row; inside of a panel, pixels
-# which entries are losses; "draw" and "read" in logs of before the two tasks were named so
-LOSSES = {"mse": "mse", "text": "text", "generation": "generation", "understanding": "understanding",
-          "draw": "generation", "read": "understanding"}
+LOSSES = "mse", "text", "generation", "understanding"                   # which entries are losses
 COLORS = "#2060c0", "#d06020"               # of lines
 
 
@@ -19,7 +17,7 @@ def read_log(path):
     for line in Path(path).read_bytes().splitlines():
         try:
             entry = {**json.loads(line)}                                  # a TypeError if it is no object
-            found = {(str(entry["stage"]), LOSSES[name]): (int(entry["step"]), float(entry[name]))
+            found = {(str(entry["stage"]), name): (int(entry["step"]), float(entry[name]))
                      for name in LOSSES if name in entry}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             damaged += 1

@@ -131,7 +131,7 @@ def begin(run, sources):
         texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
         tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
-        if run.is_main and not (run.given["llm"] or run.given["init"]):          # a given LLM knows more words
+        if run.is_main and "llm" not in run.given_stages:        # a given LLM knows more words
             pipe.meta["words"] = training_words(run.config, sources)
     run.config.model = pipe.model.config
     return pipe
@@ -158,23 +158,14 @@ def count_shards(config, out, world_size):
 # --- what may go on ---------------------------------------------------------------------------------------------------
 
 SHAPING = "size", "train_parts", "muon", "given", "fsdp", "own_positions"     # what decides what a state holds
-# of settings, in runs that began before they were renamed
-OLD_NAMES = {"draw_batch": "batch", "read_batch": "understanding_batch", "read_weight": "understanding_weight"}
 
 
 def flat(values):
-    """{"stage_2.lr": 1.0, ...} from the dict of a Config, old names replaced by new ones."""
+    """{"stage_2.lr": 1.0, ...} from the dict of a Config."""
     parts = {"model": values["model"], **values["model"], "optim": values["optim"], "data": values["data"],
              **{f"stage_{name}": stage for name, stage in values["stages"].items()}}
-    return {f"{part}.{OLD_NAMES.get(field, field)}": value for part, fields in parts.items() if isinstance(fields, dict)
+    return {f"{part}.{field}": value for part, fields in parts.items() if isinstance(fields, dict)
             for field, value in fields.items() if not isinstance(value, dict)}
-
-
-def check_start(run):
-    """--resume without a run is a mistake."""
-    if run.resume and not any(progress(run.out)) and not (run.out / "train_config.json").exists():
-        raise ValueError(f"nothing to resume in {run.out}, expected the folder of a run; change --out, or drop "
-                         f"--resume to begin one")
 
 
 def check_settings(run, begun, sources):
@@ -219,9 +210,10 @@ def check_settings(run, begun, sources):
 def same_content(run, mix, sources):
     """Whether an earlier --mix meant the same as that of now, whatever the names and places of its files."""
     before, now = known_folders(run.out), {source.name: source.folder for source in sources}
-    pairs = list(zip(parse_mix(mix), parse_mix(run.config.data.mix)))
-    return len(pairs) == len(parse_mix(mix)) == len(parse_mix(run.config.data.mix)) and all(
-        a == b and (old == new if old not in before else before[old] == now.get(new)) for (old, a), (new, b) in pairs)
+    olds, news = parse_mix(mix), parse_mix(run.config.data.mix)
+    return len(olds) == len(news) and all(
+        a == b and (before[old] == now.get(new) if old in before else old == new)
+        for (old, a), (new, b) in zip(olds, news))
 
 
 def check_parts(run):
@@ -253,9 +245,11 @@ def check(run):
 
     Returns the sources of the user's files, the model on the meta device, and lines that say where its parts come from.
     """
-    check_start(run)
-    check_folder(run.out, "--out")
     out, todo, (finished, begun) = run.out, to_do(run), progress(run.out)
+    if run.resume and not (finished or begun or (out / "train_config.json").exists()):
+        raise ValueError(f"nothing to resume in {out}, expected the folder of a run; change --out, or drop --resume to "
+                         f"begin one")
+    check_folder(out, "--out")
     begun = {s: step for s, step in begun.items() if s in (run.only or STAGES)}
     done = finished + [s for s in run.given_stages if s not in finished]
     if not finished:                                             # else they say what the model is
@@ -276,7 +270,7 @@ def check(run):
     if out.resolve() in [Path(name).resolve() for name in names] and not (finished or begun):
         raise ValueError(f"{out} is a folder of pictures, to which those of the training would be added; pass another "
                          f"--out")
-    sources = find_sources(run.config, out, begun=bool(finished or begun))
+    sources = find_sources(run.config, out, has_begun=bool(finished or begun))
     if done or begun:
         check_settings(run, begun, sources)
         if finished:

@@ -32,7 +32,7 @@ def print_stages(run):
         memory = "-"
         given = name in run.given_stages
         if name not in finished and not given:
-            memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards or 1, optim.checkpointing))
+            memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
                      f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,

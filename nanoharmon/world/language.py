@@ -26,7 +26,7 @@ def phrase(color: str | None, shape: str, count: int = 1, one: str = "a") -> str
         return f"{NUMBERS[count]} {plural(words)}"
     if one == "a" and words[0] in "aeiou":
         one = "an"
-    return f"{one} {words}".strip()
+    return f"{one} {words}"
 
 
 def plural(words: str) -> str:
@@ -189,5 +189,5 @@ def think(scene: Scene, prompt: str) -> str:
     """`describe` in the order of a prompt, alike objects line by line: what the LLM says before it draws the scene."""
     def order(o):
         mention = prompt.find(f"{o.color} {o.shape}")            # -1 when the prompt leaves the color open
-        return mention if mention >= 0 else prompt.find(o.shape), int(o.y * 3), int(o.x * 3)
+        return mention if mention >= 0 else prompt.find(o.shape), *reading_order(o)
     return listing([_placed(o) for o in sorted(scene.objects, key=order)])

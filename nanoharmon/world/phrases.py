@@ -136,7 +136,7 @@ QUESTIONS = {
          "can you tell me what this shows?")),
 }
 
-RELATIONS = {                                                     # words for the same relation: in training, held out
+RELATION_WAYS = {                                                 # words for the same relation: in training, held out
     "left of": (("left of", "to the left of", "on the left of", "on the left side of", "further left than"),
                 ("at the left of", "left from")),
     "right of": (("right of", "to the right of", "on the right of", "on the right side of", "further right than"),
@@ -146,7 +146,7 @@ RELATIONS = {                                                     # words for th
     "below": (("below", "under", "beneath", "underneath", "lower than", "down from", "lower down than",
                "at the lower side of"), ("further down than", "at the bottom of")),
 }
-PLACES = {
+PLACE_WAYS = {
     "at the top left": (("at the top left", "in the top left", "in the top left corner", "in the upper left corner",
                          "at the upper left", "in the corner at the top left",
                          "at the top in the left corner", "at the left in the upper corner"),
@@ -185,8 +185,8 @@ SOME = ("some", "a few", "several")                               # two, three o
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
-VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do", "generate",
-         "generate", "sketch", "render", "design", "produce")
+VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do",
+         "generate", "generate", "sketch", "render", "design", "produce")
 PICTURES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "a picture with ",
             "an image with ", "the picture of ", "a photo of ")
 BARE = ("{x}", "{x}", "{x}", "a picture of {x}", "an image with {x}", "i want {x}", "i want to see {x}", "i'd like {x}",

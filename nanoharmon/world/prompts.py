@@ -16,9 +16,7 @@ from ..files import check_output, write_bytes
 from ..pictures import file_bytes, grid
 from .judge import in_place
 from .language import CELLS, NUMBERS, caption, listing, locate, phrase, place_of, think
-from .phrases import ALONE, BESIDE, SOME, choose, requested
-from .phrases import PLACES as PLACE_WAYS
-from .phrases import RELATIONS as RELATION_WAYS
+from .phrases import ALONE, BESIDE, PLACE_WAYS, RELATION_WAYS, SOME, choose, requested
 from .shapes import PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, beside, random_scene, relation, render
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from ..tokenizer import LOOK
 from .language import (CELLS, NAMED, NUMBERS, inventory, locate, objects_in, parse_location, phrase, place_of, plural,
                        reading_order)
-from .phrases import QUESTIONS, RELATIONS, SORRY, casual, choose, outside
-from .phrases import PLACES as PLACE_WAYS
-from .shapes import COLORS, OPPOSITE, PAIRS, SEEN, SHAPES, Object, Scene
+from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose, outside
+from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
 NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
 KINDS = ("exist", "none", "count", "color", "shape", "is color", "is not color", "relation", "where", "place", "what",
@@ -86,8 +85,8 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
 
 
 def look_around(scene: Scene, count: bool = False) -> str:
-    """What is where, in reading order; count: each with how many like it were met so far, "at the left a red ring one": a
-    description needs them, and without it a kind that shares its shape with another was often said to be two."""
+    """What is where, in reading order; count: each with how many like it were met so far, "at the left a red ring one".
+    A description needs that: without it, a kind that shares its shape with another was often said to be two."""
     seen, met = [], Counter()
     for o in sorted(scene.objects, key=reading_order):
         met[o.pair] += 1
@@ -128,7 +127,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
                                       if gap in words]
         if ways != "plain":
-            for gap, options in ("rel", RELATIONS), ("place", PLACE_WAYS):
+            for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
             words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
@@ -160,7 +159,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if fits:
             words = rng.choice(fits)
             add(kind, "yes" if want == (kind == "exist") else "no",
-                there[words][0] if len(there[words]) == 1 else None, wanted=there[words], name=f"no {words}" if kind == "none" else words, thing=words)
+                there[words][0] if len(there[words]) == 1 else None, wanted=there[words],
+                name=f"no {words}" if kind == "none" else words, thing=words)
 
     # counts: mostly of something present, else anything (so often "zero")
     present = [w for w in there if there[w]]
@@ -225,13 +225,12 @@ IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
       "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
 
 
-def dialogue(scene: Scene, rng: random.Random, n: int, **options) -> list:
+def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
     """About n questions, as people ask one after the other: some go on from the one before ("and the square?",
-    "what color is it?"). options: as of `questions`, ways "training" unless given."""
-    options = {"ways": "training"} | options
-    asked = sorted(questions(scene, rng, **options), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
+    "what color is it?"). ways: as of `questions`."""
+    asked = sorted(questions(scene, rng, ways=ways), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
     rng.shuffle(asked)
-    may_name, talk = PAIRS if options.get("allow_unseen") else SEEN, []
+    talk = []
     for qa in asked:
         if len(talk) >= n:
             break
@@ -240,7 +239,7 @@ def dialogue(scene: Scene, rng: random.Random, n: int, **options) -> list:
             continue
         o = qa.about
         if qa.kind in ("color", "place"):
-            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene, may_name)
+            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene)
                       if qa.kind == "place" or w == other.shape]
             if others:
                 other, name = rng.choice(others)
@@ -273,9 +272,9 @@ def is_right(answer_text: str, qa: QA) -> bool:
     """Lenient about case, dots, spaces and digits, and about the order in which objects are listed; strict about
     content."""
     if qa.kind == "caption":
-        return objects_in(answer_text) is not None and objects_in(answer_text) == objects_in(qa.answer)
+        return objects_in(answer_text) == objects_in(qa.answer)
     if qa.kind == "locate":
-        return parse_location(answer_text) is not None and parse_location(answer_text) == parse_location(qa.answer)
+        return parse_location(answer_text) == parse_location(qa.answer)
     return normal(answer_text) == normal(qa.answer)
 
 

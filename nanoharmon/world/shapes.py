@@ -67,7 +67,7 @@ def random_scene(rng: random.Random, objects: list | None = None, n: int | None 
                  layout: str = "board", board: int = 3, allow_unseen: bool = False) -> Scene:
     """A random scene of the given (color, shape) pairs (always obeyed), or of `n` or up to `most` random ones."""
     if objects is None:
-        objects = _random_pairs(rng, [m for m in MIXTURE if m[0] == (n or m[0]) <= most],
+        objects = _random_pairs(rng, [m for m in MIXTURE if n in (None, m[0]) and m[0] <= most],
                                 PAIRS if allow_unseen else SEEN)
     if layout == "board":
         places = _board_places(rng, len(objects), board)
@@ -171,7 +171,7 @@ def scene_class(scene: Scene) -> int:
     return (len(scene.objects) - 1) * len(PAIRS) + PAIRS.index(pairs.pop())
 
 
-def class_scene(label: int, rng: random.Random, layout: str = "board", board: int = 3) -> Scene:
+def class_scene(label: int, rng: random.Random) -> Scene:
     """A random scene of this class (train on `SEEN_CLASSES` only)."""
     count, kind = divmod(label, len(PAIRS))
-    return random_scene(rng, [PAIRS[kind]] * (count + 1), layout=layout, board=board)
+    return random_scene(rng, [PAIRS[kind]] * (count + 1))

@@ -23,6 +23,7 @@ class ShapesData:
     """The shapes world, scene by scene. config: DataConfig."""
     name = cache_name = "shapes"
     classes = shapes.NUM_CLASSES
+    learn_all = False                        # of a text: all words, or only those of the assistant
 
     def __init__(self, config):
         self.config, self.rows, self.latents = config, config.scenes, {}
@@ -56,12 +57,12 @@ class ShapesData:
         picture. One question a text: later ones would have to tell the words of earlier looks from their own, and to
         notice that one just named what is asked for is what takes longest to learn (docs/LOG.md)."""
         if rng.random() < 0.3:
-            return self.thought(rng), False
+            return self.thought(rng)
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
-            return turns([questions.sorry(rng)], look=False), False
+            return turns([questions.sorry(rng)], look=False)
         scene = self.rich_scene(rng)
         (_, question), reply = self.questions(scene, rng, 1, look=rng.random() < 0.9)[:2]
-        return [("user", language.locate(scene) + "\n" + question), reply], False
+        return [("user", language.locate(scene) + "\n" + question), reply]
 
     def rich_scene(self, rng):
         """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, all
@@ -71,11 +72,11 @@ class ShapesData:
         pairs = kinds + rng.choices(kinds, k=n - len(kinds))
         return shapes.random_scene(rng, pairs, layout=self.config.layout, board=self.config.board)
 
-    def thought(self, rng, outside=0.12):
+    def thought(self, rng):
         """A request to draw, answered in words: what could be where. A third are about two objects, whose relations are
-        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept. outside:
-        share of requests for what the world does not have."""
-        while rng.random() < outside:
+        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept; some
+        are for what the world does not have."""
+        while rng.random() < 0.12:
             text, is_request = phrases.outside(rng)
             if is_request:
                 return [("user", GENERATE.format(text)), ("assistant", phrases.SORRY)]
@@ -106,8 +107,9 @@ class ShapesData:
                              f"mar needs; pass a larger --data.scenes")
         return rng.choices(alike)[0]
 
-    def generation_item(self, rng, pairs=0.0):
-        """pairs: how often a scene of two different objects is looked for, beside those met by chance."""
+    def generation_item(self, rng, pairs=0.0, needs_prompt=True):
+        """pairs: how often a scene of two different objects is looked for, beside those met by chance. needs_prompt: of
+        folders, where not all pictures have one."""
         if pairs and rng.random() < pairs:
             i = rng.choice(self.sorted_scenes[1] or range(self.rows))
         else:
@@ -153,7 +155,7 @@ class ShapesData:
         """One to four questions. Most replies say first what they look at; the others answer at once, as they do with
         --no-look."""
         if i is None:
-            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)[0]
+            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
