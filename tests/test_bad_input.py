@@ -39,7 +39,7 @@ from test_pipeline import make_pipeline
 MAIN = {module.__name__.split(".")[-1]: module.main for module in (
     sample, chat, train, convert, bench, evaluate, prompts, data, probe, featuremap, study, contrast, memory,
     nanoharmon.__main__)} | {"figures": figures.main}
-WORK = {"launch", "worker", "workers", "measure", "write", "precision", "time_model", "run_study"}
+WORK = {"launch", "worker", "workers", "measure", "write", "precision", "run_study", "contrast", "savings"}
 LOAD = functools.cache(Pipeline.load)                        # equal names hold equal checkpoints, if any
 C, T, M = "config.json", "tokenizer.json", "model.safetensors"
 

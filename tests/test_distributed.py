@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import shutil
 import socket
 from types import SimpleNamespace
@@ -33,6 +34,23 @@ def flags(out, *more, stages=STEPS):
     return ["--preset", "pico", "--sample-every", "0", "--save-every", str(SAVED), "--data.scenes", "60", "--out",
             str(out), *more, "--stage_2.batch", "8", "--stage_2.understanding_batch", "4",
             *(flag for s in stages for flag in ("--stage", s)), *(f"--stage_{s}.steps={n}" for s, n in STEPS.items())]
+
+
+def test_a_stage_asks_for_its_shares_and_a_part_is_learned_among_tokens_that_stay():
+    config, asked, learned = Config.preset("nano"), [], []
+    config.optim.shards, config.stages["3"].parts, config.stages["3"].hide_all = 1, 1.0, 0.3
+    before, ids = torch.zeros(2, 4, 1), torch.ones(2, 3)
+    split = torch.tensor([[0, 2, 3]] * 2), torch.tensor([[1]] * 2)
+
+    def giving(result):
+        return lambda rng, n, *shares: asked.append(shares) or result
+    batches = SimpleNamespace(shapes=True, generation=giving([(before + 2, ids, ids)]), understanding=giving(()),
+                              parts=giving((before, before + 1, ids, ids, split)))
+    model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: (2, 2), encode=lambda x: x),
+                            generation_loss=lambda latents, *given, hide_all, **_: learned.append(
+                                (latents[0, :, 0].tolist(), given[3] is split, hide_all)) or latents.mean())
+    list(stage_losses(config, "3", model, batches, random.Random(0), None))
+    assert learned == [([0, 1, 0, 0], True, 0.3)] and asked == [(96, 0.1, 0.2), (96, 0.1), (96, 0.4)]
 
 
 def record(argv, copy=None):

@@ -68,6 +68,9 @@ def test_pictures_depend_on_weights_seed_and_prompt_only_and_never_mix(pico, dra
         external.draw_lines(pipe, [lines[0], lines[2]], tmp_path / str(seed), 1, seed, steps=3)
     first = [(out / "00000/samples/0000.png").read_bytes() for out in (drawn[1], tmp_path / "0", tmp_path / "1")]
     assert first[0] == first[1] != first[2]
+    (tmp_path / "other").mkdir()
+    external.draw_lines(pipe, [lines[2]], tmp_path / "other", 1, 0, steps=3)
+    assert (tmp_path / "other/00000/samples/0000.png").read_bytes() != first[0]
     other, before = Pipeline.load(pico), files(drawn[1])
     torch.nn.init.ones_(other.model.proj_in[0].weight)
     for pipe, rows, seed, words in ((pipe, lines, 1, "with seed 0, not 1; pass another --out"),

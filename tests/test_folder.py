@@ -156,11 +156,12 @@ def test_llava_in_its_other_spellings(tmp_path):
     rows = [{"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, plain]},
             {"image": ["a.png"], "messages": [{"role": "user", "content": [
                 {"type": "image"}, {"type": "text", "text": "What?"}]}, plain]},
-            talk("<image>\nWhat?", "A cat.", "And?", image="a.png")]
+            talk("<image>\nWhat?", "A cat.", "And?", image="a.png"), talk("What?", "A cat.", images=[])]
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": "x"}])), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.jsonl"), str(tmp_path))
-    assert [(e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 and len(found.problems) == 1
+    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 + [(None, said)]
+    assert len(found.problems) == 1
     assert found.notes == ["not read: 1 system turn, 1 question without an answer"]
     with pytest.raises(ValueError, match="holds|list of a folder"):
         (tmp_path / "metadata.jsonl").touch()
@@ -420,6 +421,7 @@ def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
     made, kinds = batches([chat], max_position_embeddings=200), set()
     for latents, ids, labels, _ in made.understanding(random.Random(1), 60, 16):
         has_picture = (ids == IMAGE).any(1)
+        assert ids.shape[1] <= made.room + 4 + 2
         assert len(latents) == has_picture.sum() and set((ids == IMAGE).sum(1).tolist()) <= {0, 4 + 2}
         for row, label in zip(ids, labels):
             said = made.tokenizer.decode(label[label != IGNORE].tolist())
@@ -430,6 +432,8 @@ def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
             else:
                 assert ("thing" in said) == (IMAGE in row.tolist()) and "what?" not in said and "no picture" not in said
     assert kinds == {"reply", "thing", "none"} and not made.notes() and made.room == 200 - 16 - 2   # S at most, and U
+    [note] = batches([chat], max_position_embeddings=28).notes()
+    assert f"{len(chat.items)} texts are not used" in note and not chat.has("texts")
 
 
 def test_texts_without_any_picture_train_and_give_all_gradients(tmp_path):

@@ -44,7 +44,7 @@ def site(tmp_path_factory):
         for name in "pyproject.toml", "README.md", "LICENSE":
             shutil.copy(ROOT / name, source)
         build = "from setuptools import build_meta; build_meta.build_wheel('.')"
-        subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=60)
+        subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=300)
         with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
             wheel.extractall(site)
     else:
@@ -66,7 +66,7 @@ def test_commands_run_from_another_folder_and_leave_its_files_alone(site, tmp_pa
         (tmp_path / name).write_text(DECOY, encoding="utf-8")
     names = ["nanoharmon", *(f"nanoharmon.{name}" for name in COMMANDS)]
     done = subprocess.run([sys.executable, "-c", SCRIPT, *names], cwd=tmp_path, capture_output=True, encoding="utf-8",
-                          timeout=60, env={**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"})
+                          timeout=300, env={**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
     where, *lines, no_checkpoint = done.stdout.splitlines()
     assert Path(where).parent.parent == site and lines == [f"{name} True" for name in names]

@@ -19,7 +19,6 @@ def load(name):
 
 gold, mar = load("harmon")
 gold_class, mar_class = load("lth14")
-GRIDS = {"native": None, "big": tuple(gold.config["big"]), "rect": tuple(gold.config["rect"])}
 
 
 def test_conditions_of_the_buffers_are_official():
@@ -45,14 +44,14 @@ def test_mask_ratios_are_the_official_truncated_normal():
     rates = [mask_ratio_at(mar.config, np.random.RandomState(seeds["harmon_mask_rates"]).uniform(size=32)[i])
              for i in range(32)]
     gold.check("mask_rates", torch.tensor(rates))
-    rng = np.random.RandomState(seeds["harmon_orders_mask"])
-    orders = np.arange(64)[None].repeat(3, 0)
-    for row in orders:
-        rng.shuffle(row)
-    n_hidden = math.ceil(64 * mask_ratio_at(mar.config, rng.uniform()))
-    mask = torch.zeros(3, 64).scatter(1, gold.output("orders")[:, :n_hidden], 1.0)
-    assert torch.equal(torch.from_numpy(orders), gold.output("orders"))
-    assert torch.equal(mask, gold.output("random_mask"))
+
+
+def test_a_larger_native_grid_changes_nothing_at_first():
+    m, latents = MAR(pico().mar).eval(), torch.randn(2, 16, 4)
+    before = m.decode(m.encode(latents, None, (4, 4)), None, (4, 4))
+    m.resize_positions(4)
+    check("z", m.decode(m.encode(latents)), before, 1e-6)
+    assert m.config.grid == 4 and m.encoder_pos_embed_learned.requires_grad
 
 
 def test_class_conditional_encoder_decoder_and_losses_are_official():

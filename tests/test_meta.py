@@ -70,11 +70,9 @@ class Watch(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("code", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu(), torch.nonzero,
-                                  lambda x: x.double()])
-def test_the_watch_notices_what_waits(code):
-    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), Watch():
-        code(torch.empty(3, device="meta"))
+def test_the_watch_notices_float64():                    # what waits for the device, torch refuses by itself
+    with pytest.raises(AssertionError, match="float64"), Watch():
+        torch.empty(3, device="meta").double()
 
 
 B, T = 2, 9

@@ -64,13 +64,18 @@ def test_muon_steps_each_third_of_a_fused_qkv_by_itself_and_a_convolution_as_a_m
     named = {"blocks.0.attn.qkv.weight": torch.nn.Parameter(torch.randn(12, 4)),
              "conv.weight": torch.nn.Parameter(torch.randn(4, 4, 3, 3)),
              "blocks.0.mlp.weight": torch.nn.Parameter(torch.randn(16, 4))}      # tall: its step is twice as long
-    before = {n: p.detach().clone() for n, p in named.items()}
-    for p in named.values():
-        p.grad = torch.randn_like(p)
-    Muon(named, lr=0.1).step()
-    for (name, p), parts, scale in zip(named.items(), (3, 1, 1), (1, 1, 2)):
-        for moved, grad in zip((before[name] - p.detach()).flatten(1).chunk(parts), p.grad.flatten(1).chunk(parts)):
-            torch.testing.assert_close(moved, 0.1 * scale * orthogonalize(grad[None])[0], rtol=1e-3, atol=1e-5)
+    optimizer, mean = Muon(named, lr=0.1, momentum=0.9, weight_decay=0.5), {n: 0 for n in named}
+    for _ in range(2):
+        before = {n: p.detach().clone() for n, p in named.items()}
+        for name, p in named.items():
+            p.grad = torch.randn_like(p)
+            mean[name] = 0.9 * mean[name] + 0.1 * p.grad
+        optimizer.step()
+        for (name, p), parts, scale in zip(named.items(), (3, 1, 1), (1, 1, 2)):
+            wanted = 0.9 * mean[name] + 0.1 * p.grad                  # Nesterov's look ahead
+            for moved, part in zip((0.95 * before[name] - p.detach()).flatten(1).chunk(parts),
+                                   wanted.flatten(1).chunk(parts)):
+                torch.testing.assert_close(moved, 0.1 * scale * orthogonalize(part[None])[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -201,6 +201,9 @@ def test_tokens_outside_the_region_stay_untouched(pipe, pictures, monkeypatch):
     changed = (after[0] != before).any(dim=-1)               # (2, 16)
     assert changed.equal(inside.expand(2, -1))
     assert not after[0][0].equal(after[0][1])                # two attempts, two results
+    monkeypatch.setitem(pipe.meta, "parts", True)            # who learned requests for parts is asked so
+    pipe.draw(["a red circle"] * 2, image=pictures[0], region=(8, 8, 20, 16), steps=3)
+    assert not after[1].equal(after[0])
 
 
 def test_answers_are_those_of_answer_one_by_one(pipe, pictures, monkeypatch):

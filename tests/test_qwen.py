@@ -59,19 +59,6 @@ def test_embeddings_as_input_and_positions_with_gaps_are_official(name):
     gold.check("embeds_jump/last_hidden", model.model(embeds, gold.input("embeds_jump/position_ids")))
 
 
-@TIED
-@torch.no_grad()
-def test_greedy_generation_is_official_with_and_without_cache(name):
-    gold, model = load(name)
-    prompt, ref = gold.input("greedy/prompt"), gold.output("greedy/tokens")
-    ids = prompt
-    for _ in range(ref.shape[1]):
-        ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(ids[:, prompt.shape[1]:], ref)
-    cached = list(model.generate(model.embed(prompt), {-1}, max_new_tokens=ref.shape[1]))
-    assert torch.equal(torch.stack(cached, dim=1), ref)
-
-
 def test_loss_and_its_gradients_are_official():
     gold, model = load("untied")
     loss = model.loss(model.embed(gold.input("right/input_ids")), gold.input("loss/labels"))
@@ -111,16 +98,6 @@ def test_a_prefix_cache_is_read_but_not_changed(llm):
     assert len(cache) == 6 and all(torch.equal(a, b) for i in before for a, b in zip(before[i], cache.layers[i]))
 
 
-def test_checkpointing_changes_no_gradient():
-    grads = []
-    for checkpointing in (False, True):
-        _, model = load("untied")
-        model.model.checkpointing = checkpointing
-        model.loss(model.embed(IDS), IDS).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert torch.equal(*grads)
-
-
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_drops_its_share_and_keeps_the_mean(p):
     torch.manual_seed(0)
@@ -129,7 +106,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
     assert abs((y == 0).float().mean().item() - p) < 4 * (p * (1 - p) / y.numel()) ** 0.5
     check("kept", y[y != 0], torch.full_like(y[y != 0], 2 / (1 - p)), 1e-3)
     kept = (y != 0).float()
-    assert (kept.mean(0) - 1 + p).abs().max() < 0.15 and (kept[:, 1:] * kept[:, :-1]).mean() - (1 - p) ** 2 < 0.01
+    assert (kept.mean(0) - 1 + p).abs().max() < 0.15 and abs((kept[:, 1:] * kept[:, :-1]).mean() - (1 - p) ** 2) < 0.01
     y.sum().backward()
     check("gradient", x.grad, y.detach() / 2, 1e-6)
     assert not torch.equal(y, dropout(x, p)) and torch.equal(dropout(x, 0.0), x)

@@ -1,6 +1,7 @@
 """What people have where a model was expected: named for what it is.     python -m pytest -q tests/test_recognise.py"""
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,8 +120,8 @@ def test_weights_in_another_dtype_leave_no_pages_of_the_file_in_memory(tmp_path)
         with open("/proc/self/smaps", encoding="utf-8") as f:
             blocks = f.read().split(f"{tmp_path}/m.safetensors")[1:]
         return sum(int(b.split("Rss:")[1].split()[0]) for b in blocks) / 1024
-    if not hasattr(__import__("mmap"), "MADV_DONTNEED"):
-        pytest.skip("no madvise here")
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("no /proc/self/smaps here")
     save_safetensors({"a": torch.zeros(2**22), "b": torch.zeros(2**22)}, tmp_path / "m.safetensors")       # 16 MB each
     file = open_tensors(tmp_path / "m.safetensors")
     kept = [file["a"].sum()]

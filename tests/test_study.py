@@ -83,10 +83,12 @@ def test_an_arm_of_another_budget_is_not_mixed_in(base, tmp_path):
         arm.note(jobs[1])
 
 
-def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, has", [("raster order", '"raster, 4"'), ("l2 loss", "minutes"),
+                                       ("diffusion width 40", "minutes")])
+def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name, has):
     monkeypatch.setattr(arm.shapes, "SEEN_CLASSES", arm.shapes.SEEN_CLASSES[:16])
-    arm.train_arm(job := job_of(base, tmp_path, "mar", "raster order"))
-    assert '"raster, 4"' in (job.folder / "study.json").read_text(encoding="utf-8")
+    arm.train_arm(job := job_of(base, tmp_path, "mar", name))
+    assert has in (job.folder / "study.json").read_text(encoding="utf-8")
 
 
 def test_a_baseline_is_there_inside_the_block_only():

@@ -49,7 +49,7 @@ def light():
 def done(light, tmp_path_factory):
     """A finished run, four steps a stage, pictures at the end of each."""
     out = tmp_path_factory.mktemp("run")
-    train.main([*BASE, *STEPS, "--sample-every", "99", "--out", str(out)])
+    train.main([*BASE, *STEPS, "--sample-every", "2", "--out", str(out)])
     return out
 
 
@@ -102,6 +102,7 @@ def at_call(n, name, act, monkeypatch):
 def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done):
     pipe = Pipeline.load(done / "final")
     picture = pipe.draw(["a red circle"], steps=2, iters=2)[0]
+    assert [pipe.meta[k] for k in ("look", "turns", "parts", "board", "max_objects")] == [True, 4, False, 2, 4]
     assert picture.size == (32, 32) and pipe.size == 32 and isinstance(pipe.answer(picture, "what is it?"), str)
     assert {t.dtype for t in weights(done / "final").values()} == {torch.float16}
     assert pipe.model.config.vae.scale != 1.0 and json.loads((done / "results.json").read_bytes())["geneval"] == 0.5

@@ -10,8 +10,10 @@ import sample
 from nanoharmon import words
 from nanoharmon.training.recipe import Config, quicken
 from nanoharmon.words import note_unseen, training_words, words_of
+from nanoharmon.world import phrases
 from nanoharmon.world.source import ShapesData
 from test_pipeline import make_pipeline
+from test_shapes import mentions_unseen
 
 UNKNOWN = "'house', 'next' never occurred in the training of this checkpoint, so it has not learned what they mean"
 
@@ -19,12 +21,19 @@ UNKNOWN = "'house', 'next' never occurred in the training of this checkpoint, so
 def test_the_words_of_training_are_those_that_its_stages_draw(monkeypatch):
     config, quick = Config.preset("nano"), Config.preset("nano")
     quicken(quick)
+    for table in phrases.QUESTIONS, phrases.RELATION_WAYS, phrases.PLACE_WAYS:      # what is held out cannot be drawn
+        for name, (known, _) in [*table.items()]:
+            monkeypatch.setitem(table, name, (known, ()))
+    for name in "THINGS", "SMALL_TALK", "OTHER_COLORS", "TOO_MANY":
+        monkeypatch.setattr(phrases, name, (getattr(phrases, name)[0], ()))
+    monkeypatch.setattr(phrases, "HELD_OUT_REQUESTS", ())
     found = set(training_words(config, [ShapesData(config.data)]).split())
     source, rng = ShapesData(config.data), random.Random("others")
     for _ in range(1000):
         turns = source.text(rng) + source.conversation(source.understanding_item(rng, 0.2)[1], rng)
         drawn = [source.prompt(rng.randrange(999), rng), *words.met(turns)]
         assert found.issuperset(words_of(" ".join(drawn)))
+        assert not any(mentions_unseen(text) for text in [*drawn, *(text for _, text in turns)])
     assert "remove" in found                                         # a request for a part
     assert "house" not in found                                      # it is only ever refused
     monkeypatch.setattr(words, "MOST_DRAWN", 200)

@@ -158,7 +158,7 @@ def main(argv=None):
 
 def run_and_print(args, pipe, out):
     if pipe:
-        print(sweep.table(sweep.sampling(pipe, out, procs=args.procs)))
+        print(sweep.table(sweep.sampling(pipe, out, procs=args.procs, seed=args.seed)))
         print("pictures right, % (95 % Wilson intervals)")
     else:
         results = run_study(args.study, Path(args.base), out, args.seeds or SEEDS[args.study], args.budget, args.procs)

@@ -25,7 +25,7 @@ SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "tempera
           "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
 
 
-def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
+def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
     """Draw and judge n prompts per task x 2 at every point of every sweep.
 
     Returns {sweep: {line: [(value, rate), ...]}}, line: "thinking first" or "the prompt itself". Finished points are
@@ -44,9 +44,9 @@ def sampling(pipe, out, n=15, procs=2, sweeps=SWEEPS):
             options = {"steps": 25, "think": lines[line]}
             options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
             plan = pipe.plan(["a ring"], **options)
-            key = f"weights {weights:.9g}, n {n}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
+            key = f"weights {weights:.9g}, n {n}, " + f"seed {seed}, " * (seed > 0) + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
-                scores, _ = draw_scores(pipe, n, 2, unseen=False, pool=pool, **options)
+                scores, _ = draw_scores(pipe, n, 2, seed, unseen=False, pool=pool, **options)
                 done[key] = scores["seen"]["overall"]
                 write_json(path, done)
             curves[name][line].append((value, done[key]))

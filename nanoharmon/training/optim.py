@@ -64,8 +64,8 @@ def make_optimizers(params, config, given=()):
             (plain if p.ndim < 2 or any(part in name for part in NO_DECAY) else decay).append(p)
     groups = [{"params": kind, "weight_decay": wd} for g, wd in ((decay, config.weight_decay), (plain, 0.0))
               for kind in apart(g)]
-    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2),
-                                    fused=decay[0].device.type != "meta" if decay else None)] if groups else []
+    betas = config.beta1, config.beta2
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)] if groups else []
     if matrices:
         optimizers.append(Muon(matrices, config.muon_lr, config.muon_momentum, config.weight_decay))
     for optimizer in optimizers:
