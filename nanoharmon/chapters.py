@@ -140,11 +140,12 @@ def chapters():
                  "that says what belongs there.", again=True),
             Step(Diffusion.sample, "(x", "B*m, C", "A token begins as pure noise."),
             Step(DiffLoss.guided, "cond", "B*m, 2C", "The diffusion MLP, which sees this noise and z: the noise it "
-                 "believes to be in there (C numbers) and how sure it is (C more)."),
+                 "believes to be in there (C numbers), and how much new noise the step adds (C more)."),
             Step(DiffLoss.guided, "eps", "B*m, C", "Guidance: away from what the row without a prompt says, and past "
                  "what the one with it says."),
-            Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: a little of that noise is taken away,"),
-            Step(Diffusion.sample, "x", "B*m, C", "and a little new noise is added."),
+            Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: what would be left without new noise. In the "
+                 "first step nearly all of the old noise goes,"),
+            Step(Diffusion.sample, "x", "B*m, C", "and new noise comes: much now, less in each later step."),
             Step(DiffLoss.sample, "-> tokens", "B*m, C", "After the last diffusion step: the tokens."),
             Step(MAR.draw, "new", "B*m, C"),
             Step(MAR.draw, "new", "B, m, C", "The same, by picture."),
@@ -157,7 +158,8 @@ def chapters():
             Step(VAE.decode, "-> image", "B, 3, H, W", "The VAE's decoder: red, green and blue, from -1 to 1."),
         ]),
         Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "
-                "one place for each of its tokens and buffers.", [
+                "one place for each of its tokens and buffers. Where the row ends in \"look :\", the reply was begun for "
+                "the model: it first says what it looks for and what is where, and the answer last.", [
             Step(Pipeline.chat_ids, "-> ids", "", "The conversation in word pieces; IMAGE (" + str(IMAGE) + ") keeps "
                  "the picture's places.", pieces),
         ]),

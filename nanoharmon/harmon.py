@@ -63,7 +63,8 @@ class Harmon(nn.Module):
 
         encoded (B, U+K, D) and embeds (B, K+U, E) from `see`; text (B, T, E), right-padded, is_real (B, T). With a
         cache that holds the text already, `text` is None. Returns summed (B, U+K, D), buffers first: through them the
-        prompt reaches the decoder even when no image token is visible.
+        prompt reaches the decoder even when no image token is visible. Added, so that what MAR has learned before still
+        works while the LLM's part is small: the encoder says what is there, the LLM what is wanted.
         """
         n, U = embeds.shape[1], self.config.mar.buffer_size                      # n = K + U
         is_real = torch.cat([is_real.bool(), is_real.new_ones(embeds.shape[:2], dtype=torch.bool)], dim=1)   # (B, T+n)
@@ -108,7 +109,8 @@ class Harmon(nn.Module):
     def embed_with_images(self, latents, ids, grid=None, grad_scale=1.0):
         """Text embeddings of ids (B, L) with the pictures' embeddings in the IMAGE places -> (B, L, E).
 
-        grad_scale: of the gradient into proj_in and the encoder, 0.1 in the official code.
+        grad_scale: of the gradient into proj_in and the encoder, 0.1 in the official code: that of answers can be far
+        longer than that of drawing, and both reach the same encoder.
         """
         embeds = self.llm.embed(ids.clamp(min=0))                                # (B, L, E)
         if latents is None:

@@ -3,6 +3,11 @@
 `--stage_2.lr 0.5`, `--optim.muon false`, `--data.seed 1`: every field is a flag (flags.py). The paper's stages are
 1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads; `reca` may come
 after them (RecA, arXiv 2509.07295).
+
+A stage more has its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it trains both tasks), a StageConfig in each
+*_stages function below, what it learns from in table.py, and a loss in losses.py; words.py, evals/probe.py and
+train.py's `finish` name 1, 2 and 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1 --stage 3
+--out NEW` trains on.
 """
 from dataclasses import dataclass, replace
 
