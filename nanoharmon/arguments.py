@@ -87,9 +87,10 @@ def choices(name, value):
 def conversation(messages):
     """[{"role", "content"}], content a text or a list of texts and of None for pictures."""
     def is_message(m):
-        parts = m.get("content") if isinstance(m, dict) else 0
-        return isinstance(parts, str) and isinstance(m.get("role"), str) or isinstance(parts, (list, tuple)) and \
-            isinstance(m.get("role"), str) and all(part is None or isinstance(part, str) for part in parts)
+        if not isinstance(m, dict) or not isinstance(m.get("role"), str):
+            return False
+        parts = [m.get("content")] if isinstance(m.get("content"), str) else m.get("content")
+        return isinstance(parts, (list, tuple)) and all(part is None or isinstance(part, str) for part in parts)
     if not isinstance(messages, (list, tuple)) or not messages or not all(map(is_message, messages)):
         raise ValueError(f"messages are {shown(messages)}, expected a list of {{\"role\": text, \"content\": text}}, "
                          f"the content perhaps a list of texts, and of None for each picture")

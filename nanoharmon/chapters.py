@@ -97,13 +97,13 @@ def chapters():
             *next_piece("One is picked at random by these probabilities."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
-        Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "Every iteration runs for two prompts at once: the "
-                "picture's own, and the unconditional one. Guidance will compare the two.", [
+        Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "With guidance, every iteration runs for two "
+                "prompts at once, the picture's own and the unconditional one, and compares the two.", [
             Step(Tokenizer.drawing, "text", "", "The prompt goes into the sentence that training used."),
             Step(Tokenizer.drawing, "-> ids", "", "It is cut into word pieces:", pieces),
             Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each piece in the vocabulary; "
-                 "the last B rows are \"Generate an image.\" | Which of them count: shorter rows are padded at the "
-                 "end."),
+                 "with guidance, the last B rows are \"Generate an image.\" | Which of them count: shorter rows are "
+                 "padded at the end."),
         ]),
         Chapter("The LLM reads the prompt once", Harmon.draw, "The prompt stays the same while the picture grows. So "
                 "its keys and values are computed once and kept.", [
@@ -111,12 +111,13 @@ def chapters():
             Step(KVCache.extend, "-> k, v", "R, G, T, d | R, G, T, d", "The keys of the first layer, which later "
                  "tokens will compare themselves with | and the values that they will read there."),
         ]),
-        Chapter("An iteration: some tokens are drawn", MAR.draw, "All tokens are hidden at first. Each iteration draws "
-                "one or more of them, given the prompt and all that is visible.", [
-            Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers, all still unknown."),
+        Chapter("An iteration: some tokens are drawn", MAR.draw, "At first all tokens are hidden, or all of a "
+                "--region. Each iteration draws one or more of them, given the prompt and all that is visible.", [
+            Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers."),
             Step(MAR.draw, "counts", "", "How many tokens are hidden before each iteration, and after the last:",
                  countdown),
-            Step(MAR.draw, "visible", "B, K", "The places that are visible: none yet.", again=True),
+            Step(MAR.draw, "visible", "B, K", "The places that are visible: none yet, or those around a --region.",
+                 again=True),
             Step(MAR.draw, "drawn", "B, m", "The places that this iteration draws, picked at random.", again=True),
             Step(MAR.encode, "buffers", "B, U, D", "The buffers: tokens that are always there, with positions."),
             Step(MAR.encode, "x", "B, K, D", "The visible tokens, as wide as the encoder, with positions."),
@@ -145,7 +146,8 @@ def chapters():
                  "what the one with it says."),
             Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: what would be left without new noise. In the "
                  "first step nearly all of the old noise goes,"),
-            Step(Diffusion.sample, "x", "B*m, C", "and new noise comes: much now, less in each later step."),
+            Step(Diffusion.sample, "x", "B*m, C", "and, by ddpm, new noise comes: much now, less in each later "
+                 "step."),
             Step(DiffLoss.sample, "-> tokens", "B*m, C", "After the last diffusion step: the tokens."),
             Step(MAR.draw, "new", "B*m, C"),
             Step(MAR.draw, "new", "B, m, C", "The same, by picture."),
@@ -158,8 +160,8 @@ def chapters():
             Step(VAE.decode, "-> image", "B, 3, H, W", "The VAE's decoder: red, green and blue, from -1 to 1."),
         ]),
         Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "
-                "one place for each of its tokens and buffers. Where the row ends in \"look :\", the reply was begun for "
-                "the model: it first says what it looks for and what is where, and the answer last.", [
+                "one place for each of its tokens and buffers. Where the row ends in \"look :\", the reply was begun "
+                "for the model: it first says what it looks for and what is where, and the answer last.", [
             Step(Pipeline.chat_ids, "-> ids", "", "The conversation in word pieces; IMAGE (" + str(IMAGE) + ") keeps "
                  "the picture's places.", pieces),
         ]),
@@ -182,6 +184,6 @@ def chapters():
             Step(Harmon.embed_with_images, "-> embeds", "B, L, E", "Put into the places that were kept, buffers last."),
         ]),
         Chapter("The LLM answers", Qwen.generate, "From here on it is a language model like any other.", [
-            *next_piece("The likeliest is taken (--temperature 0)."),
+            *next_piece("The likeliest is taken; with --temperature, one at random."),
         ]),
     ]

@@ -31,7 +31,7 @@ FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --siz
          "region is ": "pass --region x0,y0,x1,y1 in pixels of --image", "think is ": "drop --think",
          "refused: ": "pass --no-think to draw it all the same",
          "conversation is ": "pass a shorter --prompt, or a smaller --max-new-tokens"}
-# over what may end in an error: its line has stderr to itself, for this bar goes away, and is none in a file or pipe
+# a progress bar that leaves no line, so that an error after it stands alone; none where stderr is no terminal
 bar = functools.partial(tqdm, disable=None, leave=False)
 
 

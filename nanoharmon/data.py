@@ -48,11 +48,12 @@ def report(entries, problems):
 
 
 def sheet(entries):
-    """Five entries, evenly spread, as one picture; None if none has a picture."""
+    """Up to five entries, evenly spread, as one picture; None if none has a picture."""
     entries = [e for e in entries if e.path]
     if not entries:
         return None
-    shown = [entries[i * len(entries) // 5] for i in range(5)]
+    n = min(5, len(entries))
+    shown = [entries[i * len(entries) // n] for i in range(n)]
     texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
     return grid([captioned(pad_square(read_image(e.path)), text, 192) for e, text in zip(shown, texts)], 5)
 

@@ -146,7 +146,7 @@ class DiffLoss(nn.Module):
         called for the initial noise first, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
-            self._spaced[steps] = Diffusion(int(steps))
+            self._spaced[steps] = Diffusion(steps)
         diffusion = self._spaced[steps]
         guided = cfg != 1.0 if guided is None else guided
         n = z.shape[0] // 2 if guided else z.shape[0]
@@ -155,11 +155,12 @@ class DiffLoss(nn.Module):
                 return torch.randn(shape, device=z.device, generator=generator)
 
         # embedded once: z, the same in every step, and the timesteps, the same for every row
-        z, times = self.net.cond_embed(z), self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))
-        times = dict(zip(diffusion.timestep_map, times))                         # of (width,)
+        embedded = self.net.cond_embed(z)                                        # (N, width), guided (2N, width)
+        times = self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))         # (steps, width)
+        time_of = dict(zip(diffusion.timestep_map, times))
 
         def network(x, t):
-            y = times[t] + z
+            y = time_of[t] + embedded
             return self.guided(x, y, cfg) if guided else self.net.denoise(x, y)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)

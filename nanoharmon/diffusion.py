@@ -48,7 +48,8 @@ class Diffusion:
     """The tables of one schedule and what can be computed from them.
 
     `Diffusion()` trains over all 1000 steps; `Diffusion(100)` samples over 100 of them. The network always sees the
-    original timestep 0..999 (`timestep_map`). Tables are computed in float64 and used in float32.
+    original timestep 0..999 (`timestep_map`). count: how many of training's steps a chain visits; elsewhere these are
+    called steps. Tables are computed in float64 and used in float32.
     """
 
     def __init__(self, count=1000, steps=1000):
@@ -129,11 +130,11 @@ class Diffusion:
 
     def variational_bound(self, output, x0, x_t, t):
         """KL(q(x_{t-1} | x_t, x_0) || p) per token in bits; at t = 0, -log p(x_0 | x_1)."""
-        true_mean, true_logvar = self.q_posterior(x0, x_t, t)
-        mean, logvar, _ = self.p_mean_variance(output, x_t, t)
+        true_mean, true_logvar = self.q_posterior(x0, x_t, t)        # (N, C), (N, 1)
+        mean, logvar, _ = self.p_mean_variance(output, x_t, t)       # (N, C) each
         kl = 0.5 * (logvar - true_logvar - 1 + torch.exp(true_logvar - logvar)
-                    + (true_mean - mean) ** 2 * torch.exp(-logvar))
-        nll = -discretized_log_likelihood(x0, mean, 0.5 * logvar)
+                    + (true_mean - mean) ** 2 * torch.exp(-logvar))     # (N, C)
+        nll = -discretized_log_likelihood(x0, mean, 0.5 * logvar)    # (N, C)
         return torch.where(t == 0, nll.mean(dim=-1), kl.mean(dim=-1)) / LN2
 
     # --- sampling --------------------------------------------------------------------------------------------------

@@ -37,9 +37,6 @@ class Harmon(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.vae.z_channels != config.mar.token_dim:
-            raise ValueError(f"vae.z_channels is {config.vae.z_channels} and mar.token_dim {config.mar.token_dim}, "
-                             f"expected the same")
         self.config = config
         self.vae, self.mar, self.llm = VAE(config.vae), MAR(config.mar), Qwen(config.llm)
         D, E = config.mar.encoder_embed_dim, config.llm.hidden_size
@@ -123,19 +120,19 @@ class Harmon(nn.Module):
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, generator=None, order_generator=None,
-             **options):
+    def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, **options):
         """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
         ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
 
         grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
-        sampler, latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
+        sampler, generator, randn, latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns
+        latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
         rows = is_real.shape[0]
         B = rows if cfg == 1.0 else rows // 2
         if orders is None:
-            orders = random_orders(B, grid[0] * grid[1], "cpu", order_generator).to(is_real.device)
+            orders = random_orders(B, grid[0] * grid[1], "cpu").to(is_real.device)
         cache = KVCache()                                                        # the prompt goes through the LLM once
         self.llm.model(self.llm.embed(ids), is_real=is_real.bool(), cache=cache)
         cache.append = False                                                     # the picture changes in each iteration
@@ -145,4 +142,4 @@ class Harmon(nn.Module):
             copies = rows // B
             summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
             return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))    # (rows, m, D)
-        return self.mar.draw(predict, orders, iters, cfg, generator=generator, **options)
+        return self.mar.draw(predict, orders, iters, cfg, **options)

@@ -154,7 +154,6 @@ def psnr(a, b):
 
 def pad_square(image):
     """Centre a picture on a grey square: nothing is cut off, nothing is stretched."""
-    image = to_rgb(image)
     side = max(image.size)
     square = Image.new("RGB", (side, side), (127, 127, 127))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -177,7 +176,7 @@ def split_region(region, size, grid):
 
 # --- several pictures as one ------------------------------------------------------------------------------------------
 
-def grid(tiles, columns, gap=2, background="white"):
+def grid(tiles, columns, gap=2):
     """PIL pictures row by row, `columns` side by side, `gap` pixels after each; cells fit the largest of a row, column.
 
     Returns one PIL picture.
@@ -185,7 +184,7 @@ def grid(tiles, columns, gap=2, background="white"):
     rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
     widths = [max(row[c].width for row in rows if c < len(row)) + gap for c in range(min(columns, len(tiles)))]
     heights = [max(tile.height for tile in row) + gap for row in rows]
-    sheet = Image.new("RGB", (sum(widths), sum(heights)), background)
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), "white")
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             sheet.paste(tile, (sum(widths[:c]), sum(heights[:r])))

@@ -56,7 +56,6 @@ class Pipeline:
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
         model, tensors, report, tokenizer, meta = open_checkpoint(path)
         load_weights(model, tensors, report, dtype)
-        model.llm.tie()
         for name, p in model.named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
                 raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}")

@@ -92,12 +92,12 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         group = self.heads // self.kv_heads                          # query head h reads kv head h // group
         if L == 1:                       # one new token: its heads stand in for so many queries, and nothing is copied
-            q = q.reshape(B, self.kv_heads, group, -1)
+            q = q.reshape(B, self.kv_heads, group, -1)               # (B, kv_heads, group, d)
         elif group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
         # no mask: plain causal order; a single new token (L = 1) may attend to the whole cache, so it needs none
-        x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # (B, heads, L, d)
-        x = x.reshape(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)
+        x = attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)         # like q
+        x = x.reshape(B, 1, -1) if L == 1 else x.transpose(1, 2).reshape(B, L, -1)         # (B, L, heads*d)
         return self.o_proj(x)                                        # (B, L, E)
 
 
@@ -223,17 +223,13 @@ class Qwen(nn.Module):
         return F.cross_entropy(self.lm_head(hidden).float(), target.index_select(0, label_index))
 
     @torch.no_grad()
-    def generate(self, embeds, stop_ids, max_new_tokens=64, temperature=0.0, top_p=1.0, generator=None, cache=None,
-                 is_real=None):
+    def generate(self, embeds, stop_ids, max_new_tokens=64, temperature=0.0, top_p=1.0, generator=None, is_real=None):
         """Continue prompts given as embeddings (B, L, E). Yields one tensor of ids (B,) per step.
 
         temperature 0 = greedy. Rows that met a stop id yield that id for ever; the loop ends when all have.
         is_real (B, L) marks left padding, so that prompts of different lengths end together.
         """
-        B, cache = embeds.shape[0], cache if cache is not None else KVCache()
-        past = len(cache)
-        if is_real is not None:                                                  # (B, past + L)
-            is_real = torch.cat([torch.ones(B, past, dtype=torch.bool, device=embeds.device), is_real], dim=1)
+        B, cache = embeds.shape[0], KVCache()
         done = torch.zeros(B, dtype=torch.bool, device=embeds.device)
         stop = torch.tensor(sorted(stop_ids), device=embeds.device)
         last = stop[0].expand(B)

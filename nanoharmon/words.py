@@ -61,8 +61,8 @@ def note_unseen(meta, texts, noted=None):
     """
     if meta.get("words") is None:
         return ""
-    met, noted = set(meta["words"].split()), set() if noted is None else noted
-    new = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in met and w not in noted]
+    known, noted = set(meta["words"].split()), set() if noted is None else noted
+    new = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in known and w not in noted]
     noted.update(new)
     meaning = "they mean" if len(new) > 1 else "it means"
     return (f"note: {first_of([repr(w[:40]) for w in new], 8)} never occurred in the training of this checkpoint, "

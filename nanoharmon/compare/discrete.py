@@ -110,13 +110,13 @@ class Discrete(nn.Module):
         """Draw pictures -> codes (B, S, 1). ids (B or 2B, T), with guidance the B unconditional requests last.
 
         randn(shape) gives all chance, as normal numbers. iters: rounds of the masked drawer; the raster one needs one
-        pass per place. temperature 0: always the likeliest code. What follows `grid` is about diffusion, and unread.
+        pass per place. temperature 0: always the likeliest code. What follows `grid` is Harmon's, and unread.
         """
         h, w = grid or (self.config.mar.grid,) * 2
-        draw = self.draw_masked if self.masked else self.draw_raster
-        return draw(ids, is_real, h * w, cfg, temperature, randn, iters).unsqueeze(-1)
+        common = ids, is_real, h * w, cfg, temperature, randn
+        return (self.draw_masked(*common, iters) if self.masked else self.draw_raster(*common)).unsqueeze(-1)
 
-    def draw_raster(self, ids, is_real, S, cfg, temperature, randn, iters):
+    def draw_raster(self, ids, is_real, S, cfg, temperature, randn):
         real, cache = is_real.bool(), KVCache()
         self.llm.model(self.llm.embed(ids), is_real=real, cache=cache)           # the request, once
         copies = 1 if cfg == 1.0 else 2

@@ -134,16 +134,16 @@ class System:
     # --- training --------------------------------------------------------------------------------------------------
 
     def losses(self, part, rng, generator):
-        """Yields (loss, what to log) of one step; their sum is the step's loss."""
+        """Yields the losses of one step; their sum is the step's loss."""
         if part == "teacher":
-            yield self.teacher.loss(*contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)), {}
+            yield self.teacher.loss(*contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size))
         elif part == "toklip":
             batch = contrast_batch(self.source, self.tokenizer, rng, CONTRAST, self.size)
             yield toklip_loss(self.model.toklip, self.model.vae, self.teacher, *batch)
         elif part == "vae" and self.name not in HARMON:
             yield vq_loss(self.model.vae, self.batches.images(rng, self.config.stages["vae"].batch, self.size))
         else:
-            yield from stage_losses(self.config, part, self.model, self.batches, rng, generator)
+            yield from (loss for loss, _ in stage_losses(self.config, part, self.model, self.batches, rng, generator))
 
     def prepare(self, part):
         """What a part needs of the parts before."""
@@ -153,21 +153,21 @@ class System:
         if part in LATENTS and self.size not in self.source.latents:
             self.encode_scenes()
 
-    def train(self, part, steps, progress=iter):
-        """Train one part, `steps` steps long. All of it follows from (seed, part, step). progress: tqdm or the like."""
+    def train(self, part, steps):
+        """Train one part, `steps` steps long. All of it follows from (seed, part, step)."""
         stage, optim = self.config.stages.get(part, StageConfig()), self.config.optim
         self.prepare(part)
         module = self.teacher if part == "teacher" else self.model
         params = select(module, TRAINED.get(part, stage.train_parts))
         optimizers, ema = make_optimizers(params, optim), EMA(params, optim.ema)
         module.train()
-        for step in progress(range(steps)):
+        for step in range(steps):
             warmup = min(stage.warmup, steps // 4)
             set_lr(optimizers, lr_factor(step, steps, warmup, optim.schedule, optim.floor) * stage.lr)
             rng = random.Random(f"{self.seed}/{part}/{step}")
             generator = torch.Generator().manual_seed(rng.getrandbits(48))
             torch.manual_seed(rng.getrandbits(48))
-            for loss, _ in self.losses(part, rng, generator):
+            for loss in self.losses(part, rng, generator):
                 loss.backward()
             if torch.isfinite(torch.nn.utils.clip_grad_norm_(list(params.values()), optim.clip)):
                 for optimizer in optimizers:

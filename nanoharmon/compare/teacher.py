@@ -162,7 +162,7 @@ def contrast_batch(source, tokenizer, rng, n, size):
 
 
 @torch.no_grad()
-def zero_shot(picture_features, text_tower, tokenizer, size, place, n=200, seed=0):
+def zero_shot(picture_features, text_tower, tokenizer, size, place, n=200):
     """How often the best-fitting text is the right one, for pictures of one object: {"shape", "color", "pair",
     "unseen pair": list of true and false}.
 
@@ -173,7 +173,7 @@ def zero_shot(picture_features, text_tower, tokenizer, size, place, n=200, seed=
     ids, is_real = pad([tokenizer.encode(phrase(*pair)) for pair in shapes.PAIRS], tokenizer.pad, "cpu")
     texts, found = text_tower(ids, is_real), {}                                  # (35, D)
     for unseen in (False, True):
-        rng = random.Random(f"eval/{seed}/zero shot/{unseen}")
+        rng = random.Random(f"eval/0/zero shot/{unseen}")
         pool = sorted(shapes.UNSEEN) if unseen else shapes.SEEN
         truth = [rng.choice(pool) for _ in range(n)]
         images = [shapes.render(shapes.random_scene(rng, [pair], **place), size) for pair in truth]

@@ -48,11 +48,11 @@ class TokLIP(nn.Module):
 
 
 def toklip_loss(toklip, vq, teacher, image, ids, is_real, same):
-    """InfoNCE + DISTILL * distillation, of a batch of `contrast_batch`, and the parts for the log."""
+    """InfoNCE + DISTILL * distillation, of a batch of `contrast_batch`."""
     with torch.no_grad():
         vectors = vq.vectors(vq.encode(image).squeeze(-1))                       # (B, S, code_dim)
         texts, wanted = teacher.text(ids, is_real), teacher.features(image)      # (B, D) each
     found = toklip.features(vectors)
     contrast = info_nce(found, texts, toklip.log_scale.exp(), same)
     distance = (found - wanted).square().sum(dim=-1).mean()
-    return contrast + DISTILL * distance, {"contrast": contrast.detach(), "distance": distance.detach()}
+    return contrast + DISTILL * distance

@@ -94,7 +94,7 @@ def straight_through(z, rounded):
 
 
 def vq_loss(vq, image):
-    """L1 + 10 MSE, as for the KL-VAE, + codebook + COMMITMENT * commitment, and the parts for the log.
+    """L1 + 10 MSE, as for the KL-VAE, + codebook + COMMITMENT * commitment.
 
     image (B, 3, H, W). The last two are mean squared differences between z and its code, each with one side fixed. In
     training mode, idle codes are moved.
@@ -106,7 +106,7 @@ def vq_loss(vq, image):
     out = vq.reconstruct(straight_through(z, rounded), vq.grid_of(*image.shape[-2:])).float()
     mse, l1 = F.mse_loss(out, image), F.l1_loss(out, image)
     codebook, commitment = F.mse_loss(rounded, z.detach()), F.mse_loss(z, rounded.detach())
-    return l1 + 10 * mse + codebook + COMMITMENT * commitment, {"mse": mse.detach(), "commitment": commitment.detach()}
+    return l1 + 10 * mse + codebook + COMMITMENT * commitment
 
 
 def usage(codes, size):

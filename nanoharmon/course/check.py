@@ -93,8 +93,8 @@ def run(exercise, files, secret="public", quiet=False):
             for test, _ in todo[:len(found)]:
                 results.append(Result(test, points[test], *found[test]))
             todo = todo[len(found):]
-            if todo and (reason or not found):                   # the test that was running when the process ended
-                results.append(Result(todo[0][0], points[todo[0][0]], reason or "the process ended"))
+            if todo:                                             # the test that was running when the process ended
+                results.append(Result(todo[0][0], points[todo[0][0]], reason))
                 todo = todo[1:]
             if todo and left <= 0:
                 results += [Result(test, points[test], "not run: those before it took too long") for test, _ in todo]

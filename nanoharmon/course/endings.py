@@ -77,7 +77,8 @@ def draw(root, steps, out="draw.png"):
 
     from nanoharmon.evals.common import rate
     from nanoharmon.mar import MAR, random_orders
-    from nanoharmon.pictures import grid, to_pictures, to_pixels
+    from nanoharmon.pictures import grid as sheet
+    from nanoharmon.pictures import to_pictures, to_pixels
     from nanoharmon.pipeline import load_pipeline
     from nanoharmon.training.optim import EMA, lr_factor, make_optimizers, set_lr
     from nanoharmon.training.recipe import Config
@@ -86,7 +87,7 @@ def draw(root, steps, out="draw.png"):
 
     pipe, config = load_pipeline(root / "checkpoints/nano"), Config.preset("nano")
     size, stage, start = config.stages["mar"].size, config.stages["mar"], time.time()
-    places, labels, rng = pipe.model.vae.grid_of(size, size), list(shapes.SEEN_CLASSES), random.Random(0)
+    grid, labels, rng = pipe.model.vae.grid_of(size, size), list(shapes.SEEN_CLASSES), random.Random(0)
     labels = [label for label in labels if label < len(shapes.PAIRS)]            # one object
     torch.manual_seed(0)
     mar = MAR(config.model.mar)                                                  # nothing learned yet
@@ -115,12 +116,12 @@ def draw(root, steps, out="draw.png"):
     mar.eval()
 
     asked = labels * 4                                                           # four pictures of each class
-    orders = random_orders(len(asked), places[0] * places[1], "cpu", torch.Generator().manual_seed(1))
-    drawn = mar.class_sample(torch.tensor(asked), places[0] * places[1], cfg=2.0, cfg_schedule="constant", grid=places,
+    orders = random_orders(len(asked), grid[0] * grid[1], "cpu", torch.Generator().manual_seed(1))
+    drawn = mar.class_sample(torch.tensor(asked), grid[0] * grid[1], cfg=2.0, cfg_schedule="constant", grid=grid,
                              orders=orders, generator=torch.Generator().manual_seed(2), steps=50)
     with torch.no_grad():
-        pictures = to_pictures(pipe.model.vae.decode(drawn, places))
-    grid([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
+        pictures = to_pictures(pipe.model.vae.decode(drawn, grid))
+    sheet([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
     found = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked)])
     others = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked[1:] + asked[:1])])
     return {"right": found["right"], "n": found["n"], "percent": 100 * found["rate"], "low": 100 * found["low"],

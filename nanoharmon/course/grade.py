@@ -91,7 +91,7 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda found,
     if len(inner) == 1 and not (folder / "nanoharmon").exists():           # a zip of the folder, not of what is in it
         folder = inner[0]
     try:
-        ours = handout.manifest(folder)["exercises"]
+        ours = handout.manifest(folder)
     except ValueError as e:
         ours, wrong = [], f"; {e}"
     exercises = settings["due"] or ours

@@ -146,7 +146,8 @@ def path_table(exercises):
 # --- what a folder is -------------------------------------------------------------------------------------------------
 
 def manifest(folder):
-    """handout.json of a student's folder. Raises ValueError unless it is a handout that this repository has written."""
+    """The exercises of a student's folder, by its handout.json. Raises ValueError unless it is a handout that this
+    repository has written."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -164,4 +165,4 @@ def manifest(folder):
                          f"the nanoharmon that wrote it")
     if not (exercises := [e for e in EXERCISES if e.id in names]):
         raise ValueError(f"{path} names no exercise, expected the file that `handout` wrote; put it back")
-    return {"version": written, "exercises": exercises}
+    return exercises

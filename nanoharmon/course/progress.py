@@ -29,7 +29,7 @@ def save(state):
 
 
 def digest(exercise):
-    """A hash of the student's file: what was right for it stays right."""
+    """A hash of what is tested, our file with the student's functions: what was right for it stays right."""
     files = check.student_files(exercise)
     return "" if isinstance(files, ValueError) else hashlib.sha256(files[exercise.file].encode()).hexdigest()[:16]
 
@@ -37,7 +37,7 @@ def digest(exercise):
 def exercises():
     """The exercises of this handout; in the repository itself, all."""
     if tree.is_handout():
-        return handout.manifest(handout.ROOT)["exercises"]
+        return handout.manifest(handout.ROOT)
     return list(EXERCISES)
 
 

@@ -44,7 +44,7 @@ def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
             options = {"steps": 25, "think": lines[line]}
             options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
             plan = pipe.plan(["a ring"], **options)
-            key = f"weights {weights:.9g}, n {n}, " + f"seed {seed}, " * (seed > 0) + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
+            key = f"weights {weights:.9g}, n {n}, seed {seed}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
                 scores, _ = draw_scores(pipe, n, 2, seed, unseen=False, pool=pool, **options)
                 done[key] = scores["seen"]["overall"]

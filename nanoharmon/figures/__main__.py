@@ -13,7 +13,7 @@ from ..cli import Parser, run_main
 from ..config import PRESETS
 from ..explain import ROOT, Walk, as_markdown
 from ..files import check_folder, content_hash, write_bytes
-from ..pictures import open_image
+from ..pictures import read_image
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
 from . import plates, spy
@@ -87,14 +87,14 @@ The reply: "{reply}".
 def fixed_plates():
     """{name: Canvas} of the figures that do not depend on the checkpoint."""
     size = Config.preset(PRESET).stages["3"].size
-    scene = open_image(ROOT / "docs" / "scene.png").resize((size, size), Image.Resampling.BICUBIC)
+    scene = read_image(ROOT / "docs" / "scene.png").resize((size, size), Image.Resampling.BICUBIC)
     return {"architecture": plates.architecture(PRESET, scene, SHARE),
             "masking": plates.masking(PRESET, size // PRESETS[PRESET]().vae.stride, ITERS)}
 
 
 def figures(pipe):
     """All figures, {name: Canvas}, and the text of WALK.md."""
-    scene = open_image(ROOT / "docs" / "scene.png")
+    scene = read_image(ROOT / "docs" / "scene.png")
     with Walk(pipe) as drawn:
         kept = spy.drawing(pipe, PROMPT, seed=0)
     with Walk(pipe) as answered:

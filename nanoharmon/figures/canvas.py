@@ -15,9 +15,9 @@ TEXT, IMAGE, BUFFER, HIDDEN, NOISE = "#c2571a", "#2563b0", "#2b8a3e", "#8a8f98",
 COLORS = 256                                 # in a file's palette
 
 
-def mix(color, share, other=PAPER):
-    """A share of a color (#rrggbb), the rest another one."""
-    pairs = ((int(a[i:i + 2], 16), int(b[i:i + 2], 16)) for a, b in [(color, other)] for i in (1, 3, 5))
+def mix(color, share):
+    """A share of a color (#rrggbb), the rest paper."""
+    pairs = ((int(color[i:i + 2], 16), int(PAPER[i:i + 2], 16)) for i in (1, 3, 5))
     return "#" + "".join(f"{round(share * x + (1 - share) * y):02x}" for x, y in pairs)
 
 
@@ -32,7 +32,7 @@ class Canvas:
         self.text(16, 20, title, 15)
 
     def text(self, x, y, words, size=12, color=INK, anchor="lm"):
-        """Words at a point; anchor: l, m, r for where the point is across, and m, s for down (see Pillow)."""
+        """Words at a point; anchor: l, m, r for where the point is across, and a (top of the letters) or m for down."""
         font = ImageFont.load_default(size * SCALE)
         self.pen.multiline_text((x * SCALE, y * SCALE), words, color, font, anchor, spacing=4 * SCALE, align={
             "l": "left", "m": "center", "r": "right"}[anchor[0]])

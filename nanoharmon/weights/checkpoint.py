@@ -110,7 +110,7 @@ def match_weights(module: nn.Module, tensors: Mapping, ignore=()) -> Report:
 def load_weights(module: nn.Module, tensors: Mapping, report: Report, dtype: torch.dtype, copy=False):
     """Make `tensors` the parameters and buffers of a module on the meta device, floating-point ones in `dtype`.
 
-    tensors: SafeTensors, or convert.Source. report: what `match_weights` said of them. A tensor that has its dtype
+    tensors: SafeTensors, or sources.Source. report: what `match_weights` said of them. A tensor that has its dtype
     already stays where it is, in the mapped file, unless `copy` asks for memory of its own.
     """
     targets, names = module.state_dict(keep_vars=True), names_by_parameter(module)
@@ -166,10 +166,10 @@ def check_meta(meta):
     for name, value in [*meta.items(), *draw.items()]:
         most = 10 if name == "board" else 10**5
         whole = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most}"
-        share = type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"
+        number = type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"
         text = type(value) is str, "text"
         known = {"size": whole, "turns": (whole[0] and value > 1, "a whole number above 1"),
-                 "board": whole, "iters": whole, "steps": whole, "cfg": share, "temperature": share,
+                 "board": whole, "iters": whole, "steps": whole, "cfg": number, "temperature": number,
                  "sampler": text, "cfg_schedule": text, "words": (value is None or type(value) is str, "text"),
                  **dict.fromkeys(("think", "look", "parts"), (type(value) is bool, "true or false")),
                  "layout": (value in ("board", "free"), "board or free")}

@@ -223,7 +223,6 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
             continue
         # with memory of its own: the file may go away
         load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype, copy=True)
-    model.llm.tie()
     return plan.config, model.to(device), tokenizer, plan.report
 
 
@@ -238,7 +237,6 @@ def load_llm(path, device="cpu", dtype=torch.float32):
     source = Source.of("llm", path)
     report, note = match_part("llm", llm, source, config)
     load_weights(llm, source, report, dtype)
-    llm.tie()
     return llm.to(device).eval(), tokenizer, note
 
 

@@ -61,7 +61,7 @@ def parse_json(raw):
 
 
 def _parse_header(data):
-    """-> ({name: (data, dtype, shape, begin, end)}, metadata) of a whole file's bytes."""
+    """-> {name: (data, dtype, shape, begin, end)} of a whole file's bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
     require(start <= 8 + MAX_HEADER, f"header of {start - 8} bytes, above the {MAX_HEADER} limit")
     require(8 <= len(data) >= start, f"truncated: header needs {start} bytes, got {len(data)}")
@@ -93,7 +93,7 @@ def _parse_header(data):
         require(begin == start, f"tensor {name[:80]!r} overlaps or leaves a hole before it")
         start = end
     require(start == len(data), f"{len(data) - start} bytes after the last tensor")
-    return entries, metadata
+    return entries
 
 
 class SafeTensors(Mapping):
@@ -108,25 +108,24 @@ class SafeTensors(Mapping):
                 if head:  # an empty file cannot be mapped
                     data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
             parse = self._parse_index if self.path.suffix == ".json" else _parse_header
-            self._entries, self.metadata = parse(data)
+            self._entries = parse(data)
         except (ValueError, OSError) as e:
             what = _recognise(head) or getattr(e, "strerror", None) or e
             expected = "" if "expected" in str(what) else "; expected a safetensors file"
             raise ValueError(f"{path}: {what}{expected}") from None
 
     def _parse_index(self, data):
-        names, files, metadata = parse_json(data[:MAX_HEADER]).get("weight_map"), {}, {}
+        names, files = parse_json(data[:MAX_HEADER]).get("weight_map"), {}
         require(isinstance(names, dict) and all(isinstance(v, str) for v in names.values()),
                 "weight_map is not a map from tensor name to file name")
         for name in set(names.values()):
             # the name is checked, links are not: the Hugging Face cache is made of links
             require(name.endswith(".safetensors") and ".." not in PurePosixPath(name).parts
                     and not re.search(r"^/|[\\:\0]", name), f"shard {name!r} is outside the folder")
-            shard = SafeTensors(self.path.parent / name)
-            files[name], metadata = shard._entries, metadata | shard.metadata
+            files[name] = SafeTensors(self.path.parent / name)._entries
         for key, name in names.items():
             require(key in files[name], f"tensor {key[:80]!r} is not in its shard {name!r}")
-        return {key: files[name][key] for key, name in names.items()}, metadata
+        return {key: files[name][key] for key, name in names.items()}
 
     def __iter__(self):
         return iter(self._entries)
@@ -188,8 +187,6 @@ def save_safetensors(tensors: dict, path: str | Path, metadata: dict | None = No
     """Write {name: tensor}. get: name -> tensor, when `tensors` only tells shapes and dtypes (meta
     tensors): each is then made when its turn comes, and never two at a time are in memory."""
     header, position = {"__metadata__": metadata} if metadata else {}, 0
-    require(all(isinstance(x, str) for pair in (metadata or {}).items() for x in pair),
-            f"{path}: metadata is not a map from text to text")
     for name, t in tensors.items():
         require(isinstance(name, str) and name != "__metadata__", f"{path}: bad name {name!r}")
         require(isinstance(t, torch.Tensor) and t.dtype in DTYPE_NAMES

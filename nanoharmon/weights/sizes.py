@@ -41,7 +41,7 @@ def llm_config(values, where):
 
 
 def mar_config(source):
-    """MARConfig from the shapes of a MAR. source: convert.Source. Heads are 0 = unknown for unofficial widths."""
+    """MARConfig from the shapes of a MAR. source: sources.Source. Heads are 0 = unknown for unofficial widths."""
     width, channels = source.shape("z_proj.weight", 2)
     S, decoder_width = source.shape("diffusion_pos_embed_learned", 3)[1:]
     return MARConfig(
@@ -56,7 +56,7 @@ def mar_config(source):
 
 
 def vae_config(source):
-    """VAEConfig from the shapes of a KL autoencoder. source: convert.Source."""
+    """VAEConfig from the shapes of a KL autoencoder. source: sources.Source."""
     ch, inputs = source.shape("encoder.conv_in.weight", 4)[:2]
     levels = range(source.count(r"encoder\.down\.(\d+)\."))
     widths = [source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]

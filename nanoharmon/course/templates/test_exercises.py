@@ -6,7 +6,7 @@ import pytest
 from nanoharmon.course import check, tree
 from nanoharmon.course.handout import manifest
 
-EXERCISES = manifest(tree.PACKAGE.parent)["exercises"]
+EXERCISES = manifest(tree.PACKAGE.parent)
 TESTS = [pytest.param(e, test, id=f"{e.id}-{test.removeprefix('test_')}", marks=getattr(pytest.mark, e.id))
          for e in EXERCISES for test in check.points_of(check.check_source(e))]
 
