@@ -183,7 +183,7 @@ def finish(run, pipe, batches):
             pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
             pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
         pipe.meta["parts"] = run.config.stages["3"].parts > 0
-        pipe.meta["layout"], pipe.meta["board"] = run.config.data.layout, run.config.data.board
+        pipe.meta |= {name: getattr(run.config.data, name) for name in ("layout", "board", "max_objects")}
     pipe.save(final, torch.float16)
     pipe = Pipeline.load(final, run.device)                      # what is measured is what ships
     if batches.shapes:

@@ -92,9 +92,10 @@ def placement(pipe):
 
 
 def fresh_scene(pipe, seed, i, unseen=False):
-    """Scene i for evaluation. With `unseen`, at least one object is of a pair that training never showed."""
+    """Scene i for evaluation, of as many objects as training had at most. With `unseen`, at least one is of a pair that
+    it never showed."""
     rng = random.Random(f"eval/{seed}/scene/{unseen}/{i}")
     while True:
-        scene = shapes.random_scene(rng, allow_unseen=unseen, **placement(pipe))
+        scene = shapes.random_scene(rng, most=pipe.meta.get("max_objects", 4), allow_unseen=unseen, **placement(pipe))
         if not unseen or any(o.pair in shapes.UNSEEN for o in scene.objects):
             return scene

@@ -164,12 +164,12 @@ def check_meta(meta):
     if not isinstance(draw, dict):
         raise ValueError(f"\"meta\" is {meta!r:.80}, expected an object, and in it \"draw\", another")
     for name, value in [*meta.items(), *draw.items()]:
-        most = 10 if name == "board" else 10**5
+        most = {"board": 10, "max_objects": 4}.get(name, 10**5)
         whole = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most}"
         number = type(value) in (int, float) and 0 <= value <= 100, "a number from 0 to 100"
         text = type(value) is str, "text"
         known = {"size": whole, "turns": (whole[0] and value > 1, "a whole number above 1"),
-                 "board": whole, "iters": whole, "steps": whole, "cfg": number, "temperature": number,
+                 **dict.fromkeys(("board", "max_objects", "iters", "steps"), whole), "cfg": number, "temperature": number,
                  "sampler": text, "cfg_schedule": text, "words": (value is None or type(value) is str, "text"),
                  **dict.fromkeys(("think", "look", "parts"), (type(value) is bool, "true or false")),
                  "layout": (value in ("board", "free"), "board or free")}
