@@ -118,7 +118,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         elif not varied and rng.random() < 0.5:
             told = think(scene, everything)                          # as the LLM will say it
         many = len(objects) > 2 or len(pairs) < len(objects)
-        options.append((9 if many else 12 if len(pairs) == 2 else 6, told))
+        options.append((9 if many else 12 if len(pairs) == 2 else 3, told))
     if len(objects) == 1:
         for weight, kind in (6, plain[0]), (3, pairs[0]):
             one = rng.choice(("a", "one")) if varied else "a"

@@ -13,7 +13,6 @@ to draw is stricter: shapes.py, `relation`.) Where that could be argued about, o
 """
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 from ..tokenizer import LOOK
@@ -61,7 +60,7 @@ def sides(a: Object, b: Object) -> list | None:
 
 def look(scene: Scene, *targets, count: bool = False) -> str:
     """What is looked for, and what is where, in reading order, until it is met: (name, its objects) for each target,
-    with "; " between. count: all are met, and counted.
+    with "; " between; all that is there when it has no name. count: all are met, and counted.
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
@@ -76,22 +75,13 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
             if named & set(COLORS) and not named & set(SHAPES) - {o.shape}:
                 verdict = f"{o.color} {verdict}"
             words = [place_of(o), phrase(*o.pair)]
-            words.insert(1 if name in CELLS else 2, verdict)
+            if name:
+                words.insert(1 if name in CELLS else 2, verdict)
             seen.append(" ".join(words))
             if verdict.endswith("yes"):
                 break
-        looks.append(f"{name}: {', '.join(seen)}")
+        looks.append(f"{name}: {', '.join(seen)}" if name else ", ".join(seen))
     return "; ".join(looks)
-
-
-def look_around(scene: Scene, count: bool = False) -> str:
-    """What is where, in reading order; count: each with how many like it were met so far, "at the left a red ring one".
-    A description needs that: without it, a kind that shares its shape with another was often said to be two."""
-    seen, met = [], Counter()
-    for o in sorted(scene.objects, key=reading_order):
-        met[o.pair] += 1
-        seen.append(f"{place_of(o)} {phrase(*o.pair)}" + f" {NUMBERS[met[o.pair]]}" * count)
-    return ", ".join(seen)
 
 
 def matches(words: str, o: Object) -> bool:
@@ -125,7 +115,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
         `name`, and is `about` and `second`, or any of `wanted`."""
         sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
-                                      if gap in words]
+                                      if gap in words] or [""]
         if ways != "plain":
             for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
@@ -140,11 +130,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
-        if sought:
-            looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
-        else:
-            looks = look_around(scene, count=kind == "caption")
-        found.append(QA(text, answer, kind, looks, about, second, *sought[:1]))
+        looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
+        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -219,7 +206,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 # how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
-WAIT = {"relation": 0.35, "where": 0.45, "caption": 0.4, "locate": 1.5, "place": 1.3, "exist": 1.3}
+WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
 AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
 IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
       "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
