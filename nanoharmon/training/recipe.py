@@ -190,6 +190,7 @@ def quicken(config):
     size = stages["2"].size
     if data.layout == "board":
         size, data.board = stages["3"].size * 2 // data.board, 2
+        config.model.mar.grid = size // config.model.vae.stride
     for name, stage in stages.items():
         stage.steps = max(1, stage.steps // {"vae": 2, "llm": 5, "mar": 4, "2": 20, "3": 6, "reca": 4}.get(name, 8))
         stage.warmup = min(stage.warmup, stage.steps // 4)
@@ -246,6 +247,9 @@ def check_sizes(config):
     if not model.mar.buffer_size:
         raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
                          "that the LLM is given; change that flag, or pass another --mar")
+    if (side := model.mar.grid * stride) != stages["mar"].size:
+        raise ValueError(f"--stage_mar.size {stages['mar'].size}, expected {side}: from class labels MAR learns at its "
+                         f"native grid; change it, or --mar.grid")
     names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
