@@ -64,7 +64,7 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
     pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
     common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
     rows, i = [], 0
-    while len(rows) < n:
+    while len(rows) < n and i < 50 * n:                                 # of one object there may be none
         scene, rng = fresh_scene(pipe, f"{seed}/pope", i, unseen), random.Random(f"eval/{seed}/pope/{sampling}/{i}")
         present = {o.pair for o in scene.objects}
         words = {w: any(set(w.split()) <= {*pair, "object"} for pair in present)
@@ -122,7 +122,8 @@ def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope",
         rows = [(*row, s) for s in SAMPLINGS for row in pope_questions(pipe, s, n, seed, unseen)]
         answers, out["pope"] = ask(pipe, rows, title="pope", **common), {}
         for s in SAMPLINGS:
-            said, chosen, truth = zip(*[(*both, row[2]) for both, row in zip(answers, rows) if row[3] == s])
+            found = [(*both, row[2]) for both, row in zip(answers, rows) if row[3] == s]
+            said, chosen, truth = zip(*found) if found else ((),) * 3
             out["pope"][s] = yes_no_scores(said, truth) | {"likelihood": rate([c == t for c, t in zip(chosen, truth)])}
     if "vqa" in benches:
         rows = questions_of(pipe, "plain", n, f"{seed}/vqa/{name}", unseen)
