@@ -176,7 +176,7 @@ def split_region(region, size, grid):
 
 # --- several pictures as one ------------------------------------------------------------------------------------------
 
-def grid(tiles, columns, gap=2):
+def grid(tiles, columns, gap=2, background="white"):
     """PIL pictures row by row, `columns` side by side, `gap` pixels after each; cells fit the largest of a row, column.
 
     Returns one PIL picture.
@@ -184,7 +184,7 @@ def grid(tiles, columns, gap=2):
     rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
     widths = [max(row[c].width for row in rows if c < len(row)) + gap for c in range(min(columns, len(tiles)))]
     heights = [max(tile.height for tile in row) + gap for row in rows]
-    sheet = Image.new("RGB", (sum(widths), sum(heights)), "white")
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), background)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             sheet.paste(tile, (sum(widths[:c]), sum(heights[:r])))

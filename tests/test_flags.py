@@ -31,7 +31,7 @@ from test_pipeline import make_pipeline
 
 # {command: (main, what it needs, {flag: a value that is not its default})}
 COMMANDS = {
-    "sample": (sample.main, "--ckpt ckpt --prompt x --n 1 --iters 3 --steps 2", {
+    "sample": (sample.main, "--ckpt heard --prompt x --n 1 --iters 3 --steps 2", {
         "--prompt": "ring", "--prompts-file": "p.txt", "--n": "2", "--out": "b.png", "--save-each": "each",
         "--gif": "b.gif", "--size": "16", "--image": "red.png", "--region": "0,0,8,8", "--cfg": "1",
         "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",
@@ -65,7 +65,8 @@ def here(tmp_path_factory):
     heard = make_pipeline(draw={"cfg": 3.0})
     for p in heard.model.proj_out.parameters():                  # so that pictures depend on what is asked for
         torch.nn.init.normal_(p, std=0.5)
-    heard.save(path / "ckpt")
+    heard.save(path / "heard")
+    make_pipeline(draw={"cfg": 3.0}).save(path / "ckpt")
     pipe = make_pipeline(draw={"cfg": 2.0})
     for p in pipe.model.parameters():
         p.data *= 1.5

@@ -106,7 +106,7 @@ def test_a_baseline_is_there_inside_the_block_only():
 
 
 def test_sampling_draws_no_point_twice(base, tmp_path, monkeypatch):
-    def draw_scores(pipe, n, images, unseen, pool, **options):
+    def draw_scores(pipe, n, images, seed, unseen, pool, **options):
         drawn.append(options)
         return {"seen": {"overall": rate([True, False])}}, {}
     pipe, drawn = Pipeline.load(base / "stage_mar"), []

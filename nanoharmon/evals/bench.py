@@ -132,7 +132,7 @@ def draw(inputs, parts):
     args, n = inputs.args, inputs.args.pictures
     ids, is_real = inputs.ids(2 * n, PROMPT)
     return partial(inputs.model.draw, ids, is_real, iters=min(args.iters, inputs.S), steps=args.steps,
-                   generator=inputs.generator, order_generator=inputs.host)
+                   orders=random_orders(n, inputs.S, "cpu", inputs.host).to(inputs.device), generator=inputs.generator)
 
 
 def vae(inputs, parts):

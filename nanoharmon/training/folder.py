@@ -28,6 +28,8 @@ from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANYTHING
 
 class FolderData:
     """What imports.py has written into `folder`, item by item; what the methods are for: batches.py."""
+    learn_all = True                         # of a text: without its picture no question has an answer, so it is a
+                                             # lesson in language
 
     def __init__(self, folder, name):
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
@@ -71,7 +73,6 @@ class FolderData:
         return self.pictures([item["row"] + rng.randrange(item["views"])], size)[0]
 
     def text(self, rng):
-        """All words are learned: without its picture no question has an answer, so a text is a lesson in language."""
         item = rng.choice(self.with_turns)
         if item["caption"] and rng.random() < 0.5:
             return [("user", GENERATE.format(item["caption"]))]

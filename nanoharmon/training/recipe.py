@@ -238,6 +238,9 @@ def check_training(config, world_size, only=()):
         if stage.batch + (stage.understanding_batch if name in HARMON_STAGES else 0) < 1:
             raise ValueError(f"stage {name} has an empty batch, expected at least 1; pass --stage_{name}.batch 16")
     check_sizes(config)
+    if (side := model.mar.grid * model.vae.stride) != stages["mar"].size and (not only or "mar" in only):
+        raise ValueError(f"--stage_mar.size {stages['mar'].size}, expected {side}: from class labels MAR learns at its "
+                         f"native grid; change it, or --mar.grid")
 
 
 def check_sizes(config):
@@ -247,9 +250,6 @@ def check_sizes(config):
     if not model.mar.buffer_size:
         raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
                          "that the LLM is given; change that flag, or pass another --mar")
-    if (side := model.mar.grid * stride) != stages["mar"].size:
-        raise ValueError(f"--stage_mar.size {stages['mar'].size}, expected {side}: from class labels MAR learns at its "
-                         f"native grid; change it, or --mar.grid")
     names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
