@@ -19,6 +19,7 @@ from ..world import language, questions, shapes
 from .common import batches, fresh_scene, over_processes, rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
+TRIES = 50                                  # scenes per question: a world of single objects cannot ask every kind
 LONGEST = 128                               # tokens of a reply: two looks at four objects, and the answer
 PHRASES = ["nothing", *(language.phrase(*pair) for pair in shapes.PAIRS)]
 CANDIDATES = {"exist": ("yes", "no"), "count": language.NUMBERS, "color": tuple(shapes.COLORS), "shape": shapes.SHAPES,
@@ -64,7 +65,7 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
     pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
     common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
     rows, i = [], 0
-    while len(rows) < n and i < 50 * n:                                 # of one object there may be none
+    while len(rows) < n and i < TRIES * n:
         scene, rng = fresh_scene(pipe, f"{seed}/pope", i, unseen), random.Random(f"eval/{seed}/pope/{sampling}/{i}")
         present = {o.pair for o in scene.objects}
         words = {w: any(set(w.split()) <= {*pair, "object"} for pair in present)
@@ -85,7 +86,7 @@ def questions_of(pipe, ways, n, seed, unseen=False):
     """n (scene, question, QA) of each kind, asked in these ways. unseen: about an object of a pair that training never
     showed, or (OF_ALL) about a scene with one."""
     found, i = {kind: [] for kind in questions.KINDS if ways != "plain" or kind not in questions.NOT_PLAIN}, 0
-    while min(map(len, found.values())) < n and i < 50 * n:
+    while min(map(len, found.values())) < n and i < TRIES * n:
         rng = random.Random(f"eval/{seed}/{ways}/{i}")
         scene = fresh_scene(pipe, f"{seed}/questions", i, unseen)
         for qa in questions.questions(scene, rng, unseen, ways):

@@ -18,7 +18,8 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
                                                      prompt(item, rng)                     text
               pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
                                                      conversation(item, rng)               turns
-    reca      pictures, shown in the prompts         generation_item(rng, pairs, False)    row, item (perhaps no prompt)
+    reca      pictures, shown in the prompts         generation_item(rng, pairs,           row, item
+                                                     needs_prompt=False)
               conversations, as above
 
     any       pictures(rows, size) -> uint8 (n, size, size, 3)
@@ -107,7 +108,8 @@ class Batches:
     def reconstruction(self, rng, n, size, caption_drop, pairs=0.0):
         """Stage reca: as `generation`, but a prompt shows its picture, and says nothing about it: in ids, IMAGE is at
         the S+U places of the picture, also where the rest is the unconditional prompt (as in RecA's released code)."""
-        rows = [(source, source.generation_item(rng, pairs, False)[0]) for source in self.pick(rng, n, "pictures")]
+        rows = [(source, source.generation_item(rng, pairs, needs_prompt=False)[0])
+                for source in self.pick(rng, n, "pictures")]
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         texts = [GENERATE_ANYTHING if rng.random() < caption_drop else DESCRIBE for _ in rows]
         prompts = [self.encode([("user", text)], placeholders)[0] for text in texts]

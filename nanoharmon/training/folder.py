@@ -84,7 +84,7 @@ class FolderData:
 
     def generation_item(self, rng, pairs=0.0, needs_prompt=True):
         """pairs: of the shapes world only."""
-        item = rng.choice(needs_prompt and self.with_caption or self.with_picture)
+        item = rng.choice(self.with_caption if needs_prompt and self.with_caption else self.with_picture)
         return crop(item, rng), item
 
     def prompt(self, item, rng):

@@ -180,17 +180,17 @@ class Config:
 def quicken(config):
     """Change a Config in place so that a first try takes an eighth of the time (train.py --quick).
 
-    Scenes have one object: more cannot be learned in minutes. On a board of two cells a side it has as many tokens at
-    two thirds of stage 3's resolution as there (nano: 64 px, 2 x 2 tokens), and all stages draw at that resolution: a
-    shape of one token, as in stage 2, was often a wrong one. mar and 3 teach the diffusion MLP and keep the largest
-    shares of their steps. Understanding is learned long before generation: half of its pictures will do. (Shares:
-    tried by hand, docs/LOG.md.)
+    Scenes have one object: more cannot be learned in minutes. The board has two cells a side, and all stages are at the
+    resolution at which a cell has as many tokens as in stage 3 (nano: 64 px, 2 x 2 tokens): a shape of one token, as in
+    nano's stage 2, was often a wrong one. vae and mar keep the largest shares of their steps: the VAE says how good
+    anything can look, mar teaches the diffusion MLP. Half of the pictures to understand will do for scenes of one
+    object. (Shares: tried by hand, docs/LOG.md.)
     """
     data, stages = config.data, config.stages
     size = stages["2"].size
     if data.layout == "board":
-        size, data.board = stages["3"].size * 2 // data.board, 2
-        config.model.mar.grid = size // config.model.vae.stride
+        size, data.board = stages["3"].size * 2 // data.board, 2         # a cell is as large as in stage 3
+        config.model.mar.grid = size // config.model.vae.stride          # stage mar is at the native grid
     for name, stage in stages.items():
         stage.steps = max(1, stage.steps // {"vae": 2, "llm": 5, "mar": 4, "2": 20, "3": 6, "reca": 4}.get(name, 8))
         stage.warmup = min(stage.warmup, stage.steps // 4)
