@@ -9,14 +9,19 @@ from nanoharmon.training.recipe import Config
 from nanoharmon.world.source import training_texts
 
 
+def fill_zeros(model, std=0.1):
+    """As built, a model has layers of zeros, which would hide all that comes before them. Returns the model."""
+    for p in [p for p in model.parameters() if not p.any()]:
+        torch.nn.init.normal_(p, std=std)
+    return model
+
+
 @pytest.fixture(scope="module")
 def pico(tmp_path_factory):
     """A checkpoint directory with random weights."""
     config = Config.preset("pico")
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(training_texts(config.data, 100), config.model.llm.vocab_size)
-    path, model = tmp_path_factory.mktemp("pico"), Harmon(config.model)
-    for p in [p for p in model.parameters() if not p.any()]:         # as built, its zero layers hide all that is said
-        torch.nn.init.normal_(p, std=0.1)
+    path, model = tmp_path_factory.mktemp("pico"), fill_zeros(Harmon(config.model))
     Pipeline(model, tokenizer, {"size": 16, "board": 2}).save(path)
     return path

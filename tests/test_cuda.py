@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import train
+from conftest import fill_zeros
 from nanoharmon.compiling import compile_blocks
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
@@ -46,10 +47,7 @@ def nano(device, name, rows=4):
     """(Config of small batches, model with random weights, batches) on a device, in stage `name`."""
     config, tokenizer = Config.preset("nano"), Tokenizer.load(NANO)
     torch.manual_seed(0)
-    model = Harmon(config.model)
-    for p in model.parameters():
-        if not p.any():                                  # what starts as zero would hide what comes before it
-            torch.nn.init.normal_(p, std=0.02)
+    model = fill_zeros(Harmon(config.model), std=0.02)
     config.data.scenes, config.optim.shards, stage = 40, 1, config.stages[name]
     stage.batch, stage.understanding_batch = rows, rows * bool(stage.understanding_batch)
     batches = make_batches(config, [ShapesData(config.data)], tokenizer, device)

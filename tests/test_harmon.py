@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from conftest import fill_zeros
 from golden import Golden, check, check_gradients, harmon_config, loss_rows, pixels, split
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
@@ -163,9 +164,7 @@ def test_checkpointing_changes_no_gradient_also_with_dropout():
     config.mar.attn_dropout = config.mar.proj_dropout = 0.1
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = Harmon(config).train()
-        for p in [p for p in model.parameters() if not p.any()]:     # zero layers would hide the blocks behind them
-            torch.nn.init.normal_(p, std=0.1)
+        model = fill_zeros(Harmon(config)).train()
         model.mar.checkpointing = model.llm.model.checkpointing = checkpointing
         model.generation_loss(torch.randn(2, 4, 4), torch.arange(6).view(2, 3), torch.ones(2, 3).bool()).backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import fill_zeros
 from nanoharmon.cli import in_words
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
@@ -23,14 +24,12 @@ RED = Image.new("RGB", (32, 32), "red")
 
 
 def make_pipeline(**meta):
-    """A random pico: 16 px natively, here 32 px = 4x4 tokens. Layers that start as zero would hide everything."""
+    """A random pico: 16 px natively, here 32 px = 4x4 tokens."""
     rng, config = random.Random(0), pico()
     scenes = [random_scene(rng) for _ in range(100)]
     texts = [caption(s, rng) for s in scenes] + [q.question for s in scenes for q in questions(s, rng)]
     torch.manual_seed(0)
-    model = Harmon(config)
-    for p in [p for p in model.parameters() if not p.any()]:
-        torch.nn.init.normal_(p, std=0.1)
+    model = fill_zeros(Harmon(config))
     for p in [*model.llm.model.layers.parameters(), *model.proj_in.parameters()]:
         torch.nn.init.normal_(p, std=0.5)                    # so that answers depend on what is asked and seen
     return Pipeline(model, Tokenizer.train(texts, config.llm.vocab_size), {"size": 32, **meta})

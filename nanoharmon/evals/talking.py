@@ -119,7 +119,8 @@ def chat_scores(pipe, n=50, seed=0, pool=None, progress=None, look=None, size=No
 def edited(rng, pipe, kind, size):
     """A scene, the cell to change, the request, and the scene that should come out."""
     board = placement(pipe)["board"]
-    scene = shapes.random_scene(rng, n=rng.choice((2, 3)), **placement(pipe))
+    n = min(rng.choice((2, 3)), pipe.meta.get("max_objects", 4))
+    scene = shapes.random_scene(rng, n=n, **placement(pipe))
     taken = {(int(o.x * board), int(o.y * board)): o for o in scene.objects}
     cells = [(x, y) for x in range(board) for y in range(board)]
     x, y = rng.choice([c for c in cells if (c in taken) == (kind != "add")])
