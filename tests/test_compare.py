@@ -325,6 +325,22 @@ def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeyp
     assert "5 systems x 3 seeds x 60 minutes, 2 at a time: 450 minutes" in capsys.readouterr().out
 
 
+def test_what_is_done_once_is_not_counted_as_steps(monkeypatch):
+    """The scale of latents was measured after every training of the VAE, so a timed step of it seemed to take half as
+    long again, and Harmon got fewer of them."""
+    calls, once, train = [], [], systems.System.train
+
+    def watched(system, part, steps):
+        calls.append((part, steps))
+        train(system, part, steps)
+    monkeypatch.setattr(systems.System, "train", watched)
+    for name in ("set_scale", "encode_scenes"):
+        monkeypatch.setattr(systems.System, name, lambda system, own=getattr(systems.System, name): (
+            once.append(calls[-1]), own(system)))
+    compare.time_steps("harmon", "pico", steps=2)                # which times the second call for each part
+    assert once == [("mar", 1), ("mar", 1)]
+
+
 @pytest.mark.stress
 def test_the_whole_comparison_in_small_goes_on_where_it_was(tmp_path):
     flags = ["--preset", "pico", "--minutes", "0.01", "--systems", "masked,reca", "--out", str(tmp_path)]

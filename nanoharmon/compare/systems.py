@@ -151,6 +151,7 @@ class System:
             torch.manual_seed(random.Random(f"{self.seed}/new toklip").getrandbits(48))
             self.model.toklip = TokLIP(self.teacher, CODE_DIM)
         if part in LATENTS and self.size not in self.source.latents:
+            self.set_scale()                                     # the schedule of diffusion needs it
             self.encode_scenes()
 
     def train(self, part, steps):
@@ -177,8 +178,6 @@ class System:
                 optimizer.zero_grad()
         ema.copy_to(params)
         module.eval()
-        if part == "vae":
-            self.set_scale()
 
     def set_scale(self):
         """Harmon's VAE: latents of unit variance. It follows from the weights, so no file has it; codes need none."""
