@@ -29,7 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..cli import Parser, model_flags, number, run_main
+from ..cli import Parser, model_flags, number, refuse_beside, run_main
 from ..files import FolderLock, write_json
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
@@ -146,6 +146,10 @@ def main(argv=None):
     add("--procs", type=number(int, 1, 64), default=2, help="arms trained side by side (default 2)")
     model_flags(parser)
     args = parser.parse_args(argv)
+    if args.study == "sampling":
+        refuse_beside(parser, args, args.study, ("base", "seeds", "budget"), "trains nothing")
+    else:
+        refuse_beside(parser, args, args.study, ("ckpt", "seed", "device", "dtype"), "trains models of its own")
     pipe, began = load_pipeline(args.ckpt, args.device, args.dtype) if args.study == "sampling" else None, time.time()
     if not pipe:
         find_train()
