@@ -28,8 +28,7 @@ def test_conditions_of_the_buffers_are_official():
 
 
 def test_hide_all_adds_steps_with_everything_hidden_and_changes_nothing_else():
-    config = nano().mar
-    g = torch.Generator().manual_seed(0)
+    config, g = nano().mar, torch.Generator().manual_seed(0)
     visible = [random_split(config, 2, 9, "cpu", g, hide_all=0.5)[0].shape[1] for _ in range(2000)]
     # cosine: ceil(9 cos(pi/2 u)) = 9 for u < 0.303, in the half that hide_all leaves
     assert abs(visible.count(0) / 2000 - (0.5 + 0.5 * 0.303)) < 0.04 and set(visible) == set(range(9))

@@ -87,8 +87,7 @@ def test_other_words_have_the_same_answers():
     for table in (phrases.RELATION_WAYS, phrases.PLACE_WAYS):
         words = [w for known, held_out in table.values() for w in {*known, *held_out}]
         assert len(words) == len(set(words))                          # no words with two meanings
-    yes = Counter()
-    rng = random.Random(2)
+    yes, rng = Counter(), random.Random(2)
     for scene in scenes(600, 4):
         for ways in ("training", "held out"):
             for qa in questions(scene, rng, ways=ways):

@@ -54,8 +54,7 @@ def replace(path, old, new):
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A folder with all of them, a sound LLM "qwen" and a checkpoint "ckpt"."""
-    root = tmp_path_factory.mktemp("given")
-    pipe = make_pipeline()
+    root, pipe = tmp_path_factory.mktemp("given"), make_pipeline()
     pipe.save(root / "ckpt")
     llm = {k: v for k, v in pipe.model.llm.state_dict().items() if k != "lm_head.weight"}
     config = {"model_type": "qwen2", **to_dict(pipe.model.config.llm)}
@@ -105,8 +104,7 @@ def test_an_llm_whose_head_differs_from_the_embedding_it_is_tied_to_loads_with_a
 
 
 def test_parts_are_taken_from_whole_models_too():
-    whole = Pipeline.load("ckpt").model
-    plan = Assembly(pico(), vae="ckpt", mar="ckpt", llm="ckpt")
+    whole, plan = Pipeline.load("ckpt").model, Assembly(pico(), vae="ckpt", mar="ckpt", llm="ckpt")
     assert plan.config == whole.config and len(plan.load_tokenizer()) == 384
     for part in "vae", "mar", "llm":
         assert {k: v.tolist() for k, v in plan.sources[part].items()} == {
