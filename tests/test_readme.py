@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nanoharmon.compare.figures import tables
 from nanoharmon.evals import study
+from nanoharmon.evals.report import cell
 from nanoharmon.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
@@ -112,10 +114,6 @@ def row(text, *first):
     return found
 
 
-def percent(rate):
-    return f"{100 * rate['rate']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]" if rate else ""
-
-
 def stored(name):
     return json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))["results"]
 
@@ -141,24 +139,24 @@ def test_results_of_the_readme_are_those_of_the_shipped_checkpoint():
     text, found, direct = section(README, "Results"), stored("results"), stored("results_no_think")["geneval"]["seen"]
     seen, unseen = found["geneval"]["seen"], found["geneval"]["unseen"]
     for task in ("single_object", "two_object", "counting", "colors", "position", "color_attr", "overall"):
-        assert row(text, task)[2:5] == [percent(seen[task]), percent(unseen.get(task)), percent(direct[task])]
+        assert row(text, task)[2:5] == [cell(seen[task]), cell(unseen.get(task)), cell(direct[task])]
     kinds = "color shape count relation where place what overall".split()
     seen, unseen = ({"existence": found["pope"][group]["adversarial"]["accuracy"], "caption": found["caption"][group]} |
                     {f"questions: {kind}": found["vqa"][group][kind] for kind in kinds} for group in ("seen", "unseen"))
     for name in seen:
-        assert row(text, name)[2:4] == [percent(seen[name]), percent(unseen[name])]
+        assert row(text, name)[2:4] == [cell(seen[name]), cell(unseen[name])]
     talk = stored("results_talking")
     shown = {"questions in other words": talk["phrases"]["questions, held out"],
              "requests in other words": talk["phrases"]["requests, held out"],
              "conversations of eight turns": talk["chat"]["turn"], "a part drawn anew": talk["edit"]}
     for name, rates in shown.items():
-        assert row(text, name)[2] == percent(rates["overall"])
-    assert row(text, "VAE reconstructions")[2] == percent(found["vae"]["right"])
+        assert row(text, name)[2] == cell(rates["overall"])
+    assert row(text, "VAE reconstructions")[2] == cell(found["vae"]["right"])
 
 
 def test_every_rate_shown_in_full_was_measured():
     def rates(found):
-        return {percent(found)} if "rate" in found else set().union(*(rates(v) for v in found.values()
+        return {cell(found)} if "rate" in found else set().union(*(rates(v) for v in found.values()
                                                                       if isinstance(v, dict)))
     text = "".join(section(RESULTS, title) for title in ("Drawing", "Answering", "Talking"))
     shown = re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", text)
@@ -174,7 +172,7 @@ def test_probe_table_is_the_stored_one():
         features, size = re.fullmatch(r"(.*), (\d+) px", name).groups()
         features = features.replace("encoder after ", "encoder stage_")
         entry = found[size][features if features in found[size] else features + ", mean"]
-        assert cells == [percent(entry[column]) for column in header[1:]], name
+        assert cells == [cell(entry[column]) for column in header[1:]], name
 
 
 @pytest.mark.parametrize("name", ["shared", "stages", "mar"])
@@ -182,6 +180,11 @@ def test_study_tables_are_the_stored_ones(name):
     results, shown = stored(f"study_{name}"), rows(RESULTS)
     for table in (study.table(results), study.table(study.against_first(results))):
         assert [cells for cells in rows(table) if cells not in shown] == []
+
+
+def test_comparison_tables_are_the_stored_ones():
+    shown = rows(TEXTS["docs/COMPARE.md"])
+    assert [cells for cells in rows(tables(stored("compare/results"))) if cells not in shown] == []
 
 
 def test_checkpoint_is_small():

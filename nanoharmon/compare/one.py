@@ -8,7 +8,7 @@ from ..pictures import file_bytes
 from .figures import measure
 from .systems import System
 
-SCENES = 20000               # different pictures of stages 1 and 2, where there are as many steps
+SCENES = 20000               # different pictures of stages 1 to 3, where there are as many steps
 
 
 def run_one(name, seed, preset, steps, folder):
@@ -16,7 +16,7 @@ def run_one(name, seed, preset, steps, folder):
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(steps)
-    system = System(name, preset, seed, min(SCENES, 64 * steps["2"]))
+    system = System(name, preset, seed, min(SCENES, 64 * (steps["2"] + steps.get("3", 0))))
     done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
     if done:
         system.load(folder / f"{done[-1]}.safetensors")

@@ -2,15 +2,18 @@
 
 Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time:
 
-    part      harmon   reca   toklip   codes, masked   it learns
-    vae       25 %     25 %   25 %     25 %            the picture tokenizer: KL-VAE, or VQ
-    llm       10 %     10 %   10 %     10 %            the LLM, texts without pictures
-    mar       20 %     20 %   -        -               MAR, from class labels
-    teacher   -        -      15 %     -               the contrastive model (teacher.py)
-    toklip    -        -      10 %     -               TokLIP, from the teacher
-    1          5 %      5 %   -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
-    2         40 %     30 %   40 %     65 %            to draw and to read together
-    reca      -        10 %   -        -               to draw a picture from its own understanding of it (RecA)
+    part      harmon   reca   toklip   codes   masked   it learns
+    vae       25 %     25 %   25 %     25 %    25 %     the picture tokenizer: KL-VAE, or VQ
+    llm       10 %     10 %   10 %     10 %    10 %     the LLM, texts without pictures
+    mar       20 %     20 %   -        -       -        MAR, from class labels
+    teacher   -        -      15 %     -       -        the contrastive model (teacher.py)
+    toklip    -        -      10 %     -       -        TokLIP, from the teacher
+    1          5 %      5 %   -        -       -        Harmon's stage 1: MAR and projectors, the LLM frozen
+    2         15 %     12 %   40 %     65 %    25 %     to draw and to read together
+    3         25 %     18 %   -        -       40 %     the same, fewer pictures wholly hidden (hide_all)
+    reca      -        10 %   -        -       -        to draw a picture from its own understanding of it (RecA)
+
+Part 3 is for those that hide tokens; raster order hides none. It has the small pictures of part 2, and no --region.
 
 All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
 stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
@@ -42,17 +45,17 @@ from .teacher import Teacher, contrast_batch
 from .toklip import TokLIP, toklip_loss
 from .vq import vq_loss
 
-PLAIN = {"vae": 0.25, "llm": 0.10, "2": 0.65}
-SHARES = {"harmon": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.40},
-          "reca": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.30, "reca": 0.10},
+SHARES = {"harmon": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.15, "3": 0.25},
+          "reca": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.12, "3": 0.18, "reca": 0.10},
           "toklip": {"vae": 0.25, "llm": 0.10, "teacher": 0.15, "toklip": 0.10, "2": 0.40},
-          "codes": PLAIN, "masked": PLAIN}
+          "codes": {"vae": 0.25, "llm": 0.10, "2": 0.65},
+          "masked": {"vae": 0.25, "llm": 0.10, "2": 0.25, "3": 0.40}}
 SYSTEMS = tuple(SHARES)
 HARMON = ("harmon", "reca")                                      # the others are Discrete
 TRAINED = {"teacher": "picture.,text.,log_scale,bias", "toklip": "toklip."}      # other parts: a stage's train_parts
 CODE_DIM = 8                                                     # as LlamaGen's
 CONTRAST = 64                                                    # pictures in a batch of teacher and toklip
-LATENTS = ("mar", "1", "2", "reca")                              # parts that read latents, which are encoded once
+LATENTS = ("mar", "1", "2", "3", "reca")                            # parts that read latents, which are encoded once
 
 # of the systems without MAR, by preset: the codebook, the towers of teacher and TokLIP, and the LLM, whose last number
 # is layers without and with TokLIP
@@ -65,15 +68,17 @@ PRESETS = tuple(OWN)
 def settings(name, preset):
     """The Config of a system: the preset's own, at the picture size of its stage 2."""
     config = Config.preset(preset)
-    vae, joint = config.stages["vae"], config.stages["2"]
+    vae, joint, last = (config.stages[name] for name in ("vae", "2", "3"))
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
-    config.stages["reca"].size = joint.size
+    last.size = config.stages["reca"].size = joint.size
+    last.parts = 0.0
     if name not in HARMON:
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],
                                    num_hidden_layers=OWN[preset]["layers"][name == "toklip"])
-        joint.understanding_weight, joint.train_parts = 1.0, "llm.,proj_in.,blank,code_head."
+        for stage in joint, last:
+            stage.understanding_weight, stage.train_parts = 1.0, "llm.,proj_in.,blank,code_head."
     return config
 
 
