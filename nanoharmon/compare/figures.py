@@ -94,7 +94,8 @@ def token_figures(system, pipe, n):
     """The picture tokenizer: pictures right after it, PSNR, bits per token, and how the codebook is used."""
     score, vae = vae_score(pipe, n), system.model.vae
     images = pipe.pixels([shapes.render(fresh_scene(pipe, 0, i), system.size) for i in range(n)])
-    out = {"reconstructions right": score["right"], "PSNR, dB": score["psnr"]}
+    out = {"reconstructions right": score["right"], "of unseen pairs": vae_score(pipe, n, unseen=True)["right"],
+           "PSNR, dB": score["psnr"]}
     if system.name in HARMON:
         return out | {"bits per token": kl_bits(*vae.moments(images))}
     used = usage(vae.encode(images), vae.codes)

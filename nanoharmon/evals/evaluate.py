@@ -52,9 +52,9 @@ SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ph
 # --- vae --------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def reconstruct_batch(pipe, seed, start, stop, size):
+def reconstruct_batch(pipe, seed, start, stop, size, unseen=False):
     """[(right, right before, PSNR)] of scenes start .. stop - 1."""
-    scenes = [fresh_scene(pipe, seed, i) for i in range(start, stop)]
+    scenes = [fresh_scene(pipe, seed, i, unseen) for i in range(start, stop)]
     images = [shapes.render(scene, size) for scene in scenes]
     latents = pipe.model.vae.encode(pipe.pixels(images))
     decoded = map(np.asarray, to_pictures(pipe.model.vae.decode(latents, pipe.model.vae.grid_of(size, size))))
@@ -66,9 +66,10 @@ def reconstruct_batch(pipe, seed, start, stop, size):
     return rows
 
 
-def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None):
-    """How many fresh scenes survive the VAE: "right" (and "original": before it), mean "psnr" in dB."""
-    jobs = [(seed, part[0], part[-1] + 1, size or pipe.size) for part in batches(range(n), 32)]
+def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None, unseen=False):
+    """How many fresh scenes survive the VAE: "right" (and "original": before it), mean "psnr" in dB. unseen: scenes
+    with a pair that training never showed."""
+    jobs = [(seed, part[0], part[-1] + 1, size or pipe.size, unseen) for part in batches(range(n), 32)]
     rows = [row for part in over_processes(reconstruct_batch, pipe, jobs, pool, progress, "vae") for row in part]
     right, original, decibels = zip(*rows)
     return {"right": rate(right), "original": rate(original), "psnr": float(np.mean(decibels))}
