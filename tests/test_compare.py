@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.compare import __main__ as compare, one as one_system, systems
+from nanoharmon.compare import __main__ as compare, bits, one as one_system, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
 from nanoharmon.compare.figures import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
@@ -85,6 +85,15 @@ def test_a_short_training_uses_most_of_the_codebook_and_decodes_what_it_encodes(
         again = vq.decode(codes.float(), (2, 2))
         torch.testing.assert_close(again, vq.reconstruct(vq.vectors(vq.nearest(vq.features(image))), (2, 2)))
         assert not torch.equal(vq.decode((codes + 1) % 64, (2, 2)), again)
+
+
+def test_the_weight_of_the_kl_is_steered_towards_the_bits(monkeypatch):
+    told, weights, system = [99.0, 99.0, 0.0, 99.0], [], bits.tokenizer("held", "pico", 1)
+    monkeypatch.setattr(bits, "vae_loss", lambda vae, image, weight: (weights.append(weight), {
+        "kl": torch.tensor(told[len(weights) - 1])}))
+    for _ in told:
+        next(system.losses("vae", random.Random(0), None))
+    assert [math.log(w / bits.KL_WEIGHT) for w in weights] == pytest.approx([0, 0.02, 0.04, 0.02])
 
 
 # --- teacher.py, toklip.py --------------------------------------------------------------------------------------------
@@ -320,7 +329,7 @@ def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeyp
 
 
 def test_what_is_done_once_is_not_counted_as_steps(monkeypatch):
-    """The scale of latents was measured after every training of the VAE: its steps seemed slow, and Harmon got fewer."""
+    """The scale of latents was measured after every training of the VAE: Harmon got fewer steps."""
     calls, once, train = [], [], systems.System.train
     monkeypatch.setattr(systems.System, "train", lambda system, *args: (calls.append(args), train(system, *args)))
     monkeypatch.setattr(systems, "measure_scale", lambda *_: once.append(calls[-1]))

@@ -88,8 +88,7 @@ def test_every_field_has_a_flag_and_a_help_text(monkeypatch):
     ("mar.token_dim", 8, "vae.z_channels is 4, expected mar.token_dim 8"),
     ("llm.hidden_size", 31, "llm.hidden_size is 31"), ("llm.num_key_value_heads", 3, "llm.num_key_value_heads is 3")])
 def test_values_and_parts_that_do_not_fit_are_refused(name, value, message):
-    config = PRESETS["pico"]()
-    section, name = name.split(".")
+    config, (section, name) = PRESETS["pico"](), name.split(".")
     setattr(getattr(config, section), name, value)
     with pytest.raises(ValueError, match=message):
         check_model(config)

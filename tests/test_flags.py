@@ -61,8 +61,7 @@ NEVER = {("train", "--resume"), ("train --dry-run", "--resume"), ("sample", "--b
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    path = tmp_path_factory.mktemp("flags")
-    heard = make_pipeline(draw={"cfg": 3.0})
+    path, heard = tmp_path_factory.mktemp("flags"), make_pipeline(draw={"cfg": 3.0})
     for p in heard.model.proj_out.parameters():                  # so that pictures depend on what is asked for
         torch.nn.init.normal_(p, std=0.5)
     heard.save(path / "heard")

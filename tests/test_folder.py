@@ -105,11 +105,10 @@ def test_bad_lines_are_named_and_good_ones_kept(tmp_path):
     good = {"file_name": "a.png", "text": " hi "}, {"file_name": "./a.png", "label": 3.0}, {"file_name": "a.png"}
     add_lines(root / "metadata.jsonl", [*bad, *good, ""])
     found = read_entries(str(root))
-    entries, problems = found.entries, found.problems
-    assert [(e.path.name, e.caption, e.label) for e in entries] == [
+    assert [(e.path.name, e.caption, e.label) for e in found.entries] == [
         ("a.png", "hi", None), ("a.png", None, 3), ("a.png", None, None)]
-    assert len(problems) == len(bad) and all(f"line {i}: " in p for i, p in enumerate(problems, 1))
-    assert [i for i, p in enumerate(problems) if "outside of the folder" in p] == [0, 1, 2]
+    assert len(found.problems) == len(bad) and all(f"line {i}: " in p for i, p in enumerate(found.problems, 1))
+    assert [i for i, p in enumerate(found.problems) if "outside of the folder" in p] == [0, 1, 2]
     (root / "metadata.jsonl").write_bytes(b"\n")
     with pytest.raises(ValueError, match="metadata.jsonl: no lines"):
         read_entries(str(root))
@@ -125,10 +124,10 @@ def test_pairs_also_in_subfolders(tmp_path):
         (root / f"{name}.txt").write_bytes(content)
     (root / "out.txt").symlink_to(tmp_path / "secret.txt")
     found = read_entries(str(root))
-    entries, problems = found.entries, found.problems
-    assert [(e.path.name, e.caption) for e in entries] == [
+    assert [(e.path.name, e.caption) for e in found.entries] == [
         ("a.png", "a text"), ("no.webp", None), ("b.JPG", "ein Bild")]
-    assert len(problems) == 2 and "bytes.txt is not text in UTF-8" in problems[0] and "outside of the folder" in problems[1]
+    first, second = found.problems
+    assert "bytes.txt is not text in UTF-8" in first and "outside of the folder" in second
 
 
 def test_llava_conversations(tmp_path):
@@ -142,13 +141,13 @@ def test_llava_conversations(tmp_path):
             talk("Which one?", "This one.", images=["a.png", "b.png"])]
     (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
-    entries, problems = found.entries, found.problems
-    assert [(e.path and e.path.name, e.turns) for e in entries] == [
+    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
         ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),
         (None, [("user", "Hello"), ("assistant", "Hi")])]
-    assert [int(p.split("entry ")[1].split(":")[0]) for p in problems] == list(range(3, 16))
-    assert all(f"about {word}," in p for word, p in zip(("video", "<video>", "2 images"), problems[-3:], strict=True))
+    assert [int(p.split("entry ")[1].split(":")[0]) for p in found.problems] == list(range(3, 16))
+    for word, problem in zip(("video", "<video>", "2 images"), found.problems[-3:], strict=True):
+        assert f"about {word}," in problem
 
 
 def test_llava_in_its_other_spellings(tmp_path):
@@ -195,8 +194,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_folders_as_people_have_them(layout, tmp_path):
-    files, place, texts, labels, notes = LAYOUTS[layout]
-    root = tmp_path / "in"
+    (files, place, texts, labels, notes), root = LAYOUTS[layout], tmp_path / "in"
     for name, content in {**{str(Path(place, f"{i}.png")): i for i in range(4)}, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, int):

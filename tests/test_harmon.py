@@ -82,8 +82,7 @@ def test_another_grid_is_official(model):
 @torch.no_grad()
 def test_for_the_llm_the_buffers_come_last_and_order_is_causal(model):
     """A change of visible token j reaches the tokens from j on and all buffers; one of buffer j only later buffers."""
-    U, K, B = model.config.mar.buffer_size, 5, 1
-    generator = torch.Generator().manual_seed(0)
+    U, K, B, generator = model.config.mar.buffer_size, 5, 1, torch.Generator().manual_seed(0)
     z, text = torch.randn(B, K + U, 64, generator=generator), torch.randn(B, 3, 64, generator=generator)
     x, is_real = torch.zeros(B, U + K, 64), torch.ones(B, 3, dtype=torch.bool)
     ref = model.through_llm(x, z, text, is_real)

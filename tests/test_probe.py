@@ -19,8 +19,7 @@ def pipe(pico):
 
 
 def planted(n, d, classes, strength, rng):
-    y = rng.integers(0, classes, n)
-    x = rng.normal(size=(n, d)).astype(np.float32)
+    y, x = rng.integers(0, classes, n), rng.normal(size=(n, d)).astype(np.float32)
     x[:, :classes] += strength * np.eye(classes)[y]
     return x, [{"count": int(c)} for c in y]
 

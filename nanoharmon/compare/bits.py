@@ -1,0 +1,75 @@
+"""Is it the codes, or that they say so little? Three picture tokenizers, trained from nothing for the same time.
+
+    python -m nanoharmon.compare.bits --minutes 15        of one core, for each of the three, one after the other
+
+    vq     one code per place (vq.py): log2(codes) bits at most
+    kl     Harmon's KL-VAE, as the recipe trains it. Its KL to a unit normal is about 100 bits a place
+    held   a KL-VAE whose KL is held to what the codes can say, by a weight that is steered while it learns
+
+The KL is what a *sample* of the posterior tells, at most. So `held` is judged by samples. The other two are judged as
+they are used: by the code, and by the mean.
+"""
+import math
+import time
+
+import torch
+
+from ..cli import Parser, markdown_table, number, run_main
+from ..training.losses import KL_WEIGHT
+from ..vae import vae_loss
+from .figures import SIZES, over_seeds, token_figures
+from .systems import OWN, PRESETS, System
+
+STEERING = 0.02              # by how much the weight of the KL may change in a step: e to this
+
+
+def sample(vae, image):
+    """As vae.encode, but a sample of the posterior: image (B, 3, H, W) -> latents (B, S, C)."""
+    mean, logvar = vae.moments(image)
+    return (mean + (0.5 * logvar).exp() * torch.randn_like(mean)).flatten(2).transpose(1, 2) * vae.config.scale
+
+
+def hold(system, bits):
+    """Make a System's part `vae` learn a KL of so many bits per place, and its pictures go through samples."""
+    vae, weight = system.model.vae, KL_WEIGHT
+
+    def losses(part, rng, generator):
+        nonlocal weight
+        batch = system.config.stages["vae"].batch
+        loss, parts = vae_loss(vae, system.batches.images(rng, batch, system.size), weight)
+        told = parts["kl"].item() * vae.config.z_channels / math.log(2)
+        weight *= math.exp(STEERING * max(-1.0, min(1.0, told / bits - 1)))
+        yield loss
+    system.losses, vae.encode = losses, lambda image: sample(vae, image)
+
+
+def tokenizer(name, preset, seed):
+    system = System("codes" if name == "vq" else "harmon", preset, seed, 64)
+    if name == "held":
+        hold(system, math.log2(OWN[preset]["codes"]))
+    return system
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m nanoharmon.compare.bits", description=__doc__)
+    parser.add_argument("--minutes", type=number(float, 0.001, 10**5), default=15.0, help="of one core (default 15)")
+    parser.add_argument("--preset", choices=PRESETS, default="nano", help="sizes (default nano)")
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of data and weights (default 1)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    found = {}
+    for name in ("vq", "kl", "held"):
+        timed, system = (tokenizer(name, args.preset, args.seed) for _ in range(2))
+        timed.train("vae", 1)
+        began = time.process_time()
+        timed.train("vae", 3)
+        steps = max(1, round(60 * args.minutes * 3 / (time.process_time() - began)))
+        system.train("vae", steps)
+        found[name] = token_figures(system, system.pipeline(), SIZES[args.preset]["scenes"]) | {"steps": steps}
+    rows = dict.fromkeys(row for figures in found.values() for row in figures)
+    print(markdown_table(["", *found], [[row, *(over_seeds([figures[row]]) if row in figures else "-"
+                                                for figures in found.values())] for row in rows]))
+
+
+if __name__ == "__main__":
+    run_main(main)
