@@ -16,6 +16,7 @@ from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoi
 from nanoharmon.compare.toklip import DISTILL, TokLIP, toklip_loss
 from nanoharmon.compare.vq import COMMITMENT, VQ, straight_through, usage, vq_loss
 from nanoharmon.config import PRESETS
+from nanoharmon.evals.common import rate
 from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import Tokenizer, pad
 from nanoharmon.training.optim import make_optimizers
@@ -88,12 +89,12 @@ def test_a_short_training_uses_most_of_the_codebook_and_decodes_what_it_encodes(
 
 
 def test_the_weight_of_the_kl_is_steered_towards_the_bits(monkeypatch):
-    told, weights, system = [99.0, 99.0, 0.0, 99.0], [], bits.tokenizer("held", "pico", 1)
-    monkeypatch.setattr(bits, "vae_loss", lambda vae, image, weight: (weights.append(weight), {
-        "kl": torch.tensor(told[len(weights) - 1])}))
-    for _ in told:
-        next(system.losses("vae", random.Random(0), None))
-    assert [math.log(w / bits.KL_WEIGHT) for w in weights] == pytest.approx([0, 0.02, 0.04, 0.02])
+    system, weights = bits.tokenizer("held", "pico", 1), []
+    for nats in (99.0, 99.0, 0.0):                               # of each of the numbers of a place
+        monkeypatch.setattr(bits, "kl_divergence", lambda mean, logvar: torch.full_like(mean, nats))
+        list(system.losses("vae", random.Random(0), None))
+        weights.append(math.log(system.kl_weight / 1e-3))
+    assert weights == pytest.approx([0.02, 0.04, 0.02])
 
 
 # --- teacher.py, toklip.py --------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(t
     assert [p.name for p in (tmp_path / "broken").glob("*.safetensors")] == ["teacher.safetensors"]
     monkeypatch.setattr(systems.System, "train", train)
     one_system.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
-    one, other = (open_tensors(tmp_path / name / "2.safetensors") for name in ("unbroken", "broken"))
+    one, other = (open_tensors(tmp_path / name / "3.safetensors") for name in ("unbroken", "broken"))
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
     start = systems.System("toklip", "pico", 1, 16).model.state_dict()
     moved = {name.split(".")[1] for name in one if name.startswith("model.") and not torch.equal(
@@ -293,18 +294,18 @@ def test_the_benchmarks_of_harmon_measure_a_system_of_codes():
     """With random weights nothing is drawn right, and a picture is no more than chance; all figures are there."""
     system = systems.System("toklip", "pico", 1, 16)
     found, picture = measure(system, "pico")
-    assert {"single_object", "position", "overall", "overall, unseen", "thinking first"} <= set(found["drawing"])
-    assert found["drawing"]["overall"]["right"] == found["reading"]["caption"]["right"] == 0
-    assert {"color", "shape", "count", "relation"} <= set(found["reading"]) and set(found["zero-shot, TokLIP"]) == {
+    assert {"single_object", "position", "overall", "the four, unseen pairs", "thinking first: overall"} <= set(found["drawing"])
+    assert found["drawing"]["overall"]["right"] == found["reading, looking first"]["caption"]["right"] == 0
+    assert {"color", "shape", "count", "relation"} <= set(found["reading, looking first"]) and set(found["zero-shot, TokLIP"]) == {
         "pair", "color", "shape", "unseen pair"}
     assert 0 <= found["tokens"]["bits per token"] <= 6 and found["cost"]["Frechet distance"] > 0
     text = tables({"toklip": [found, found], "harmon": [{"drawing": found["drawing"]}] * 2})
-    assert "| overall, unseen " in text and text.count("zero-shot") == 2
+    assert "| the four, unseen pairs " in text and text.count("zero-shot") == 2
     assert picture.width > 8 * 90
 
 
 def test_one_cell_of_several_seeds():
-    values = [{"rate": r, "n": 10, "right": round(10 * r)} for r in (0.2, 0.8)]
+    values = [rate([i < n for i in range(10)]) for n in (2, 8)]
     alone, both = (over_seeds(v) for v in ([values[0]], values))
     assert alone.startswith("20.0 [") and both.startswith("50.0 [")
     # two seeds that differ so much: the interval is wider than that of 20 pictures in one pot, 50.0 [29.9, 70.1]
@@ -342,7 +343,7 @@ def test_the_whole_comparison_in_small_goes_on_where_it_was(tmp_path):
     flags = ["--preset", "pico", "--minutes", "0.01", "--systems", "masked,reca", "--out", str(tmp_path)]
     first = subprocess.run([sys.executable, "-m", "nanoharmon.compare", *flags], capture_output=True, text=True,
                            encoding="utf-8", check=True)
-    assert "| overall, unseen" in first.stdout and (tmp_path / "page.png").exists()
+    assert "| the four, unseen pairs" in first.stdout and (tmp_path / "page.png").exists()
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/figures.json")}
     assert len(made) == 4
     (tmp_path / "masked-2" / "figures.json").unlink()            # lost, but not the weights

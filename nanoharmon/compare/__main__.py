@@ -33,7 +33,7 @@ from .systems import PRESETS, SHARES, SYSTEMS, System
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
-def time_steps(name, preset, steps=3):
+def time_steps(name, preset, steps=10):
     """Seconds of processor time that a step of each part takes: {part: seconds}."""
     system, found = System(name, preset, 0, 64), {}
     for part in SHARES[name]:
@@ -45,11 +45,12 @@ def time_steps(name, preset, steps=3):
 
 
 def make_plan(names, preset, minutes, old=None):
-    """{"preset", "minutes", "seconds per step": {system: {part: seconds}}, "steps": likewise}; old: a plan that is
-    kept, and extended by the systems that it lacks."""
-    plan = old or {"preset": preset, "minutes": minutes, "seconds per step": {}, "steps": {}}
+    """{"preset", "minutes", "shares": {system: {part: share}}, "seconds per step" and "steps": likewise}; old: a plan
+    that is kept, and extended by the systems that it lacks."""
+    plan = old or {"preset": preset, "minutes": minutes, "shares": {}, "seconds per step": {}, "steps": {}}
     for name in names:
         if name not in plan["steps"]:
+            plan["shares"][name] = SHARES[name]
             took = plan["seconds per step"][name] = time_steps(name, preset)
             plan["steps"][name] = {part: max(1, round(60 * minutes * share / took[part]))
                                    for part, share in SHARES[name].items()}
@@ -65,6 +66,9 @@ def read_plan(path, preset, minutes):
         if plan.get(flag) != value:
             raise ValueError(f"{path} has {flag} {plan.get(flag)}, got {value}; pass --{flag} {plan.get(flag)} to go "
                              f"on, or another --out")
+    for name in plan["steps"]:
+        if plan.get("shares", {}).get(name) != SHARES.get(name):
+            raise ValueError(f"{path} divides the time of {name} in another way, it is of other code; pass another --out")
     return plan
 
 

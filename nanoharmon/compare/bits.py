@@ -4,7 +4,8 @@
 
     vq     one code per place (vq.py): log2(codes) bits at most
     kl     Harmon's KL-VAE, as the recipe trains it. Its KL to a unit normal is about 100 bits a place
-    held   a KL-VAE whose KL is held to what the codes can say, by a weight that is steered while it learns
+    held   a KL-VAE no place of which may say more than a code can: what its KL has above that costs, with a weight that
+           is steered while it learns
 
 The KL is what a *sample* of the posterior tells, at most. So `held` is judged by samples. The other two are judged as
 they are used: by the code, and by the mean.
@@ -13,34 +14,34 @@ import math
 import time
 
 import torch
+import torch.nn.functional as F
 
 from ..cli import Parser, markdown_table, number, run_main
-from ..training.losses import KL_WEIGHT
-from ..vae import vae_loss
+from ..vae import kl_divergence
 from .figures import SIZES, over_seeds, token_figures
 from .systems import OWN, PRESETS, System
 
-STEERING = 0.02              # by how much the weight of the KL may change in a step: e to this
-
-
-def sample(vae, image):
-    """As vae.encode, but a sample of the posterior: image (B, 3, H, W) -> latents (B, S, C)."""
-    mean, logvar = vae.moments(image)
-    return (mean + (0.5 * logvar).exp() * torch.randn_like(mean)).flatten(2).transpose(1, 2) * vae.config.scale
+STEERING = 0.02              # by how much the weight may change in a step: e to this
+EXCESS = 0.1                 # bits per place, on average, that are allowed above the limit
 
 
 def hold(system, bits):
-    """Make a System's part `vae` learn a KL of so many bits per place, and its pictures go through samples."""
-    vae, weight = system.model.vae, KL_WEIGHT
+    """Make a System's part `vae` learn places of at most so many bits, and its pictures go through samples."""
+    vae, system.kl_weight = system.model.vae, 1e-3
+
+    def sample(mean, logvar):
+        return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
 
     def losses(part, rng, generator):
-        nonlocal weight
-        batch = system.config.stages["vae"].batch
-        loss, parts = vae_loss(vae, system.batches.images(rng, batch, system.size), weight)
-        told = parts["kl"].item() * vae.config.z_channels / math.log(2)
-        weight *= math.exp(STEERING * max(-1.0, min(1.0, told / bits - 1)))
-        yield loss
-    system.losses, vae.encode = losses, lambda image: sample(vae, image)
+        image = system.batches.images(rng, system.config.stages["vae"].batch, system.size)
+        moments = vae.moments(image)
+        out = vae.reconstruct(sample(*moments))
+        told = kl_divergence(*moments).sum(dim=1) / math.log(2)                  # (B, h, w), bits
+        excess = torch.relu(told - bits).mean()
+        yield F.l1_loss(out, image) + 10 * F.mse_loss(out, image) + system.kl_weight * excess
+        system.kl_weight *= math.exp(STEERING * max(-1.0, min(1.0, excess.item() / EXCESS - 1)))
+    system.losses = losses
+    vae.encode = lambda image: sample(*vae.moments(image)).flatten(2).transpose(1, 2) * vae.config.scale   # (B, S, C)
 
 
 def tokenizer(name, preset, seed):

@@ -14,7 +14,7 @@ from ..cli import markdown_table
 from ..evals import probe
 from ..evals.common import fresh_scene, placement, rate
 from ..evals.evaluate import vae_score
-from ..evals.geneval import draw_scores
+from ..evals.geneval import COLORED, draw_scores
 from ..evals.quality import quality_scores, train_eye
 from ..evals.reading import answer_scores
 from ..evals.report import cell
@@ -25,9 +25,9 @@ from .systems import HARMON
 from .teacher import zero_shot
 from .vq import kl_bits, usage
 
-# by preset: prompts per task (two pictures of each), scenes to read, pictures for the Frechet distance and steps of its
-# eye, scenes to fit a probe on
-SIZES = {"nano": {"prompts": 25, "scenes": 200, "quality": 300, "eye": 200, "probe": 600},
+# by preset: prompts per task (a fourth of it of unseen pairs), scenes to read, pictures for the Frechet distance and
+# steps of its eye, scenes to fit a probe on
+SIZES = {"nano": {"prompts": 100, "scenes": 200, "quality": 300, "eye": 200, "probe": 600},
          "pico": {"prompts": 1, "scenes": 4, "quality": 6, "eye": 2, "probe": 20}}
 PAGE = ("a red circle", "a white ring", "three green crosses", "a circle and a square", "a blue ring above a red cross",
         "a yellow circle left of a purple square", "a purple cross", "a white triangle and a red ring")
@@ -37,23 +37,25 @@ PROBED = {"single": ("shape", "color", "place"), "pair": ("bound", "relation")}
 def measure(system, preset):
     """All figures of a trained System, and a row of pictures: (nested dict of rates and numbers, PIL picture)."""
     pipe, size = system.pipeline(), SIZES[preset]
-    drawn, _ = draw_scores(pipe, size["prompts"], 2, think=False)
-    thought, _ = draw_scores(pipe, size["prompts"], 2, think=True)
+    drawn, thought = (draw_scores(pipe, size["prompts"], 1, think=think)[0] for think in (False, True))
     seen = answer_scores(pipe, size["scenes"])
     unseen = answer_scores(pipe, max(4, size["scenes"] // 4), unseen=True)
+    at_once = answer_scores(pipe, size["scenes"], benches=("vqa",), look=False)
     eye = train_eye(system.size, placement(pipe), size["eye"])
     found = {
         "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | {
-            "overall": drawn["seen"]["overall"], "overall, unseen": drawn["unseen"]["overall"],
-            "thinking first": thought["seen"]["overall"], "thinking first, unseen": thought["unseen"]["overall"]},
-        "reading": seen["vqa"] | {
-            "overall, unseen": unseen["vqa"]["overall"], "existence (random)": seen["pope"]["random"]["accuracy"],
+            f"{title}{row}": value for title, found in (("", drawn), ("thinking first: ", thought)) for row, value in (
+                ("overall", found["seen"]["overall"]), ("the four tasks with colors", with_colors(found["seen"])),
+                ("the four, unseen pairs", found["unseen"]["overall"]))},
+        "reading, looking first": seen["vqa"] | {
+            "overall, unseen": unseen["vqa"]["overall"], "overall, at once": at_once["vqa"]["overall"],
+            "existence (random)": seen["pope"]["random"]["accuracy"],
             "caption": seen["caption"], "caption, unseen": unseen["caption"]},
         "linear probe": probe_rates(system, pipe, size["probe"]),
         "tokens": token_figures(system, pipe, size["scenes"]),
         "cost": {"Frechet distance": quality_scores(pipe, size["quality"], eye=eye, think=False)["drawn"]["Frechet"],
                  "parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
-    del found["reading"]["likelihood"]
+    del found["reading, looking first"]["likelihood"]
     if system.teacher:
         vq, toklip, place = system.model.vae, system.model.toklip, placement(pipe)
         for name, features in (("teacher", system.teacher.features), ("TokLIP", lambda image: toklip.features(
@@ -63,6 +65,12 @@ def measure(system, preset):
     tiles = [captioned(picture, f"{system.name}: {prompt}", 96)
              for prompt, picture in zip(PAGE, pipe.draw(list(PAGE), think=False))]
     return found, grid(tiles, len(tiles))
+
+
+def with_colors(rates):
+    """The rate of all pictures of the tasks that name colors: those that unseen pairs are asked for."""
+    right, n = (sum(rates[task][key] for task in COLORED) for key in ("right", "n"))
+    return rate([i < right for i in range(n)])
 
 
 def token_features(system, images):
@@ -120,6 +128,8 @@ def over_seeds(values):
     if isinstance(values[0], dict):
         if not all(value["n"] for value in values):
             return ""
+        if len(values) == 1:
+            return cell(values[0])
         hits = [np.arange(value["n"]) < round(value["rate"] * value["n"]) for value in values]
         return cell(probe.over_draws(torch.from_numpy(np.stack(hits))))
     low, high, mean = min(values), max(values), sum(values) / len(values)

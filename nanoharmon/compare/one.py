@@ -16,7 +16,7 @@ def run_one(name, seed, preset, steps, folder):
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(steps)
-    system = System(name, preset, seed, min(SCENES, 64 * (steps["2"] + steps.get("3", 0))))
+    system = System(name, preset, seed, min(SCENES, 64 * (steps["2"] + steps["3"])))
     done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
     if done:
         system.load(folder / f"{done[-1]}.safetensors")

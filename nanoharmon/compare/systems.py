@@ -2,22 +2,21 @@
 
 Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time:
 
-    part      harmon   reca   toklip   codes   masked   it learns
-    vae       25 %     25 %   25 %     25 %    25 %     the picture tokenizer: KL-VAE, or VQ
-    llm       10 %     10 %   10 %     10 %    10 %     the LLM, texts without pictures
-    mar       20 %     20 %   -        -       -        MAR, from class labels
-    teacher   -        -      15 %     -       -        the contrastive model (teacher.py)
-    toklip    -        -      10 %     -       -        TokLIP, from the teacher
-    1          5 %      5 %   -        -       -        Harmon's stage 1: MAR and projectors, the LLM frozen
-    2         15 %     12 %   40 %     65 %    25 %     to draw and to read together
-    3         25 %     18 %   -        -       40 %     the same, fewer pictures wholly hidden (hide_all)
-    reca      -        10 %   -        -       -        to draw a picture from its own understanding of it (RecA)
+    part      harmon   reca   toklip   codes, masked   it learns
+    vae       15 %     15 %   25 %     25 %            the picture tokenizer: KL-VAE, or VQ, which needs longer
+    llm       10 %     10 %   10 %     10 %            the LLM, texts without pictures
+    mar       15 %     15 %   -        -               MAR, from class labels
+    teacher   -        -      15 %     -               the contrastive model (teacher.py)
+    toklip    -        -      10 %     -               TokLIP, from the teacher
+    1          5 %      5 %   -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
+    2         20 %     15 %   15 %     25 %            to draw and to read together: mostly pairs, mostly wholly hidden
+    3         35 %     30 %   25 %     40 %            the same, with pictures of all kinds and fewer wholly hidden
+    reca      -        10 %   -        -               to draw a picture from its own understanding of it (RecA)
 
-Part 3 is for those that hide tokens; raster order hides none. It has the small pictures of part 2, and no --region.
+Parts 2 and 3 have the settings of the recipe's stages, but small pictures in both, and no --region.
 
 All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
-stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours. Harmon's follow
-the minutes of its recipe at checkpoint 4, which was tuned for it; those of the others were not tuned.
+stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours, and not tuned.
 
 What differs beside the design, on purpose: the LLM is larger where there is no MAR, so that all systems have the same
 number of parameters within 10 % (the teacher is not counted: nobody needs it after training). Understanding has weight
@@ -45,11 +44,11 @@ from .teacher import Teacher, contrast_batch
 from .toklip import TokLIP, toklip_loss
 from .vq import vq_loss
 
-SHARES = {"harmon": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.15, "3": 0.25},
-          "reca": {"vae": 0.25, "llm": 0.10, "mar": 0.20, "1": 0.05, "2": 0.12, "3": 0.18, "reca": 0.10},
-          "toklip": {"vae": 0.25, "llm": 0.10, "teacher": 0.15, "toklip": 0.10, "2": 0.40},
-          "codes": {"vae": 0.25, "llm": 0.10, "2": 0.65},
-          "masked": {"vae": 0.25, "llm": 0.10, "2": 0.25, "3": 0.40}}
+PLAIN = {"vae": 0.25, "llm": 0.10, "2": 0.25, "3": 0.40}
+SHARES = {"harmon": {"vae": 0.15, "llm": 0.10, "mar": 0.15, "1": 0.05, "2": 0.20, "3": 0.35},
+          "reca": {"vae": 0.15, "llm": 0.10, "mar": 0.15, "1": 0.05, "2": 0.15, "3": 0.30, "reca": 0.10},
+          "toklip": {"vae": 0.25, "llm": 0.10, "teacher": 0.15, "toklip": 0.10, "2": 0.15, "3": 0.25},
+          "codes": PLAIN, "masked": PLAIN}
 SYSTEMS = tuple(SHARES)
 HARMON = ("harmon", "reca")                                      # the others are Discrete
 TRAINED = {"teacher": "picture.,text.,log_scale,bias", "toklip": "toklip."}      # other parts: a stage's train_parts
@@ -118,7 +117,7 @@ class System:
         """A Pipeline that draws and answers, for the benchmarks."""
         data, draw = self.config.data, {"cfg": 3.0, "iters": 64, "steps": 25, "think": False}
         return Pipeline(self.model, self.tokenizer, {"size": self.size, "layout": data.layout, "board": data.board,
-                                                     "draw": draw})
+                                                     "look": True, "draw": draw})
 
     # --- files -----------------------------------------------------------------------------------------------------
 

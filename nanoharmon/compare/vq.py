@@ -13,7 +13,7 @@ passed on. Two terms pull the pair together, the codebook towards z, and z (more
 
 Short vectors of length 1 keep many codes in use (ViT-VQGAN, arXiv 2110.04627). With as few steps as here that is not
 enough: ours is that a code which nobody has used for a while is moved onto a random z of the batch (as Jukebox did,
-arXiv 2005.00341).
+arXiv 2005.00341), the likelier the farther that z is from its code: most places are empty and need few codes.
 
 Left out of LlamaGen's training: adversarial and perceptual losses, as in vae.py; the entropy term, whose weight is 0
 there too.
@@ -79,12 +79,15 @@ class VQ(nn.Module):
 
     @torch.no_grad()
     def move_idle_codes(self, z):
-        """Move every code that no batch has used for long onto a random z of this one. z (N, code_dim)."""
+        """Move every code that no batch has used for long onto a random z of this one, more likely onto one that is far
+        from its code. z (N, code_dim)."""
+        likeness, nearest = (z @ self.codebook().T).max(dim=-1)
         self.idle += 1
-        self.idle[self.nearest(z)] = 0
+        self.idle[nearest] = 0
         lost = (self.idle >= IDLE).nonzero().squeeze(1)
         if len(lost):
-            self.embedding.weight[lost] = z[torch.randint(len(z), (len(lost),), device=z.device)]
+            distance = 1e-6 + (1 - likeness).clamp(min=0)                        # squared and halved
+            self.embedding.weight[lost] = z[torch.multinomial(distance, len(lost), replacement=True)]
             self.idle[lost] = 0
 
 
