@@ -37,7 +37,7 @@ def hold(system, bits):
         moments = vae.moments(image)
         out = vae.reconstruct(sample(*moments))
         told = kl_divergence(*moments).sum(dim=1) / math.log(2)                  # (B, h, w), bits
-        excess = torch.relu(told - bits).mean()
+        excess = (told - bits).clamp(min=0).mean()
         yield F.l1_loss(out, image) + 10 * F.mse_loss(out, image) + system.kl_weight * excess
         system.kl_weight *= math.exp(STEERING * max(-1.0, min(1.0, excess.item() / EXCESS - 1)))
     system.losses = losses
