@@ -94,7 +94,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_file_is_one_clear_line(case, tmp_path):
-    (raw, expected), path = BAD[case], tmp_path / "x.safetensors"
+    raw, expected = BAD[case]
+    path = tmp_path / "x.safetensors"
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=expected) as e:
         SafeTensors(path)

@@ -93,7 +93,7 @@ def test_the_weight_of_the_kl_is_steered_towards_the_bits(monkeypatch):
     for nats in (99.0, 99.0, 0.0):                               # of each of the numbers of a place
         monkeypatch.setattr(bits, "kl_divergence", lambda mean, logvar: torch.full_like(mean, nats))
         list(system.losses("vae", random.Random(0), None))
-        weights.append(math.log(system.kl_weight / 1e-3))
+        weights.append(math.log(system.kl_weight / bits.FIRST_WEIGHT))
     assert weights == pytest.approx([0.02, 0.04, 0.02])
 
 
@@ -322,7 +322,9 @@ def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeyp
         assert took == pytest.approx(600, rel=1e-3) and sum(systems.SHARES[name].values()) == pytest.approx(1)
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     assert compare.read_plan(tmp_path / "plan.json", "pico", 10) == plan
-    for flags, message in ((["--minutes", "5"], "minutes 10, got 5"), (["--systems", "code"], "did you mean 'codes'")):
+    monkeypatch.setitem(systems.SHARES, "codes", {"vae": 1.0})   # as other code may have it
+    for flags, message in ((["--minutes", "5"], "minutes 10, got 5"), (["--systems", "code"], "did you mean 'codes'"),
+                           (["--minutes", "10"], "divides the time of codes in another way")):
         with pytest.raises(ValueError, match=message):
             compare.main(["--preset", "pico", "--out", str(tmp_path), *flags])
     compare.main(["--dry-run", "--preset", "pico", "--seeds", "3"])

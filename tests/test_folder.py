@@ -194,7 +194,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_folders_as_people_have_them(layout, tmp_path):
-    (files, place, texts, labels, notes), root = LAYOUTS[layout], tmp_path / "in"
+    files, place, texts, labels, notes = LAYOUTS[layout]
+    root = tmp_path / "in"
     for name, content in {**{str(Path(place, f"{i}.png")): i for i in range(4)}, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, int):

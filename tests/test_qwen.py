@@ -33,7 +33,8 @@ IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 @TIED
 @torch.no_grad()
 def test_padded_batches_are_official(name):
-    (gold, model), layer0 = load(name), []
+    gold, model = load(name)
+    layer0 = []
     model.model.layers[0].register_forward_hook(lambda module, args, output: layer0.append(output))
     for side in ("right", "left"):
         ids, mask, positions = (gold.input(f"{side}/{k}") for k in ("input_ids", "attention_mask", "position_ids"))

@@ -156,7 +156,7 @@ def test_results_of_the_readme_are_those_of_the_shipped_checkpoint():
 def test_every_rate_shown_in_full_was_measured():
     def rates(found):
         return {cell(found)} if "rate" in found else set().union(*(rates(v) for v in found.values()
-                                                                      if isinstance(v, dict)))
+                                                                   if isinstance(v, dict)))
     text = "".join(section(RESULTS, title) for title in ("Drawing", "Answering", "Talking"))
     shown = re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", text)
     files = "results", "results_no_think", "results_no_look", "results_talking"

@@ -15,7 +15,6 @@ OUT/SYSTEM-SEED holds the weights after the last finished part, and figures.json
 same command again goes on: finished parts and systems are not repeated, an interrupted part begins anew. More --seeds
 or --systems may be added later.
 """
-import time
 from multiprocessing.pool import ThreadPool
 
 import torch
@@ -35,13 +34,8 @@ from .systems import PRESETS, SHARES, SYSTEMS, System
 
 def time_steps(name, preset, steps=10):
     """Seconds of processor time that a step of each part takes: {part: seconds}."""
-    system, found = System(name, preset, 0, 64), {}
-    for part in SHARES[name]:
-        system.train(part, 1)                                    # encodes, and warms up
-        began = time.process_time()
-        system.train(part, steps)
-        found[part] = (time.process_time() - began) / steps
-    return found
+    system = System(name, preset, 0, 64)
+    return {part: system.seconds_per_step(part, steps) for part in SHARES[name]}
 
 
 def make_plan(names, preset, minutes, old=None):
@@ -68,7 +62,8 @@ def read_plan(path, preset, minutes):
                              f"on, or another --out")
     for name in plan["steps"]:
         if plan.get("shares", {}).get(name) != SHARES.get(name):
-            raise ValueError(f"{path} divides the time of {name} in another way, it is of other code; pass another --out")
+            raise ValueError(f"{path} is of other code, which divides the time of {name} in another way; pass another "
+                             f"--out")
     return plan
 
 

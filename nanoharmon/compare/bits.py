@@ -11,23 +11,24 @@ The KL is what a *sample* of the posterior tells, at most. So `held` is judged b
 they are used: by the code, and by the mean.
 """
 import math
-import time
 
 import torch
 import torch.nn.functional as F
 
-from ..cli import Parser, markdown_table, number, run_main
+from ..cli import Parser, number, run_main
 from ..vae import kl_divergence
-from .figures import SIZES, over_seeds, token_figures
+from .figures import SIZES, tables, token_figures
 from .systems import OWN, PRESETS, System
 
-STEERING = 0.02              # by how much the weight may change in a step: e to this
-EXCESS = 0.1                 # bits per place, on average, that are allowed above the limit
+# of `held`, chosen by hand: bits per place, on average, that are allowed above the limit; the first weight of what is
+# above it; and by how much the weight may change in a step, e to this
+EXCESS, FIRST_WEIGHT, STEERING = 0.1, 1e-3, 0.02
 
 
 def hold(system, bits):
-    """Make a System's part `vae` learn places of at most so many bits, and its pictures go through samples."""
-    vae, system.kl_weight = system.model.vae, 1e-3
+    """Replace the losses of a System's part `vae`, so that no place learns to say more than `bits`, and what its VAE
+    encodes: samples instead of means."""
+    vae, system.kl_weight = system.model.vae, FIRST_WEIGHT
 
     def sample(mean, logvar):
         return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
@@ -36,8 +37,9 @@ def hold(system, bits):
         image = system.batches.images(rng, system.config.stages["vae"].batch, system.size)
         moments = vae.moments(image)
         out = vae.reconstruct(sample(*moments))
-        told = kl_divergence(*moments).sum(dim=1) / math.log(2)                  # (B, h, w), bits
-        excess = (told - bits).clamp(min=0).mean()
+        said = kl_divergence(*moments).sum(dim=1) / math.log(2)                  # (B, h, w), bits
+        excess = (said - bits).clamp(min=0).mean()
+        # the first two terms are those of vae_loss, whose KL is a mean over places and knows no limit
         yield F.l1_loss(out, image) + 10 * F.mse_loss(out, image) + system.kl_weight * excess
         system.kl_weight *= math.exp(STEERING * max(-1.0, min(1.0, excess.item() / EXCESS - 1)))
     system.losses = losses
@@ -45,6 +47,7 @@ def hold(system, bits):
 
 
 def tokenizer(name, preset, seed):
+    """A System of which only the part `vae` is trained: name "vq", "kl" or "held"."""
     system = System("codes" if name == "vq" else "harmon", preset, seed, 64)
     if name == "held":
         hold(system, math.log2(OWN[preset]["codes"]))
@@ -61,15 +64,11 @@ def main(argv=None):
     found = {}
     for name in ("vq", "kl", "held"):
         timed, system = (tokenizer(name, args.preset, args.seed) for _ in range(2))
-        timed.train("vae", 1)
-        began = time.process_time()
-        timed.train("vae", 3)
-        steps = max(1, round(60 * args.minutes * 3 / (time.process_time() - began)))
+        steps = max(1, round(60 * args.minutes / timed.seconds_per_step("vae")))
         system.train("vae", steps)
-        found[name] = token_figures(system, system.pipeline(), SIZES[args.preset]["scenes"]) | {"steps": steps}
-    rows = dict.fromkeys(row for figures in found.values() for row in figures)
-    print(markdown_table(["", *found], [[row, *(over_seeds([figures[row]]) if row in figures else "-"
-                                                for figures in found.values())] for row in rows]))
+        figures = token_figures(system, system.pipeline(), SIZES[args.preset]["scenes"])
+        found[name] = [{"tokens": figures | {"steps": steps}}]   # of one seed
+    print(tables(found))
 
 
 if __name__ == "__main__":

@@ -43,10 +43,8 @@ def measure(system, preset):
     at_once = answer_scores(pipe, size["scenes"], benches=("vqa",), look=False)
     eye = train_eye(system.size, placement(pipe), size["eye"])
     found = {
-        "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | {
-            f"{title}{row}": value for title, found in (("", drawn), ("thinking first: ", thought)) for row, value in (
-                ("overall", found["seen"]["overall"]), ("the four tasks with colors", with_colors(found["seen"])),
-                ("the four, unseen pairs", found["unseen"]["overall"]))},
+        "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | overall(drawn) | overall(
+            thought, "thinking first: "),
         "reading, looking first": seen["vqa"] | {
             "overall, unseen": unseen["vqa"]["overall"], "overall, at once": at_once["vqa"]["overall"],
             "existence (random)": seen["pope"]["random"]["accuracy"],
@@ -67,10 +65,13 @@ def measure(system, preset):
     return found, grid(tiles, len(tiles))
 
 
-def with_colors(rates):
-    """The rate of all pictures of the tasks that name colors: those that unseen pairs are asked for."""
-    right, n = (sum(rates[task][key] for task in COLORED) for key in ("right", "n"))
-    return rate([i < right for i in range(n)])
+def overall(scores, title=""):
+    """Rates of all pictures of `draw_scores`. Unseen pairs can be asked for in the tasks that name colors alone, so
+    seen pairs have a row of the same tasks."""
+    right, n = (sum(scores["seen"][task][key] for task in COLORED) for key in ("right", "n"))
+    return {f"{title}overall": scores["seen"]["overall"],
+            f"{title}the four tasks with colors": rate([i < right for i in range(n)]),
+            f"{title}the four, unseen pairs": scores["unseen"]["overall"]}
 
 
 def token_features(system, images):

@@ -23,6 +23,7 @@ number of parameters within 10 % (the teacher is not counted: nobody needs it af
 1 where both losses are cross-entropies.
 """
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,7 @@ HARMON = ("harmon", "reca")                                      # the others ar
 TRAINED = {"teacher": "picture.,text.,log_scale,bias", "toklip": "toklip."}      # other parts: a stage's train_parts
 CODE_DIM = 8                                                     # as LlamaGen's
 CONTRAST = 64                                                    # pictures in a batch of teacher and toklip
-LATENTS = ("mar", "1", "2", "3", "reca")                            # parts that read latents, which are encoded once
+LATENTS = ("mar", "1", "2", "3", "reca")                         # parts that read latents, which are encoded once
 
 # of the systems without MAR, by preset: the codebook, the towers of teacher and TokLIP, and the LLM, whose last number
 # is layers without and with TokLIP
@@ -182,6 +183,13 @@ class System:
                 optimizer.zero_grad()
         ema.copy_to(params)
         module.eval()
+
+    def seconds_per_step(self, part, steps=10):
+        """Processor time of one step of a part, after a first one that prepares. It trains: the weights change."""
+        self.train(part, 1)
+        began = time.process_time()
+        self.train(part, steps)
+        return (time.process_time() - began) / steps
 
     def set_scale(self):
         """Harmon's VAE: latents of unit variance. It follows from the weights, so no file has it; codes need none."""

@@ -81,13 +81,14 @@ class VQ(nn.Module):
     def move_idle_codes(self, z):
         """Move every code that no batch has used for long onto a random z of this one, more likely onto one that is far
         from its code. z (N, code_dim)."""
-        likeness, nearest = (z @ self.codebook().T).max(dim=-1)
+        nearest = self.nearest(z)                                                # (N,)
         self.idle += 1
         self.idle[nearest] = 0
         lost = (self.idle >= IDLE).nonzero().squeeze(1)
         if len(lost):
-            distance = 1e-6 + (1 - likeness).clamp(min=0)                        # squared and halved
-            self.embedding.weight[lost] = z[torch.multinomial(distance, len(lost), replacement=True)]
+            squared = (z - self.vectors(nearest)).square().sum(dim=-1)           # (N,)
+            chance = squared + 1e-6                                              # never 0 for all of them
+            self.embedding.weight[lost] = z[torch.multinomial(chance, len(lost), replacement=True)]
             self.idle[lost] = 0
 
 

@@ -148,12 +148,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.study == "sampling":
         refuse_beside(parser, args, args.study, ("base", "seeds", "budget"), "trains nothing")
+        pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     else:
         refuse_beside(parser, args, args.study, ("ckpt", "seed", "device", "dtype"), "trains models of its own")
-    pipe, began = load_pipeline(args.ckpt, args.device, args.dtype) if args.study == "sampling" else None, time.time()
-    if not pipe:
+        pipe = None
         find_train()
-    out = out_folder(args.out)
+    began, out = time.time(), out_folder(args.out)
     with FolderLock(out, "study_in_use") as lock:    # a run in this folder is not in the way
         lock.take()
         run_and_print(args, pipe, out)
