@@ -111,7 +111,7 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
-    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: 99.99 % of the latents' numbers
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: a little inside of the latents, of
     whose numbers 99.99 % are below 5.6.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
@@ -121,7 +121,7 @@ def nano():
         MARConfig(grid=3, token_dim=16, encoder_embed_dim=160, encoder_depth=4, encoder_num_heads=5,
                   decoder_embed_dim=160, decoder_depth=4, decoder_num_heads=5, buffer_size=8, class_num=140,
                   mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=3, diffloss_w=160,
-                  diffusion_batch_mul=4, clip_x0=7.0),
+                  diffusion_batch_mul=4, clip_x0=5.0),
         LLMConfig(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
                   num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=1024), grad_scale=1.0)
 
@@ -133,7 +133,7 @@ def micro():
                   scale=1.0),
         MARConfig(grid=8, encoder_embed_dim=384, encoder_depth=8, encoder_num_heads=6, decoder_embed_dim=384,
                   decoder_depth=8, decoder_num_heads=6, buffer_size=16, class_num=140, mask_ratio="cosine",
-                  attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512, clip_x0=7.0),
+                  attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512, clip_x0=5.0),
         LLMConfig(vocab_size=1024, hidden_size=384, intermediate_size=1024, num_hidden_layers=12,
                   num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048))
 

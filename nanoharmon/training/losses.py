@@ -7,8 +7,6 @@ import torch
 
 from ..vae import vae_loss
 
-KL_WEIGHT = 5e-3            # of the VAE's loss: latents that say no more than they must are learned sooner (docs/LOG.md)
-
 
 def stage_losses(config, name, model, batches, rng, generator):
     """Yields (loss, {label: value to log}). config: Config; name: of the stage; batches: those of batches.py.
@@ -21,7 +19,7 @@ def stage_losses(config, name, model, batches, rng, generator):
     if name == "vae":
         # both resolutions are used later: half of the batches are small pictures, as many pixels of them
         size = stage.size if rng.random() < 0.5 else config.stages["1"].size
-        loss, parts = vae_loss(model.vae, batches.images(rng, n * (stage.size // size) ** 2, size), KL_WEIGHT)
+        loss, parts = vae_loss(model.vae, batches.images(rng, n * (stage.size // size) ** 2, size), stage.kl_weight)
         yield loss, {"vae": loss, **parts}
     elif name == "llm":
         for ids, labels, label_index in batches.texts(rng, n):

@@ -70,6 +70,8 @@ class StageConfig:
                                "answered by what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
                             "prompt about that part (sample.py --region)", **SHARE)
+    kl_weight: float = arg(1e-4, "stage vae: weight of the KL; more makes latents that say less, are drawn sooner, and "
+                                 "may read unseen things worse: docs/LOG.md")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     understanding_weight: float = arg(1.0, "weight of the understanding loss (generation has 1); its gradient can be "
@@ -197,6 +199,7 @@ def quicken(config):
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
         stage.size = size if name != "llm" else 0
+    stages["vae"].kl_weight = 5e-3                               # latents that say less are drawn sooner
     data.scenes, data.max_objects = data.scenes // 3, 1
 
 
