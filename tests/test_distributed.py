@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 import train
-from nanoharmon.training import imports, resume, run
+from nanoharmon.training import imports, losses, resume, run
 from nanoharmon.training.imports import views_of
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.parallel import launch
-from nanoharmon.training.recipe import Config
+from nanoharmon.training.recipe import Config, StageConfig
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import save_state
 from nanoharmon.world.source import training_texts
@@ -171,21 +171,22 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weight(n):
-    """The parts of a shard's loss add up to the mean over its texts: here each text's loss is its number."""
+def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weight(n, monkeypatch):
+    """The parts of a shard's loss add up to the mean over its texts: a text's loss is its number here, the VAE's its KL."""
     config, value = Config.preset("pico"), torch.arange(1.0, n + 1)
-    config.optim.shards, config.stages["llm"].batch = 1, n
-    stage = config.stages["2"]
-    stage.batch = stage.understanding_batch = n
-    stage.understanding_weight = 0.25
+    config.optim.shards = 1
+    config.stages |= {"vae": StageConfig(kl_weight=value.mean().item()), "llm": StageConfig(batch=n),
+                      "2": StageConfig(batch=n, understanding_batch=n, understanding_weight=0.25)}
+    monkeypatch.setattr(losses, "vae_loss", lambda vae, image, kl_weight: (torch.tensor(kl_weight), {}))
 
     def rows_of(width, ids):
         return lambda rng, n, *_: ([half if i == ids else None for i in range(width)]
                                    for half in (value[:n // 2], value[n // 2:]) if len(half))
-    batches = SimpleNamespace(texts=rows_of(3, 0), generation=rows_of(3, 1), understanding=rows_of(4, 1), shapes=())
+    batches = SimpleNamespace(texts=rows_of(3, 0), generation=rows_of(3, 1), understanding=rows_of(4, 1), shapes=(),
+                              images=lambda *_: None)
     model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None),
                             understanding_loss=lambda latents, ids, *_: ids.mean(),
                             generation_loss=lambda latents, ids, *_, **__: 100 * ids.mean())
-    for name, expected in ("llm", 1.0), ("2", 100.25):
-        losses = [loss for loss, _ in stage_losses(config, name, model, batches, train.random.Random(0), None)]
-        assert sum(losses).item() == pytest.approx(expected * value.mean().item())
+    for name, expected in ("vae", 1.0), ("llm", 1.0), ("2", 100.25):
+        found = [loss for loss, _ in stage_losses(config, name, model, batches, train.random.Random(0), None)]
+        assert sum(found).item() == pytest.approx(expected * value.mean().item())

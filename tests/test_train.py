@@ -361,7 +361,7 @@ def test_quick_shortens_what_is_not_given():
     assert {stage.size for name, stage in stages.items() if name != "llm"} == {side * full.config.stages["3"].size // 3}
     assert all(stage.warmup <= stage.steps // 4 for name, stage in stages.items() if name != "2")
     assert str(run.out) == "out/nano-quick" and run.changed == {"stage_2.steps": "7"}
-    assert set(stages) - set(full.config.stages) == {"reca"}
+    assert set(stages) - set(full.config.stages) == {"reca"} and stages["vae"].kl_weight == 5e-3
 
 
 def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():

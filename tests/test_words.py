@@ -51,8 +51,7 @@ def test_whoever_types_other_words_is_told_so_once(tmp_path, monkeypatch, capsys
         assert found == notes
     monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\n/draw a red house\nis it mine\n"))
     chat.main(["--ckpt", "listed", "--max-new-tokens", "2"])
-    assert capsys.readouterr().err.splitlines() == [
-        f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"]
+    assert capsys.readouterr().err.splitlines() == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"]
 
 
 @pytest.mark.parametrize("text, found", [("Is it a cat's toy, or 2 toys?", "is it a cat's toy or 2 toys"),

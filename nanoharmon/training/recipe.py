@@ -70,8 +70,8 @@ class StageConfig:
                                "answered by what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
                             "prompt about that part (sample.py --region)", **SHARE)
-    kl_weight: float = arg(1e-4, "stage vae: weight of the KL; more makes latents that say less, are drawn sooner, and "
-                                 "may read unseen things worse: docs/LOG.md")
+    kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 is enough to keep latents near a unit normal, and "
+                                 "too little to blur them; with 5e-3 they have a fourth of the bits: docs/LOG.md")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
     understanding_weight: float = arg(1.0, "weight of the understanding loss (generation has 1); its gradient can be "
@@ -186,7 +186,7 @@ def quicken(config):
     resolution at which a cell has as many tokens as in stage 3 (nano: 64 px, 2 x 2 tokens): a shape of one token, as in
     nano's stage 2, was often a wrong one. vae and mar keep the largest shares of their steps: the VAE says how good
     anything can look, mar teaches the diffusion MLP. Half of the pictures to understand will do for scenes of one
-    object. (Shares: tried by hand, docs/LOG.md.)
+    object. (Shares and the weight of the KL: tried by hand, docs/LOG.md.)
     """
     data, stages = config.data, config.stages
     size = stages["2"].size
@@ -199,7 +199,7 @@ def quicken(config):
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
         stage.size = size if name != "llm" else 0
-    stages["vae"].kl_weight = 5e-3                               # latents that say less are drawn sooner
+    stages["vae"].kl_weight = 5e-3                               # fewer bits, which are sooner drawn right
     data.scenes, data.max_objects = data.scenes // 3, 1
 
 
