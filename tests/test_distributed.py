@@ -172,7 +172,7 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weight(n, monkeypatch):
-    """The parts of a shard's loss add up to the mean over its texts: a text's loss is its number here, the VAE's its KL."""
+    """The parts of a shard's loss add up to the mean over its texts: a text's loss is its number, the VAE's its KL."""
     config, value = Config.preset("pico"), torch.arange(1.0, n + 1)
     config.optim.shards = 1
     config.stages |= {"vae": StageConfig(kl_weight=value.mean().item()), "llm": StageConfig(batch=n),
