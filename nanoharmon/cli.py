@@ -22,12 +22,9 @@ DTYPES = "float32", "bfloat16", "float16"
 PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
 # how an error of the library about an option begins, and what helps those who typed flags
 FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
-         "cfg is ": "pass another --cfg", "temperature is ": "pass another --temperature",
-         "seed is ": "pass another --seed", "top_p is ": "pass another --top-p",
-         "max_new_tokens is ": "pass another --max-new-tokens",
          "steps is ": "pass another --steps", "sampler is ": "pass --sampler with one of them",
          "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
-         "prompts are ": "pass --prompt TEXT", "image is ": "pass both --image and --region",
+         "image is ": "pass both --image and --region",
          "region is ": "pass --region x0,y0,x1,y1 in pixels of --image", "think is ": "drop --think",
          "refused: ": "pass --no-think to draw it all the same",
          "conversation is ": "pass a shorter --prompt, or a smaller --max-new-tokens"}

@@ -156,10 +156,6 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b
 
 # --- dataclass <-> dict -----------------------------------------------------------------------------------------------
 
-# fields of older config.json files: the value given here is what today's code does, any other is an error
-RETIRED = (("head", "diffusion"), ("order", "random"), ("separate_encoders", False))
-
-
 def to_dict(config):
     return dataclasses.asdict(config)
 
@@ -169,7 +165,6 @@ def from_dict(cls, values, where="config.json"):
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {values!r:.80}, expected an object")
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {name: value for name, value in values.items() if (name, value) not in RETIRED}
     for name in values:
         if name not in fields:
             raise ValueError(f"{where}: unknown field {name!r}{nearest(name, fields)}")

@@ -257,17 +257,13 @@ class MAR(nn.Module):
         return latents
 
     @torch.no_grad()
-    def class_sample(self, labels, iters=64, cfg=3.0, cfg_schedule="linear", grid=None, orders=None, generator=None,
-                     **options):
-        """Draw from class labels (B,), MAR's own use. labels=None draws without a class: give `orders` then.
+    def class_sample(self, labels, orders, iters=64, cfg=3.0, cfg_schedule="linear", grid=None, **options):
+        """Draw from class labels (B,), MAR's own use; None draws without a class. orders (B, S), see `random_orders`.
 
-        orders (B, S): default random ones. Returns latents (B, S, C). **options: those of `draw` and the sampler.
+        Returns latents (B, S, C). **options: those of `draw` and the sampler.
         """
-        S = self.config.grid ** 2 if grid is None else grid[0] * grid[1]
-        B, device = (len(orders) if labels is None else len(labels)), self.fake_latent.device
-        if orders is None:
-            orders = random_orders(B, S, device, generator)
-        nothing = self.fake_latent.expand(B, -1)
+        B = len(orders)
+        nothing = self.fake_latent.expand(B, -1)                                 # (B, D)
         condition = nothing if labels is None else self.class_emb(labels)        # (B, D)
         if cfg != 1.0:
             condition = torch.cat([condition, nothing])                          # (2B, D)
@@ -276,7 +272,7 @@ class MAR(nn.Module):
             copies = len(condition) // B
             latents, visible, drawn = latents.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
             return self.decode(self.encode(latents, visible, grid, condition), visible, grid, drawn)
-        return self.draw(predict, orders, iters, cfg, cfg_schedule, generator=generator, **options)
+        return self.draw(predict, orders, iters, cfg, cfg_schedule, **options)
 
 
 def take(x, index):

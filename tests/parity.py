@@ -138,8 +138,8 @@ def class_rows(rows, mar):
     for name, cfg, schedule, temperature, with_labels in gold.config["samples"]:
         folder = "sample/noise_" + ("nocfg" if cfg == 1 else "cfg")
         iters, steps = gold.config["num_iter"], int(gold.config["lth14"]["num_sampling_steps"])
-        tokens = mar.class_sample(gold.input("labels") if with_labels else None, iters, cfg, schedule, steps=steps,
-                                  temperature=temperature, orders=gold.input("sample/orders"),
+        tokens = mar.class_sample(gold.input("labels") if with_labels else None, gold.input("sample/orders"), iters,
+                                  cfg, schedule, steps=steps, temperature=temperature,
                                   randn=drawing_noise(gold, folder + "/", iters))
         rows.add("mar class sampling", gold, "sample/" + name, tokens.transpose(1, 2).unflatten(2, (6, 6)))
 

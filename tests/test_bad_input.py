@@ -33,11 +33,10 @@ from nanoharmon.pipeline import Pipeline
 from nanoharmon.qwen import Qwen
 from nanoharmon.training import memory
 from nanoharmon.weights.safetensors import save_safetensors
-from nanoharmon.world import prompts
 from test_pipeline import make_pipeline
 
 MAIN = {module.__name__.split(".")[-1]: module.main for module in (
-    sample, chat, train, convert, bench, evaluate, prompts, data, probe, featuremap, study, contrast, memory,
+    sample, chat, train, convert, bench, evaluate, data, probe, featuremap, study, contrast, memory,
     nanoharmon.__main__)} | {"figures": figures.main}
 WORK = {"launch", "worker", "workers", "measure", "write", "precision", "run_study", "contrast", "savings"}
 LOAD = functools.cache(Pipeline.load)                        # equal names hold equal checkpoints, if any

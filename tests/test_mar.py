@@ -150,7 +150,7 @@ def test_linear_guidance_grows_from_1_to_cfg(monkeypatch):
 def test_one_token_is_drawn_for_its_own_picture_where_growing_guidance_passes_through_1():
     latents, orders = gold_class.input("imgs").flatten(2).transpose(1, 2), torch.tensor([[3], [20]])
     known = torch.stack([torch.arange(36)[torch.arange(36) != place] for place in (3, 20)])
-    guided, alone = (mar_class.class_sample(gold_class.input("labels"), 1, cfg, "linear", orders=orders, known=known,
+    guided, alone = (mar_class.class_sample(gold_class.input("labels"), orders, 1, cfg, "linear", known=known,
                                             latents=latents, steps=10, generator=torch.Generator().manual_seed(0))
                      for cfg in (2.0, 1.0))
     check("the token", guided, alone, 1e-3)

@@ -113,7 +113,7 @@ def test_drawing_waits_for_nothing_and_once_the_schedule_is_there_nothing_crosse
     rows, S = (B if cfg == 1 else 2 * B, T), model.config.mar.grid ** 2
     for iters in 1, 1, 2:
         with Watch() as watch:
-            model.mar.class_sample(ids(B), 2, orders=ids(B, S), steps=3)
+            model.mar.class_sample(ids(B), ids(B, S), 2, steps=3)
             drawn = model.draw(ids(*rows), ids(*rows).bool(), iters, cfg, orders=ids(B, S), steps=2, sampler=sampler)
             image = model.vae.decode(drawn, (model.config.mar.grid,) * 2)
         assert image.device.type == "meta" and drawn.shape == (B, S, model.config.mar.token_dim)

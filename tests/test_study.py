@@ -95,7 +95,7 @@ def test_a_baseline_is_there_inside_the_block_only():
         assert raster_orders(1, 4, "cpu").tolist() == [[3, 2, 1, 0]]             # the last one is drawn first
     with pytest.raises(ValueError), swapped_in("l2 loss"):
         model, orders = mar.MAR(small.mar), raster_orders(1, 4, "cpu")
-        drawn = [model.class_sample(torch.tensor([0]), 4, orders=orders) for _ in range(2)]
+        drawn = [model.class_sample(torch.tensor([0]), orders, 4) for _ in range(2)]
         assert isinstance(model.diffloss, L2Loss) and torch.equal(*drawn)        # nothing is random, given the order
         raise ValueError
     assert core == (mar.random_orders, mar.DiffLoss, Harmon.__init__, Harmon.see)

@@ -117,8 +117,8 @@ def draw(root, steps, out="draw.png"):
 
     asked = labels * 4                                                           # four pictures of each class
     orders = random_orders(len(asked), grid[0] * grid[1], "cpu", torch.Generator().manual_seed(1))
-    drawn = mar.class_sample(torch.tensor(asked), grid[0] * grid[1], cfg=2.0, cfg_schedule="constant", grid=grid,
-                             orders=orders, generator=torch.Generator().manual_seed(2), steps=50)
+    drawn = mar.class_sample(torch.tensor(asked), orders, grid[0] * grid[1], cfg=2.0, cfg_schedule="constant",
+                             grid=grid, generator=torch.Generator().manual_seed(2), steps=50)
     with torch.no_grad():
         pictures = to_pictures(pipe.model.vae.decode(drawn, grid))
     sheet([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)

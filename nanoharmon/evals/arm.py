@@ -201,8 +201,8 @@ def class_rate(pipe, grid, per_class, make_orders, iters):
     for k in range(0, len(labels), 64):
         part, generator = labels[k:k + 64], torch.Generator().manual_seed(k)
         orders = make_orders(len(part), grid[0] * grid[1], "cpu", generator)
-        latents = pipe.model.mar.class_sample(torch.tensor(part), iters, cfg=2.0, cfg_schedule="constant", grid=grid,
-                                              orders=orders, generator=generator, steps=25)
+        latents = pipe.model.mar.class_sample(torch.tensor(part), orders, iters, cfg=2.0, cfg_schedule="constant",
+                                              grid=grid, generator=generator, steps=25)
         for picture, label in zip(to_pictures(pipe.model.vae.decode(latents, grid)), part):
             right.append(judge_class(np.asarray(picture), label))
     return rate(right)["rate"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
+from ..files import check_folder
 from ..training.parallel import end_with_parent
 from ..world import shapes
 
@@ -35,11 +36,9 @@ def rate(hits):
 
 def out_folder(path):
     """Make the folder of --out, before the work and not after it. -> Path"""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ValueError(f"cannot make the folder {path}: {e.strerror}; change --out") from None
-    return Path(path)
+    folder = check_folder(path, "--out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # --- work over processes ----------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ def from_classes(pipe, classes, size):
     model, grid = pipe.model, pipe.model.vae.grid_of(size, size)
     orders = random_orders(len(classes) or 8, grid[0] * grid[1], "cpu", torch.Generator().manual_seed(0))
     tokens = model.mar.class_sample(torch.tensor(classes, device=pipe.device) if classes else None,
-                                    cfg=2.0 if classes else 1.0, cfg_schedule="constant", grid=grid, steps=25,
-                                    orders=orders.to(pipe.device),
+                                    orders.to(pipe.device), cfg=2.0 if classes else 1.0, cfg_schedule="constant",
+                                    grid=grid, steps=25,
                                     generator=torch.Generator(pipe.device).manual_seed(0))
     return to_pictures(model.vae.decode(tokens, grid))
 

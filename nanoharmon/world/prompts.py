@@ -2,22 +2,15 @@
 
 Prompts for evaluation follow GenEval's metadata schema (arXiv 2310.11513), so that judge.py can say exactly whether a
 picture is right. No function names a pair of `UNSEEN` unless asked to.
-
-    python -m nanoharmon.world.prompts       prints what can be said of random scenes, and writes pictures
 """
 import random
 from collections import Counter
 from itertools import permutations
 
-from PIL import Image
-
-from ..cli import Parser, run_main
-from ..files import check_output, write_bytes
-from ..pictures import file_bytes, grid
 from .judge import in_place
-from .language import CELLS, NUMBERS, caption, listing, locate, phrase, place_of, think
+from .language import CELLS, NUMBERS, caption, listing, phrase, place_of, think
 from .phrases import ALONE, BESIDE, PLACE_WAYS, RELATION_WAYS, SOME, choose, requested
-from .shapes import PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, beside, random_scene, relation, render
+from .shapes import PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, beside, random_scene, relation
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 OURS = ("place", "beside", "mixed")        # one object at a place, two next to each other, several of two kinds
@@ -173,23 +166,3 @@ def wording(meta: dict, rng: random.Random, held_out: bool = False) -> str:
     else:
         text = rng.choice((" and ", " with ", " and also ")).join(named)
     return request(text, rng, held_out)
-
-
-def main(argv=None):
-    parser = Parser(prog="python -m nanoharmon.world.prompts", description=__doc__)
-    parser.add_argument("--out", default="shapes.png", help="the picture to write (default shapes.png)")
-    out = check_output(parser.parse_args(argv).out, "--out", (".png",))
-    rng, tiles = random.Random(0), []
-    for layout in ("board", "free"):
-        scenes = [random_scene(rng, layout=layout) for _ in range(8)]
-        tiles += [Image.fromarray(render(scene, 96)) for scene in scenes]
-        for scene in scenes[:4]:
-            prompt = draw_prompt(scene, rng, varied=True)
-            print(f"{caption(scene, rng)}\n    draw: {request(prompt, rng)}\n    think: {think(scene, prompt)}\n"
-                  f"    where: {locate(scene)}")
-    write_bytes(out, file_bytes(grid(tiles, 8, gap=0)))
-    print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    run_main(main)
