@@ -15,7 +15,7 @@ from nanoharmon.files import write_json
 from nanoharmon.mar import MAR
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.weights import convert
-from nanoharmon.weights.convert import Assembly, Source, load_llm, start_from
+from nanoharmon.weights.convert import Assembly, Stored, load_llm, start_from
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
 from nanoharmon.weights.sizes import llm_config, mar_config, vae_config
 
@@ -33,11 +33,11 @@ OFFICIAL = {"lth14_mar_base": PRESETS["harmon-0.5b"]().mar, "lth14_mar_huge": PR
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_sizes_of_the_official_files_are_read_off_their_shapes(name):
-    source = Source.__new__(Source, Path(name))
-    source.path, source.prefix = Path(name), ""
+    stored = Stored.__new__(Stored, Path(name))
+    stored.path, stored.prefix = Path(name), ""
     for key, shape in json.loads((FOLDER / "keys" / f"{name}.json").read_text(encoding="utf-8")).items():
-        source[key] = torch.empty(shape, device="meta")
-    assert (vae_config if name == "kl16_vae" else mar_config)(source) == OFFICIAL[name]
+        stored[key] = torch.empty(shape, device="meta")
+    assert (vae_config if name == "kl16_vae" else mar_config)(stored) == OFFICIAL[name]
 
 
 QWEN = {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
@@ -152,15 +152,15 @@ def test_training_starts_from_pieces_or_from_a_whole(official, tmp_path):
 
 def test_conversion_streams(official, tmp_path, monkeypatch):
     """Never two tensors in memory."""
-    alive, copy = [], Source.copy
+    alive, copy = [], Stored.copy
 
-    def watched(source, name, dtype):
+    def watched(stored, name, dtype):
         assert not any(ref() is not None for ref in alive)
-        t = copy(source, name, dtype)
+        t = copy(stored, name, dtype)
         alive.append(weakref.ref(t))
         return t
     plan = Assembly(pico(), *(official[0][k] for k in ("harmon", "vae", "llm")), flags=official[1])
-    monkeypatch.setattr(Source, "copy", watched)
+    monkeypatch.setattr(Stored, "copy", watched)
     convert.write(plan, tmp_path / "out")
     assert len(alive) > 100
 

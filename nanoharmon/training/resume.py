@@ -223,10 +223,10 @@ def check_parts(run):
     """
     report = []
     if run.given_stages:
-        plan = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
-        plan.load_tokenizer()
-        model, report = plan.model, plan.report
-        check_sizes(replace(run.config, model=plan.config))
+        assembly = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
+        assembly.load_tokenizer()
+        model, report = assembly.model, assembly.report
+        check_sizes(replace(run.config, model=assembly.config))
     else:
         model = meta_model(run.config.model)
     for name in to_do(run):

@@ -79,7 +79,7 @@ def match_weights(module: nn.Module, tensors: Mapping, ignore=()) -> Report:
     Of a tied parameter one name is enough. ignore: glob patterns of names that are neither loaded nor required; the
     report still lists them.
     """
-    source, report = getattr(tensors, "path", "checkpoint"), Report([], [], [], [])
+    path, report = getattr(tensors, "path", "checkpoint"), Report([], [], [], [])
     targets = module.state_dict(keep_vars=True)
 
     def is_ignored(name):
@@ -98,19 +98,19 @@ def match_weights(module: nn.Module, tensors: Mapping, ignore=()) -> Report:
     for tied in names_by_parameter(module).values():
         found = [tensors[name] for name in tied if name in mapped]
         require(all(torch.equal(found[0], t) for t in found[1:]),
-                f"{source}: {' and '.join(tied)} differ, but are one parameter in the model")
+                f"{path}: {' and '.join(tied)} differ, but are one parameter in the model")
         report.missing += [name for name in tied if not found and name not in misfits]
     bad = Report(report.mapped, [name for name in report.missing if not is_ignored(name)],
                  [name for name in report.unexpected if not is_ignored(name)], report.mismatched)
     require(not (bad.missing or bad.unexpected or bad.mismatched),
-            f"{source}: {in_names(bad.unexpected) or f'does not fit {type(module).__name__}: {describe(bad)}'}")
+            f"{path}: {in_names(bad.unexpected) or f'does not fit {type(module).__name__}: {describe(bad)}'}")
     return report
 
 
 def load_weights(module: nn.Module, tensors: Mapping, report: Report, dtype: torch.dtype, copy=False):
     """Make `tensors` the parameters and buffers of a module on the meta device, floating-point ones in `dtype`.
 
-    tensors: SafeTensors, or sources.Source. report: what `match_weights` said of them. A tensor that has its dtype
+    tensors: SafeTensors, or stored.Stored. report: what `match_weights` said of them. A tensor that has its dtype
     already stays where it is, in the mapped file, unless `copy` asks for memory of its own.
     """
     targets, names = module.state_dict(keep_vars=True), names_by_parameter(module)

@@ -36,7 +36,7 @@ from .checkpoint import blank, load_weights, meta_model
 from .recognise import in_place_of_a_folder
 from .safetensors import save_safetensors
 from .sizes import llm_config, mar_config, vae_config
-from .sources import Source, match_part, read, read_config, read_llm_config, stored_sizes
+from .stored import Stored, match_part, read, read_config, read_llm_config, stored_sizes
 
 PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
 
@@ -49,11 +49,11 @@ class Assembly:
     base: HarmonConfig for the parts that no file decides. init: a whole Harmon, a .pth, Hugging Face directory, or a
     directory of ours; vae, llm, mar: pieces, which take the place of those in `init` (an llm only gives it sizes and
     tokenizer). flags: what overrides sizes, as on the command line. init_flag: the one that names `init` there.
-    `config`, `sources` {part: Source}, `tokenizer` (a path or None), `report` (lines) result.
+    `config`, `stored` {part: Stored}, `tokenizer` (a path or None), `report` (lines) result.
     """
 
     def __init__(self, base, init=None, vae=None, llm=None, mar=None, flags=(), init_flag="--init"):
-        self.config, self.sources, self.report = copy.deepcopy(base), {}, []
+        self.config, self.stored, self.report = copy.deepcopy(base), {}, []
         self.tokenizer, self.tokenizer_flag = None, ""
         self.meta = {"draw": {"cfg": 3.0, "iters": 64, "steps": 100}}
         if init and mar:
@@ -69,12 +69,12 @@ class Assembly:
             self.add_whole(Path(init), init_flag, bool(vae), bool(llm))
         elif llm:
             with advising("change --llm"):
-                self.sources["llm"] = Source.of("llm", llm)
+                self.stored["llm"] = Stored.of("llm", llm)
         for part, path, sizes in ("mar", mar, mar_config), ("vae", vae, vae_config):
             if path:
                 with advising(f"change --{part}"):
-                    self.sources[part] = Source.of(part, path)
-                    setattr(self.config, part, stored_sizes(part, path) or sizes(self.sources[part]))
+                    self.stored[part] = Stored.of(part, path)
+                    setattr(self.config, part, stored_sizes(part, path) or sizes(self.stored[part]))
         override(self.config, flags)
         self.build()
         self.match()
@@ -108,13 +108,13 @@ class Assembly:
         with advising(f"change {flag}"):
             for part in PARTS:
                 if part in names or part != "vae":                   # a missing one is an error of its own
-                    self.sources[part] = Source(path, part + ".", flag)
+                    self.stored[part] = Stored(path, part + ".", flag)
             if "model" not in stored:                                # the sizes of an official one are in its shapes
-                config.mar, config.grad_scale = mar_config(self.sources["mar"]), HarmonConfig.grad_scale
+                config.mar, config.grad_scale = mar_config(self.stored["mar"]), HarmonConfig.grad_scale
                 self.meta["size"] = 512                              # what its last stage saw, and its scripts draw
                 if "vae" in names:
-                    config.vae = vae_config(self.sources["vae"])
-            width = self.sources["proj_in"].shape("0.weight", 2)[0]
+                    config.vae = vae_config(self.stored["vae"])
+            width = self.stored["proj_in"].shape("0.weight", 2)[0]
         if config.llm.hidden_size != width:
             raise ValueError(f"the LLM's config.json says width {config.llm.hidden_size}, but the projector of {path} "
                              f"needs {width}; pass the --llm it was trained with (896: 0.5B, 1536: 1.5B)")
@@ -140,23 +140,23 @@ class Assembly:
         self.matched = {}
         for part, module in self.model.named_children():
             n = f"{sum(p.numel() for p in module.parameters()) / 1e6:9.2f}M parameters"
-            if part not in self.sources:
+            if part not in self.stored:
                 self.report.append(f"{part:9s}   -  {n}   initialised: in none of the files")
                 continue
-            source = self.sources[part]
-            with advising(f"change {source.flag}"):
-                match, note = match_part(part, module, source, self.config.llm)
+            stored = self.stored[part]
+            with advising(f"change {stored.flag}"):
+                match, note = match_part(part, module, stored, self.config.llm)
                 self.matched[part] = match
-                source.open()                                        # comparing tied weights has read them
-            self.report.append(f"{part:9s}{len(match.mapped):4d}  {n}   {source.path}" + (
+                stored.open()                                        # comparing tied weights has read them
+            self.report.append(f"{part:9s}{len(match.mapped):4d}  {n}   {stored.path}" + (
                 f", not used: {', '.join(match.unexpected[:3])}" if match.unexpected else "") + (note and f": {note}"))
 
     def details(self):
         """One line per tensor: our name, shape, and the dtype and name in the file."""
         for name, target in self.model.state_dict().items():
             part, _, rest = name.partition(".")
-            source = self.sources.get(part, {})
-            origin = f"{source[rest].dtype} {source.prefix}{rest}" if rest in source else "(initialised, or tied)"
+            stored = self.stored.get(part, {})
+            origin = f"{stored[rest].dtype} {stored.prefix}{rest}" if rest in stored else "(initialised, or tied)"
             yield f"{name} {tuple(target.shape)} <- {origin}".replace("torch.", "")
 
     def fresh(self, part):
@@ -186,24 +186,24 @@ def check_out(out, *files):
         raise ValueError(f"{out} holds another model, not one that convert wrote; pass another --out")
 
 
-def write(plan, out, dtype=torch.bfloat16):
+def write(assembly, out, dtype=torch.bfloat16):
     """Write the directory that Pipeline.load reads, tensor by tensor."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.to(dtype) for name, t in plan.model.state_dict().items()}                         # meta
-    if plan.config.llm.tie_word_embeddings:
+    tensors = {name: t.to(dtype) for name, t in assembly.model.state_dict().items()}                         # meta
+    if assembly.config.llm.tie_word_embeddings:
         del tensors["llm.lm_head.weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = {part: plan.fresh(part).state_dict() for part in PARTS if part not in plan.sources}
+        fresh = {part: assembly.fresh(part).state_dict() for part in PARTS if part not in assembly.stored}
 
     def get(name):
         part, _, rest = name.partition(".")
-        return fresh[part][rest].to(dtype) if part in fresh else plan.sources[part].copy(rest, dtype)
+        return fresh[part][rest].to(dtype) if part in fresh else assembly.stored[part].copy(rest, dtype)
     (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
     save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
-    write_bytes(out / "tokenizer.json", Path(plan.tokenizer).read_bytes())
-    write_json(out / "config.json", {"model": to_dict(plan.config), "meta": plan.meta})
+    write_bytes(out / "tokenizer.json", Path(assembly.tokenizer).read_bytes())
+    write_json(out / "config.json", {"model": to_dict(assembly.config), "meta": assembly.meta})
 
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------
@@ -215,15 +215,15 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
     directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x,
     --model.x.
     """
-    plan = Assembly(config, init, vae, llm, mar, flags)
-    tokenizer, model = plan.load_tokenizer(), plan.model
+    assembly = Assembly(config, init, vae, llm, mar, flags)
+    tokenizer, model = assembly.load_tokenizer(), assembly.model
     for part in PARTS:
-        if part not in plan.sources:
-            setattr(model, part, plan.fresh(part).to(dtype))
+        if part not in assembly.stored:
+            setattr(model, part, assembly.fresh(part).to(dtype))
             continue
         # with memory of its own: the file may go away
-        load_weights(getattr(model, part), plan.sources[part], plan.matched[part], dtype, copy=True)
-    return plan.config, model.to(device), tokenizer, plan.report
+        load_weights(getattr(model, part), assembly.stored[part], assembly.matched[part], dtype, copy=True)
+    return assembly.config, model.to(device), tokenizer, assembly.report
 
 
 def load_llm(path, device="cpu", dtype=torch.float32):
@@ -234,9 +234,9 @@ def load_llm(path, device="cpu", dtype=torch.float32):
                          f"of config.json")
     with blank():
         llm = Qwen(config)
-    source = Source.of("llm", path)
-    report, note = match_part("llm", llm, source, config)
-    load_weights(llm, source, report, dtype)
+    stored = Stored.of("llm", path)
+    report, note = match_part("llm", llm, stored, config)
+    load_weights(llm, stored, report, dtype)
     return llm.to(device).eval(), tokenizer, note
 
 
@@ -260,19 +260,19 @@ def main(argv=None):
     files = args.harmon, args.vae, args.llm, args.mar
     if not any(files):
         raise ValueError("nothing to read; pass --harmon, or pieces: --vae, --mar, --llm")
-    plan = Assembly(PRESETS[preset := args.preset or "harmon-0.5b"](), *files, flags, init_flag="--harmon")
+    assembly = Assembly(PRESETS[preset := args.preset or "harmon-0.5b"](), *files, flags, init_flag="--harmon")
     if args.out:
         check_out(args.out, *files)
-        if plan.load_tokenizer() is None:
+        if assembly.load_tokenizer() is None:
             raise ValueError("no tokenizer in these files; pass --llm with a Qwen2.5 directory (train.py takes pieces "
                              "without an LLM: --vae, --mar)")
-        if lost := [f"--{part}" for part in ("vae", "mar") if part not in plan.sources]:
+        if lost := [f"--{part}" for part in ("vae", "mar") if part not in assembly.stored]:
             raise ValueError(f"nothing would draw, {' and '.join(lost)} would be random numbers; pass them, too "
                              f"(train.py makes what is missing, chat.py takes an LLM alone: --llm {args.llm})")
-    print(*plan.report, *(plan.details() if args.report else ()), sep="\n")
+    print(*assembly.report, *(assembly.details() if args.report else ()), sep="\n")
     if args.out:
-        write(plan, args.out, getattr(torch, args.dtype or "bfloat16"))
-        new = [part for part in PARTS if part not in plan.sources]
+        write(assembly, args.out, getattr(torch, args.dtype or "bfloat16"))
+        new = [part for part in PARTS if part not in assembly.stored]
         print(f"wrote {args.out}.", f"{' and '.join(new)} are random numbers: train it with python train.py --preset "
               f"{preset} --init {args.out}" if new else f"Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
 

@@ -40,28 +40,28 @@ def llm_config(values, where):
     return c
 
 
-def mar_config(source):
-    """MARConfig from the shapes of a MAR. source: sources.Source. Heads are 0 = unknown for unofficial widths."""
-    width, channels = source.shape("z_proj.weight", 2)
-    S, decoder_width = source.shape("diffusion_pos_embed_learned", 3)[1:]
+def mar_config(stored):
+    """MARConfig from the shapes of a MAR. stored: stored.Stored. Heads are 0 = unknown for unofficial widths."""
+    width, channels = stored.shape("z_proj.weight", 2)
+    S, decoder_width = stored.shape("diffusion_pos_embed_learned", 3)[1:]
     return MARConfig(
         grid=math.isqrt(S), token_dim=channels, encoder_embed_dim=width, decoder_embed_dim=decoder_width,
-        encoder_depth=source.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
-        decoder_depth=source.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
-        mlp_ratio=source.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
-        buffer_size=source.shape("encoder_pos_embed_learned", 3)[1] - S,
-        class_num=source.shape("class_emb.weight", 2)[0],
-        diffloss_d=source.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
-        diffloss_w=source.shape("diffloss.net.input_proj.weight", 2)[0])
+        encoder_depth=stored.count(r"encoder_blocks\.(\d+)\."), encoder_num_heads=HEADS.get(width, 0),
+        decoder_depth=stored.count(r"decoder_blocks\.(\d+)\."), decoder_num_heads=HEADS.get(decoder_width, 0),
+        mlp_ratio=stored.shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+        buffer_size=stored.shape("encoder_pos_embed_learned", 3)[1] - S,
+        class_num=stored.shape("class_emb.weight", 2)[0],
+        diffloss_d=stored.count(r"diffloss\.net\.res_blocks\.(\d+)\."),
+        diffloss_w=stored.shape("diffloss.net.input_proj.weight", 2)[0])
 
 
-def vae_config(source):
-    """VAEConfig from the shapes of a KL autoencoder. source: sources.Source."""
-    ch, inputs = source.shape("encoder.conv_in.weight", 4)[:2]
-    levels = range(source.count(r"encoder\.down\.(\d+)\."))
-    widths = [source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+def vae_config(stored):
+    """VAEConfig from the shapes of a KL autoencoder. stored: stored.Stored."""
+    ch, inputs = stored.shape("encoder.conv_in.weight", 4)[:2]
+    levels = range(stored.count(r"encoder\.down\.(\d+)\."))
+    widths = [stored.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
     return VAEConfig(
         ch=ch, ch_mult=tuple(w // ch for w in widths), patch_size=max(1, math.isqrt(inputs // 3)),
-        num_res_blocks=source.count(r"encoder\.down\.0\.block\.(\d+)\."),
-        z_channels=source.shape("quant_conv.weight", 4)[0] // 2,
-        attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in source))
+        num_res_blocks=stored.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        z_channels=stored.shape("quant_conv.weight", 4)[0] // 2,
+        attn_resolutions=tuple(256 >> i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in stored))

@@ -29,7 +29,7 @@ def read(path):
     return found
 
 
-class Source(dict):
+class Stored(dict):
     """The weights of one part: those of a file whose names begin with `prefix`, without it. flag: names the file."""
 
     def __init__(self, path, prefix="", flag=""):
@@ -86,11 +86,11 @@ def read_llm_config(folder):
     return stored_sizes("llm", folder) or llm_config(stored.get("llm", stored), Path(folder) / "config.json")
 
 
-def match_part(part, module, source, config):
+def match_part(part, module, stored, config):
     """match_weights for one part of a model, and a note ("" mostly). Where an LLM's config ties what its file holds
     twice and differently, the embedding counts, as for Hugging Face."""
     ignore, note, (embed, head) = IGNORE.get(part, ()), "", ("model.embed_tokens.weight", "lm_head.weight")
-    if part == "llm" and config.tie_word_embeddings and source.keys() >= {embed, head} and \
-            not torch.equal(source[embed], source[head]):
+    if part == "llm" and config.tie_word_embeddings and stored.keys() >= {embed, head} and \
+            not torch.equal(stored[embed], stored[head]):
         ignore, note = (*ignore, head), f"{head} differs from the embedding, to which config.json ties it"
-    return match_weights(module, source, ignore), note
+    return match_weights(module, stored, ignore), note
