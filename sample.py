@@ -134,7 +134,7 @@ def make_grid(prompts, rows):
     columns, block = min(COLUMNS, len(rows)) if n == 1 else 1, n * (width + MARGIN)
     sheet = Image.new("RGB", (columns * block + MARGIN, -(-len(rows) // columns) * step + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    # not of tiles (pictures.grid): letters may reach over their edges, and old seeds must keep their bytes
+    # not a picture_grid of tiles: letters may reach over their edges, and old seeds must keep their bytes
     for r, (prompt, row) in enumerate(zip(prompts, rows)):
         left, top, font = MARGIN + r % columns * block, r // columns * step, font_for(prompt)
         pen.text((left, top + 5), fit(prompt, pen, font, block - MARGIN), "black", font)

@@ -20,15 +20,15 @@ from .vae import VAE
 
 
 LETTERS = {"B": "pictures or questions at once", "R": "rows: B, and with guidance B more for no prompt",
-           "T": "text pieces", "S": "image tokens", "K": "visible ones", "m": "drawn in this iteration", "U": "buffers",
+           "T": "text tokens", "S": "image tokens", "K": "visible ones", "m": "drawn in this iteration", "U": "buffers",
            "D": "width of the MAR",
            "E": "width of the LLM", "C": "numbers of an image token", "L": "places in the LLM", "V": "vocabulary",
            "G": "key/value heads", "d": "width of a head", "h": "tokens down", "w": "tokens across", "H": "pixels down",
            "W": "pixels across"}
 
 
-def pieces(ids, pipe):
-    """Ids as the pieces of text that they stand for, spaces as _; the places of a picture are counted."""
+def tokens(ids, pipe):
+    """Ids as the text tokens that they stand for, spaces as _; the places of a picture are counted."""
     if isinstance(ids, torch.Tensor):
         if ids.is_meta:
             return ""
@@ -39,11 +39,11 @@ def pieces(ids, pipe):
 
 
 def likeliest(logits, pipe):
-    """The three likeliest next pieces of text, with their probabilities."""
+    """The three likeliest next tokens, with their probabilities."""
     if logits.is_meta:
         return ""
     probs, ids = logits[0].softmax(-1).topk(3)
-    return ", ".join(f"{pieces([i], pipe)} {p:.1%}" for p, i in zip(probs.tolist(), ids.tolist()))
+    return ", ".join(f"{tokens([i], pipe)} {p:.1%}" for p, i in zip(probs.tolist(), ids.tolist()))
 
 
 def countdown(counts, pipe):
@@ -77,13 +77,13 @@ class Chapter:
     sizes: dict = field(default_factory=dict)                    # what the letters stand for
 
 
-def next_piece(choice):
-    """The steps in which the LLM says a thought or an answer. choice: how a piece is picked."""
-    return [Step(Qwen.generate, "hidden", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
-                 "piece: all that they know about the next one."),
-            Step(sample_token, "(logits", "B, V", "A score for every piece of the vocabulary; the likeliest to come "
+def next_token(choice):
+    """The steps in which the LLM says a thought or an answer. choice: how a token is picked."""
+    return [Step(Qwen.generate, "states", "B, E", "What the LLM's {llm.num_hidden_layers} layers make of the last "
+                 "token: all that they know about the next one."),
+            Step(sample_token, "(logits", "B, V", "A score for every token of the vocabulary; the likeliest to come "
                  "next:", likeliest),
-            Step(Qwen.generate, "ids", "B", f"{choice} It is appended, and so on until <|im_end|>:", pieces)]
+            Step(Qwen.generate, "ids", "B", f"{choice} It is appended, and so on until <|im_end|>:", tokens)]
 
 
 def chapters():
@@ -91,17 +91,17 @@ def chapters():
     return [
         Chapter("Thinking first", Pipeline.think, "The LLM says in words what it will draw. This thought is the prompt "
                 "from here on (--no-think leaves it out).", [
-            Step(Tokenizer.drawing, "-> ids", "", "The request, cut into word pieces:", pieces),
-            Step(Pipeline.think, "ids", "B, T", "The number of each piece in the vocabulary."),
+            Step(Tokenizer.drawing, "-> ids", "", "The request, cut into tokens:", tokens),
+            Step(Pipeline.think, "ids", "B, T", "The number of each token in the vocabulary."),
             Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
-            *next_piece("One is picked at random by these probabilities."),
+            *next_token("One is picked at random by these probabilities."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
         Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "With guidance, every iteration runs for two "
                 "prompts at once, the picture's own and the unconditional one, and compares the two.", [
             Step(Tokenizer.drawing, "text", "", "The prompt goes into the sentence that training used."),
-            Step(Tokenizer.drawing, "-> ids", "", "It is cut into word pieces:", pieces),
-            Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each piece in the vocabulary; "
+            Step(Tokenizer.drawing, "-> ids", "", "It is cut into tokens:", tokens),
+            Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each token in the vocabulary; "
                  "with guidance, the last B rows are \"Generate an image.\" | Which of them count: shorter rows are "
                  "padded at the end."),
         ]),
@@ -162,8 +162,8 @@ def chapters():
         Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "
                 "one place for each of its tokens and buffers. Where the row ends in \"look :\", the reply was begun "
                 "for the model: it first says what it looks for and what is where, and the answer last.", [
-            Step(Pipeline.chat_ids, "-> ids", "", "The conversation in word pieces; IMAGE (" + str(IMAGE) + ") keeps "
-                 "the picture's places.", pieces),
+            Step(Pipeline.chat_ids, "-> ids", "", "The conversation as tokens; IMAGE (" + str(IMAGE) + ") keeps "
+                 "the picture's places.", tokens),
         ]),
         Chapter("The picture becomes latents", Pipeline.latents, "The VAE turns the picture into tokens.", [
             Step(Pipeline.pixels, "-> pixels", "B, 3, H, W", "The picture, red, green and blue, from -1 to 1."),
@@ -184,6 +184,6 @@ def chapters():
             Step(Harmon.embed_with_images, "-> embeds", "B, L, E", "Put into the places that were kept, buffers last."),
         ]),
         Chapter("The LLM answers", Qwen.generate, "From here on it is a language model like any other.", [
-            *next_piece("The likeliest is taken; with --temperature, one at random."),
+            *next_token("The likeliest is taken; with --temperature, one at random."),
         ]),
     ]

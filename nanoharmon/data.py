@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .cli import Parser, first_of, one_line, run_main
 from .files import advising, check_output, write_bytes
-from .pictures import captioned, file_bytes, grid, pad_square, read_image
+from .pictures import captioned, file_bytes, pad_square, picture_grid, read_image
 from .training import formats
 from .training.imports import MOST_BROKEN, try_all
 
@@ -55,7 +55,7 @@ def sheet(entries):
     n = min(5, len(entries))
     shown = [entries[i * len(entries) // n] for i in range(n)]
     texts = [e.caption or " / ".join(text for _, text in (e.turns or [])[:2]) or f"label {e.label}" for e in shown]
-    return grid([captioned(pad_square(read_image(e.path)), text, 192) for e, text in zip(shown, texts)], 5)
+    return picture_grid([captioned(pad_square(read_image(e.path)), text, 192) for e, text in zip(shown, texts)], 5)
 
 
 def main(argv=None):

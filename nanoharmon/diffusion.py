@@ -10,8 +10,8 @@ added as in eq. 16 but for the weight), DDIM (arXiv 2010.02502), DPM-Solver++ 2M
 of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
-eps | v, v in about [-1, 1]. `t` is always a place in the chain of *this* object, which may be shorter; only the network
-gets the original timestep, timestep_map[t].
+eps | v, v in about [-1, 1]. `t` is always an index into the chain of *this* object, which may be shorter; only the
+network gets the original timestep, timestep_map[t].
 
 Kept quirks of the official code: the variational bound is in bits, is added with weight 1 (eq. 16 has 0.001), and gives
 no gradient to eps. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
@@ -33,12 +33,12 @@ def cosine_betas(steps=1000, max_beta=0.999):
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
 
 
-def space_timesteps(steps, count):
-    """The `count` of range(steps) that a sampler visits, evenly spaced, both ends included."""
-    if not 1 <= count <= steps:
-        raise ValueError(f"{count} diffusion steps asked for, expected 1 to {steps}")
-    stride, at, chosen = 1 if count == 1 else (steps - 1) / (count - 1), 0.0, []
-    for _ in range(count):
+def space_timesteps(train_steps, steps):
+    """The `steps` of range(train_steps) that a sampler visits, evenly spaced, both ends included."""
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"{steps} diffusion steps asked for, expected 1 to {train_steps}")
+    stride, at, chosen = 1 if steps == 1 else (train_steps - 1) / (steps - 1), 0.0, []
+    for _ in range(steps):
         chosen.append(round(at))     # a running sum, rounded half to even: reproduces the official choice exactly
         at += stride
     return chosen
@@ -48,13 +48,12 @@ class Diffusion:
     """The tables of one schedule and what can be computed from them.
 
     `Diffusion()` trains over all 1000 steps; `Diffusion(100)` samples over 100 of them. The network always sees the
-    original timestep 0..999 (`timestep_map`). count: how many of training's steps a chain visits; elsewhere these are
-    called steps. Tables are computed in float64 and used in float32.
+    original timestep 0..999 (`timestep_map`). Tables are computed in float64 and used in float32.
     """
 
-    def __init__(self, count=1000, steps=1000):
-        alphas_cumprod = np.cumprod(1 - cosine_betas(steps))
-        self.timestep_map = space_timesteps(steps, count)
+    def __init__(self, steps=1000, train_steps=1000):
+        alphas_cumprod = np.cumprod(1 - cosine_betas(train_steps))
+        self.timestep_map = space_timesteps(train_steps, steps)
         ac = alphas_cumprod[self.timestep_map]
         # betas of the shortened chain, then everything again from them: rounds exactly as the official code does
         betas = 1 - ac / np.append(1.0, ac[:-1])
@@ -149,7 +148,7 @@ class Diffusion:
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}, expected one of {', '.join(SAMPLERS)}")
         last_x0 = last_lambda = None
-        for i in reversed(range(len(self))):         # a place in this chain, the same for all rows
+        for i in reversed(range(len(self))):         # an index into this chain, the same for all rows
             output = network(x, self.timestep_map[i])
             if sampler == "ddpm":
                 mean, logvar, _ = self.p_mean_variance(output, x, i, clip)

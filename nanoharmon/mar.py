@@ -131,10 +131,10 @@ class MAR(nn.Module):
         native = self.config.grid
         if grid in (None, (native, native)):
             return table
-        first, places = table[:, :n_buffers], table[:, n_buffers:]
-        places = places.transpose(1, 2).unflatten(2, (native, native))           # 1 (h w) d -> 1 d h w
-        places = F.interpolate(places.float(), size=grid, mode="bilinear").to(table.dtype)
-        return torch.cat([first, places.flatten(2).transpose(1, 2)], dim=1)      # (1, n_buffers + h*w, D)
+        buffers, image = table[:, :n_buffers], table[:, n_buffers:]
+        image = image.transpose(1, 2).unflatten(2, (native, native))             # 1 (h w) d -> 1 d h w
+        image = F.interpolate(image.float(), size=grid, mode="bilinear").to(table.dtype)
+        return torch.cat([buffers, image.flatten(2).transpose(1, 2)], dim=1)     # (1, n_buffers + h*w, D)
 
     @torch.no_grad()
     def resize_positions(self, grid):

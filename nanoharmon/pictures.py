@@ -176,7 +176,7 @@ def split_region(region, size, grid):
 
 # --- several pictures as one ------------------------------------------------------------------------------------------
 
-def grid(tiles, columns, gap=2, background="white"):
+def picture_grid(tiles, columns, gap=2, background="white"):
     """PIL pictures row by row, `columns` side by side, `gap` pixels after each; cells fit the largest of a row, column.
 
     Returns one PIL picture.

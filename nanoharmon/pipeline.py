@@ -244,8 +244,8 @@ class Pipeline:
         last = llm.model(self.embed(ids, images, size), rotary_positions(is_real), is_real, cache)[:, -1:]
         cache.layers = {i: (k[owner], v[owner]) for i, (k, v) in cache.layers.items()}
         after = llm.model(llm.embed(said), rotary_positions(real)[:, L:], real, cache)
-        hidden = torch.cat([last[owner], after[:, :-1]], dim=1)                  # (N, A, E): each foretells the next
-        logs = llm.lm_head(hidden).float().log_softmax(-1).gather(2, said.unsqueeze(2)).squeeze(2)     # (N, A)
+        states = torch.cat([last[owner], after[:, :-1]], dim=1)                  # (N, A, E): each foretells the next
+        logs = llm.lm_head(states).float().log_softmax(-1).gather(2, said.unsqueeze(2)).squeeze(2)     # (N, A)
         sums = (logs * is_said).sum(1).split([len(texts) for texts in candidates])
         return [row.tolist() for row in sums]
 
@@ -292,7 +292,7 @@ class Pipeline:
 
     @torch.no_grad()
     def features(self, images, size=None):
-        """What the shared encoder makes of whole pictures: (N, S, D) image tokens and (N, U, D) buffers."""
+        """What the shared encoder makes of whole pictures: the image's (N, S, D) and the buffers' (N, U, D)."""
         latents, grid = self.latents(images, size)
         encoded, U = self.model.mar.encode(latents, None, grid), self.model.config.mar.buffer_size
         return encoded[:, U:], encoded[:, :U]

@@ -219,8 +219,8 @@ class Qwen(nn.Module):
             label_index = (target >= 0).nonzero().squeeze(1)                     # (N,)
         # b*(L-1) + t of labels[:, 1:] -> b*L + t of the states: the state at t predicts labels[t+1]
         rows = label_index + label_index // (labels.shape[1] - 1)
-        hidden = self.model(embeds, rows=rows)                                   # (N, E)
-        return F.cross_entropy(self.lm_head(hidden).float(), target.index_select(0, label_index))
+        states = self.model(embeds, rows=rows)                                   # (N, E)
+        return F.cross_entropy(self.lm_head(states).float(), target.index_select(0, label_index))
 
     @torch.no_grad()
     def generate(self, embeds, stop_ids, max_new_tokens=64, temperature=0.0, top_p=1.0, generator=None, is_real=None):
@@ -235,8 +235,8 @@ class Qwen(nn.Module):
         last = stop[0].expand(B)
         for _ in range(max_new_tokens):
             positions = None if is_real is None else rotary_positions(is_real)[:, -embeds.shape[1]:]
-            hidden = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
-            ids = sample_token(self.lm_head(hidden).float(), temperature, top_p, generator)      # (B,)
+            states = self.model(embeds, positions, is_real, cache)[:, -1]        # (B, E)
+            ids = sample_token(self.lm_head(states).float(), temperature, top_p, generator)      # (B,)
             last = torch.where(done, last, ids)
             yield last
             done = done | torch.isin(last, stop)

@@ -26,7 +26,7 @@ for preset in nano micro harmon-0.5b harmon-1.5b; do
         part "$name" 60 $bench --preset $preset --dtype $dtype --json "$out/$name.json"
     done
 done
-part bench_compiled 120 $bench --compile --only draw --only "step 3" --json "$out/bench_compiled.json"
+part bench_compiled 120 $bench --compile --only draw --only "stage 3" --json "$out/bench_compiled.json"
 part dry_run 30 python train.py --procs 1 --dry-run --out "$out/nano"
 part train 530 python train.py --out "$out/nano"
 grep images_per_s "$out/nano/log.jsonl" | tail -n 3 >> "$out/summary.txt"

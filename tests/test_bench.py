@@ -45,13 +45,13 @@ def test_counting_flops_leaves_what_is_compiled_compiled(monkeypatch):
 
 def test_a_run_is_kept_and_compared(tmp_path, capsys):
     path = tmp_path / "a.json"
-    bench.main(["--preset", "pico", "--repeat", "1", "--only", "draw", "--only", "generation", "--only", "step 2",
+    bench.main(["--preset", "pico", "--repeat", "1", "--only", "draw", "--only", "generation", "--only", "stage 2",
                 "--steps", "3", "--iters", "2", "--batch", "2", "--json", str(path), "--mar.grid", "2"])
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found["model"]["mar"]["grid"] == 2 and list(found["workloads"]) == ["draw", "generation", "step 2"]
+    assert found["model"]["mar"]["grid"] == 2 and list(found["workloads"]) == ["draw", "generation", "stage 2"]
     assert {"MAR encoder", "LLM, prompt", "LLM, on its cache", "MAR decoder", "diffusion MLP"} == set(
         found["workloads"]["draw"]["parts"])
-    assert {"data", "backward", "optimizer", "averaging"} < set(found["workloads"]["step 2"]["parts"])
+    assert {"data", "backward", "optimizer", "averaging"} < set(found["workloads"]["stage 2"]["parts"])
     capsys.readouterr()
     for f in found["workloads"].values():
         f["seconds"] = [2 * s for s in f["seconds"]]

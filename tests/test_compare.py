@@ -11,7 +11,7 @@ from PIL import Image
 
 from nanoharmon.compare import __main__ as compare, bits, one as one_system, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
-from nanoharmon.compare.figures import measure, over_seeds, tables
+from nanoharmon.compare.metrics import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
 from nanoharmon.compare.toklip import DISTILL, TokLIP, toklip_loss
 from nanoharmon.compare.vq import COMMITMENT, VQ, straight_through, usage, vq_loss
@@ -346,12 +346,12 @@ def test_the_whole_comparison_in_small_goes_on_where_it_was(tmp_path):
     first = subprocess.run([sys.executable, "-m", "nanoharmon.compare", *flags], capture_output=True, text=True,
                            encoding="utf-8", check=True)
     assert "| the four, unseen pairs" in first.stdout and (tmp_path / "page.png").exists()
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/figures.json")}
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/metrics.json")}
     assert len(made) == 4
-    (tmp_path / "masked-2" / "figures.json").unlink()            # lost, but not the weights
+    (tmp_path / "masked-2" / "metrics.json").unlink()            # lost, but not the weights
     second = subprocess.run([sys.executable, "-m", "nanoharmon.compare", *flags], capture_output=True, text=True,
                             encoding="utf-8", check=True)
-    again = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/figures.json")}
-    assert {path for path in made if made[path] != again[path]} == {tmp_path / "masked-2" / "figures.json"}
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/metrics.json")}
+    assert {path for path in made if made[path] != again[path]} == {tmp_path / "masked-2" / "metrics.json"}
     assert second.stdout.split("\n| drawing")[1].split("| cost")[0] == first.stdout.split("\n| drawing")[1].split(
         "| cost")[0]                                             # all but the seconds

@@ -70,7 +70,7 @@ def test_the_table_names_functions_of_the_code():
 @pytest.mark.parametrize("exercise", WRITTEN, ids=lambda e: e.id)
 def test_task_and_checks_are_complete(exercise):
     assert len(handout.hints(handout.task(exercise))) == 3
-    points = check.points_of(check.check_source(exercise))
+    points = check.points_of(check.check_text(exercise))
     assert sum(points.values()) == exercise.points and 2 <= len(points) <= 5
     assert max(map(len, handout.page(exercise).splitlines())) <= 120
     assert max(map(len, handout.task(exercise)["Task"].splitlines())) <= 112     # in a method's docstring: 8 more

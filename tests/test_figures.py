@@ -63,7 +63,7 @@ def test_attention_is_what_the_code_lets_through():
     pipe = make_pipeline()
     latents = torch.randn(1, 16, pipe.model.config.mar.token_dim)
     moment = spy.moment(pipe, "a ring", latents, (4, 4), 1 / 4)
-    T, K, U = len(moment.pieces), 4, pipe.model.config.mar.buffer_size
+    T, K, U = len(moment.tokens), 4, pipe.model.config.mar.buffer_size
     assert moment.visible == K and len(moment.encoder) == U + K and len(moment.decoder) == U + 16
     assert len(moment.llm) == T + K + U
     assert ((moment.llm > 0) == torch.ones_like(moment.llm).tril().bool()).all()         # causal

@@ -4,14 +4,14 @@
     python -m nanoharmon.compare --minutes 60           all systems, an hour of one core for each and each of two seeds
     python -m nanoharmon.compare --systems codes,masked --minutes 10        two of them, sooner
 
-What the systems are and in which parts they learn: compare/systems.py. What is measured: compare/figures.py. What can
+What the systems are and in which parts they learn: compare/systems.py. What is measured: compare/metrics.py. What can
 be concluded and what cannot: docs/COMPARE.md.
 
 Equal time is made to measure. First, a few steps of every part of every system are timed on this machine (processor
 time of one thread); from these and --minutes follow the numbers of steps, OUT/plan.json. From then on all depends on
 the plan and the seed, however busy the machine is. What is not counted: encoding the scenes once, and measuring.
 
-OUT/SYSTEM-SEED holds the weights after the last finished part, and figures.json with the pictures at the end. The
+OUT/SYSTEM-SEED holds the weights after the last finished part, and metrics.json with the pictures at the end. The
 same command again goes on: finished parts and systems are not repeated, an interrupted part begins anew. More --seeds
 or --systems may be added later.
 """
@@ -25,8 +25,8 @@ from ..config import nearest
 from ..evals.arm import run_apart
 from ..evals.common import out_folder
 from ..files import FolderLock, read_json, write_bytes, write_json
-from ..pictures import file_bytes, grid, open_image
-from .figures import tables
+from ..pictures import file_bytes, open_image, picture_grid
+from .metrics import tables
 from .one import run_one
 from .systems import PRESETS, SHARES, SYSTEMS, System
 
@@ -87,7 +87,7 @@ def compare(names, seeds, preset, plan, out, procs):
 
     def run(job):
         name, seed, folder = job
-        return run_apart(run_one, (name, seed, preset, plan["steps"][name], folder), folder / "figures.json")
+        return run_apart(run_one, (name, seed, preset, plan["steps"][name], folder), folder / "metrics.json")
     with ThreadPool(procs) as pool:                              # each thread waits for one process
         done = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="compare"))
     return {name: [figures for (other, _, _), figures in zip(jobs, done) if other == name] for name in names}
@@ -123,7 +123,7 @@ def main(argv=None):
         write_bytes(out / "table.md", f"{text}\n".encode())
         write_json(out / "results.json", {"plan": plan, "seeds": args.seeds, "results": results})
         rows = [open_image(out / f"{name}-1" / "pictures.png", "--out") for name in names]
-        write_bytes(out / "page.png", file_bytes(grid(rows, 1)))
+        write_bytes(out / "page.png", file_bytes(picture_grid(rows, 1)))
     print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures and seeds; (low to high): range over seeds")
     print(f"wrote {out}/table.md, results.json and page.png")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..cli import Parser, number, run_main
 from ..vae import kl_divergence
-from .figures import SIZES, tables, token_figures
+from .metrics import SIZES, tables, token_figures
 from .systems import OWN, PRESETS, System
 
 # of `held`, chosen by hand: bits per place, on average, that are allowed above the limit; the first weight of what is

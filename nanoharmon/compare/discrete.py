@@ -6,7 +6,7 @@ One class, three systems. All read a picture's codes in front of the question, a
              as LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) do.
     toklip   reads TokLIP's features of the codes (toklip.py) through an MLP; draws as above. Its encoder is causal, so
              the LLM sees the features of the codes drawn so far, too.
-    masked   reads as `codes`. Draws all hidden codes at once and keeps the surest, a few rounds long (MaskGIT, arXiv
+    masked   reads as `codes`. Draws all hidden codes at once and keeps the surest, for a few iterations (MaskGIT, arXiv
              2202.04200), inside the LLM (Show-o, arXiv 2408.12528): the picture's places all see each other.
 
 Harmon's two losses and its drawing loop have their counterparts here, with the same arguments: so the batches, losses,
@@ -109,8 +109,8 @@ class Discrete(nn.Module):
              sampler=None, cfg_schedule=None, on_iteration=None):
         """Draw pictures -> codes (B, S, 1). ids (B or 2B, T), with guidance the B unconditional requests last.
 
-        randn(shape) gives all chance, as normal numbers. iters: rounds of the masked drawer; the raster one needs one
-        pass per place. temperature 0: always the likeliest code. What follows `grid` is Harmon's, and unread.
+        randn(shape) gives all chance, as normal numbers. iters: of the masked drawer; the raster one needs one pass per
+        place. temperature 0: always the likeliest code. What follows `grid` is Harmon's, and unread.
         """
         h, w = grid or (self.config.mar.grid,) * 2
         common = ids, is_real, h * w, cfg, temperature, randn
@@ -136,10 +136,10 @@ class Discrete(nn.Module):
         is_hidden, counts = torch.ones_like(codes, dtype=torch.bool), unmasking_schedule(S, iters)
         for i, n_next in enumerate(counts[1:]):                                  # n_next places stay hidden
             if n_next == counts[i]:
-                continue                                                         # more rounds than places
+                continue                                                         # more iterations than places
             logits = guide(self.code_logits(codes.repeat(copies, 1), ids, is_real, is_hidden.repeat(copies, 1)), cfg)
             new, sure = pick(logits, temperature, randn)                         # (B, S) each
-            chance = temperature * CHOICE * (1 - (i + 1) / iters)                # none in the last round
+            chance = temperature * CHOICE * (1 - (i + 1) / iters)                # none in the last one
             sure = (sure + chance * gumbel(randn(sure.shape))).masked_fill(~is_hidden, torch.inf)    # drawn ones stay
             codes = torch.where(is_hidden, new, codes)
             is_hidden = torch.ones_like(is_hidden).scatter(1, sure.topk(S - n_next, dim=1).indices, False)

@@ -5,14 +5,14 @@ import torch
 
 from ..files import read_json, write_bytes, write_json
 from ..pictures import file_bytes
-from .figures import measure
+from .metrics import measure
 from .systems import System
 
 SCENES = 20000               # different pictures of stages 1 to 3, where there are as many steps
 
 
 def run_one(name, seed, preset, steps, folder):
-    """Train what is missing of a system, then measure it: FOLDER/figures.json. steps: {part: steps}."""
+    """Train what is missing of a system, then measure it: FOLDER/metrics.json. steps: {part: steps}."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(steps)
@@ -33,4 +33,4 @@ def run_one(name, seed, preset, steps, folder):
     figures, pictures = measure(system, preset)
     figures["cost"]["minutes of training"] = sum(took.values()) / 60
     write_bytes(folder / "pictures.png", file_bytes(pictures))
-    write_json(folder / "figures.json", figures)
+    write_json(folder / "metrics.json", figures)

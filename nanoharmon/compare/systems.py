@@ -94,7 +94,7 @@ def build(name, preset, config):
 
 
 class System:
-    """A system with its data, from random weights. `scenes`: how many different pictures stages 1 and 2 draw from."""
+    """A system with its data, from random weights. `scenes`: how many different pictures parts 1 to 3 draw from."""
 
     def __init__(self, name, preset, seed, scenes):
         self.name, self.seed, self.config = name, seed, settings(name, preset)

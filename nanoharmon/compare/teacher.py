@@ -162,13 +162,13 @@ def contrast_batch(source, tokenizer, rng, n, size):
 
 
 @torch.no_grad()
-def zero_shot(picture_features, text_tower, tokenizer, size, place, n=200):
+def zero_shot(picture_features, text_tower, tokenizer, size, placement, n=200):
     """How often the best-fitting text is the right one, for pictures of one object: {"shape", "color", "pair",
     "unseen pair": list of true and false}.
 
     The texts are "a red circle" for each of the 35 pairs. A shape's feature is the mean over its colors, a color's the
     mean over its shapes (prompt ensembling, as CLIP does). picture_features: images -> (B, D); text_tower: of the
-    teacher; place: options of shapes.random_scene.
+    teacher; placement: options of shapes.random_scene.
     """
     ids, is_real = pad([tokenizer.encode(phrase(*pair)) for pair in shapes.PAIRS], tokenizer.pad, "cpu")
     texts, found = text_tower(ids, is_real), {}                                  # (35, D)
@@ -176,7 +176,7 @@ def zero_shot(picture_features, text_tower, tokenizer, size, place, n=200):
         rng = random.Random(f"eval/0/zero shot/{unseen}")
         pool = sorted(shapes.UNSEEN) if unseen else shapes.SEEN
         truth = [rng.choice(pool) for _ in range(n)]
-        images = [shapes.render(shapes.random_scene(rng, [pair], **place), size) for pair in truth]
+        images = [shapes.render(shapes.random_scene(rng, [pair], **placement), size) for pair in truth]
         scores = picture_features(to_pixels(torch.stack(list(map(torch.from_numpy, images))))) @ texts.T     # (n, 35)
         found["unseen pair" if unseen else "pair"] = [shapes.PAIRS[i] == pair for i, pair in
                                                       zip(scores.argmax(dim=1).tolist(), truth)]

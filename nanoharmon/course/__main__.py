@@ -82,7 +82,7 @@ def main(argv=None):
     elif args.command == "hint":
         print(progress.hint(find(args.exercise), args.number))
     elif args.command in LABS:
-        status = endings.look(args.command, {k: v for k, v in vars(args).items() if k != "command"})
+        status = endings.run_ending(args.command, {k: v for k, v in vars(args).items() if k != "command"})
         if status:
             raise SystemExit(status)
     elif args.command == "speedrun":

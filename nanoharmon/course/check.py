@@ -42,7 +42,7 @@ class Result:
         return 0 if self.failure else self.points
 
 
-def check_source(exercise):
+def check_text(exercise):
     return (HERE / "checks" / f"{exercise.id}.py").read_text(encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def run(exercise, files, secret="public", quiet=False):
 
     files may also be a ValueError, of a student's file that could not be read: every test fails with its words.
     """
-    text = check_source(exercise)
+    text = check_text(exercise)
     points, results = points_of(text), []
     if isinstance(files, ValueError):
         return [Result(test, worth, str(files)) for test, worth in points.items()]

@@ -4,8 +4,8 @@
     python -m nanoharmon.course draw [--steps N]        class-conditional MAR, from nothing: about 9 minutes
     python -m nanoharmon.course unify [--prompt TEXT]   the whole model draws a prompt
 
-`look` mixes the code: the student's version of every exercise that passes its tests, the finished one of all others. It
-runs this file as a script beside that mixture, which is why the imports below are written in full.
+`run_ending` mixes the code: the student's version of every exercise that passes its tests, the finished one of all
+others. It runs this file as a script beside that mixture, which is why the imports below are written in full.
 """
 import json
 import random
@@ -19,7 +19,7 @@ from pathlib import Path
 
 # --- in the student's repository: mix the code, start the script ------------------------------------------------------
 
-def look(lab, options):
+def run_ending(lab, options):
     """Run a lab's ending with the student's code. Returns the exit status."""
     from . import check, handout, progress, tree
     from .table import EXERCISES
@@ -77,8 +77,7 @@ def draw(root, steps, out="draw.png"):
 
     from nanoharmon.evals.common import rate
     from nanoharmon.mar import MAR, random_orders
-    from nanoharmon.pictures import grid as sheet
-    from nanoharmon.pictures import to_pictures, to_pixels
+    from nanoharmon.pictures import picture_grid, to_pictures, to_pixels
     from nanoharmon.pipeline import load_pipeline
     from nanoharmon.training.optim import EMA, lr_factor, make_optimizers, set_lr
     from nanoharmon.training.recipe import Config
@@ -121,7 +120,7 @@ def draw(root, steps, out="draw.png"):
                              grid=grid, generator=torch.Generator().manual_seed(2), steps=50)
     with torch.no_grad():
         pictures = to_pictures(pipe.model.vae.decode(drawn, grid))
-    sheet([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
+    picture_grid([picture.resize((96, 96)) for picture in pictures[:len(labels)]], 8).save(out)
     found = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked)])
     others = rate([judge_class(np.asarray(p), label) for p, label in zip(pictures, asked[1:] + asked[:1])])
     return {"right": found["right"], "n": found["n"], "percent": 100 * found["rate"], "low": 100 * found["low"],
@@ -146,7 +145,7 @@ def unify(root, prompt):
     """Draw a prompt four times, directly and after thinking, and judge it if it is one of the judge's."""
     import numpy as np
 
-    from nanoharmon.pictures import grid
+    from nanoharmon.pictures import picture_grid
     from nanoharmon.pipeline import load_pipeline
     from nanoharmon.world import prompts
     from nanoharmon.world.judge import judge
@@ -160,7 +159,7 @@ def unify(root, prompt):
         verdicts = [judge(np.asarray(picture), metas[prompt])["reason"] or "right" if prompt in metas else "not judged"
                     for picture in pictures]
         print(f"{'thinking first' if think else 'the prompt itself'}: {', '.join(verdicts)}")
-    grid(tiles, 4).save("unify.png")
+    picture_grid(tiles, 4).save("unify.png")
     print("the pictures, those drawn after thinking below: unify.png")
 
 

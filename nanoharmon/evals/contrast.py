@@ -28,13 +28,13 @@ from .report import markdown
 PICTURES, BATCH = 256, 16
 
 
-def wrong_prompts(n, seed, **place):
-    """n scenes, and {what is wrong: [(true prompt, wrong prompt)]}. place: options of shapes.random_scene."""
+def wrong_prompts(n, seed, **placement):
+    """n scenes, and {what is wrong: [(true prompt, wrong prompt)]}. placement: options of shapes.random_scene."""
     rng, scenes, out = random.Random(f"contrast/{seed}"), [], {}
     metas = [meta for meta in prompts.geneval_prompts("position", 4 * n, seed)
              if len({x["class"] for x in meta["include"]}) == len({x["color"] for x in meta["include"]}) == 2]
     for meta in metas[:n]:
-        scene = prompts.scene_for(meta, rng, **place)
+        scene = prompts.scene_for(meta, rng, **placement)
         b, a = ((o["color"], o["class"]) for o in meta["include"])               # GenEval lists the reference first
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)

@@ -117,8 +117,8 @@ def is_picture(path, size):
 
 
 def column(pictures):
-    """The grid of the official script: one below the other, 2 black pixels between and around. (pictures.grid has
-    none above the first.)"""
+    """The grid of the official script: one below the other, 2 black pixels between and around. (That of pictures.py
+    has none above the first.)"""
     width, height = pictures[0].size
     grid = Image.new("RGB", (width + 4, len(pictures) * (height + 2) + 2))
     for k, picture in enumerate(pictures):

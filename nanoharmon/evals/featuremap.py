@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..cli import Parser, model_flags, number, run_main
 from ..config import nearest
 from ..files import write_bytes, write_json
-from ..pictures import file_bytes, grid as picture_grid
+from ..pictures import file_bytes, picture_grid
 from ..pipeline import load_pipeline
 from ..world import shapes
 from .common import batches, out_folder, placement

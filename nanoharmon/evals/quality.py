@@ -85,11 +85,11 @@ def true_labels(scene, size):
     return out
 
 
-def train_eye(size, place, steps=STEPS, progress=None):
-    """The eye for pictures of `size` pixels; every step has new scenes. place: options of shapes.random_scene."""
+def train_eye(size, placement, steps=STEPS, progress=None):
+    """The eye for pictures of `size` pixels; every step has new scenes. placement: options of shapes.random_scene."""
     def scenes(name, count):
         rngs = (random.Random(f"eye/{name}/{i}") for i in range(count))
-        return [shapes.random_scene(rng, allow_unseen=True, **place) for rng in rngs]
+        return [shapes.random_scene(rng, allow_unseen=True, **placement) for rng in rngs]
     size = min(size, MOST)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

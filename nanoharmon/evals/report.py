@@ -2,7 +2,7 @@
 from PIL import Image, ImageOps
 
 from ..cli import markdown_table
-from ..pictures import captioned, grid
+from ..pictures import captioned, picture_grid
 from .geneval import REASONS
 
 RIGHT, WRONG = (60, 200, 90), (230, 60, 60)                     # frames of pictures
@@ -114,4 +114,4 @@ def save_grids(folder, pictures, each=8):
                 by_task.setdefault(p[1]["tag"], []).append(p)
             if by_task:
                 rows = [p for task in by_task.values() for p in (task[:each] if len(by_task) > 1 else task[:4 * each])]
-                grid([tile(*p) for p in rows], each).save(folder / f"geneval_{group}{suffix}.png")
+                picture_grid([tile(*p) for p in rows], each).save(folder / f"geneval_{group}{suffix}.png")

@@ -1,4 +1,4 @@
-"""The benchmarks of talking: other words, conversations, plans and changed parts. evaluate.py runs them.
+"""The benchmarks of talking: other words, conversations, requests and changed parts. evaluate.py runs them.
 
     phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
               (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have

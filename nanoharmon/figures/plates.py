@@ -136,7 +136,7 @@ def groups(c, x, y, cell, sizes, down):
 def attention(moment, side=228):
     """Who attends to whom in the three transformers, while a picture is drawn."""
     c = Canvas(396, "Who attends to whom, while a third of the picture is visible")
-    T, K, U = len(moment.pieces), moment.visible, len(moment.encoder) - moment.visible
+    T, K, U = len(moment.tokens), moment.visible, len(moment.encoder) - moment.visible
     S = len(moment.decoder) - U
     buffers, seen = ("buffers", U, BUFFER), ("visible", K, IMAGE)
     panels = [("MAR encoder: all to all;\nhidden tokens are not there", moment.encoder, [buffers, seen]),
@@ -167,13 +167,13 @@ def buffers(seen, picture, moment):
         values = seen[u] / seen.max()
         c.cells(x, 62, values.tolist(), BUFFER, side / values.shape[1], side / values.shape[0])
         c.text(x + side / 2, 62 + side + 12, f"buffer {u + 1}", 11, BUFFER, "mm")
-    weights = moment.llm[-U:, :len(moment.pieces)]
-    wide = (WIDTH - 32 - 84) / len(moment.pieces)
+    weights = moment.llm[-U:, :len(moment.tokens)]
+    wide = (WIDTH - 32 - 84) / len(moment.tokens)
     top = 236
     c.text(16, 188, "In the LLM, where they take in the prompt for the decoder: the words that they read (start, end: "
            "of a turn)", 12, FAINT)
-    for i, piece in enumerate(moment.pieces):
-        word = piece.strip().replace("<|im_start|>", "start").replace("<|im_end|>", "end") or "\\n"
+    for i, token in enumerate(moment.tokens):
+        word = token.strip().replace("<|im_start|>", "start").replace("<|im_end|>", "end") or "\\n"
         c.text(100 + (i + 0.5) * wide, top - (10 if i % 2 else 24), word, 10, TEXT, "mm")
     c.cells(100, top, (weights / weights.max()).tolist(), TEXT, wide, 20)
     for u in range(U):

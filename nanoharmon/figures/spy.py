@@ -27,7 +27,7 @@ def attention_weights():
 @dataclass
 class Moment:
     """A picture being drawn, partly visible: attention in all three transformers, averaged over layers and heads."""
-    pieces: list                             # of the prompt, as text
+    tokens: list                             # of the prompt, as text
     visible: int
     encoder: torch.Tensor                    # (U+K, U+K)
     llm: torch.Tensor                        # (T+K+U, T+K+U)
@@ -48,8 +48,8 @@ def moment(pipe, prompt, latents, grid, share):
         pipe.model.mar.decode(summed, visible, grid)
     encoder, llm, decoder = (torch.stack(seen).mean(dim=(0, 1)) for seen in (encoder, llm, decoder))
     decode = pipe.tokenizer.inner.decode
-    pieces = [decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
-    return Moment(pieces, visible.shape[1], encoder, llm, decoder)
+    tokens = [decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
+    return Moment(tokens, visible.shape[1], encoder, llm, decoder)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..cli import in_words
 from ..mar import random_orders
-from ..pictures import captioned, grid, psnr, to_pictures, to_pixels
+from ..pictures import captioned, picture_grid, psnr, to_pictures, to_pixels
 from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
 from .plot import draw_curves, read_log
@@ -51,7 +51,7 @@ def snapshot(pipe, batches, name, size):
         take = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
         drawn, said = take(pipe, source, name, size, batches.first_class[source.name])
         pictures, answers = pictures + drawn, answers + said
-    return grid(pictures, 8) if pictures else None, answers
+    return picture_grid(pictures, 8) if pictures else None, answers
 
 
 def snapshot_of_shapes(pipe, source, name, size, first_class):
@@ -147,10 +147,11 @@ def final_snapshot(pipe, sources, size):
         pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)
                   for row, caption in captions(pipe, source, size)[:16 // len(sources)]]
     if not pairs:
-        return grid(decoded, 8) if decoded else None, figures, []
+        return picture_grid(decoded, 8) if decoded else None, figures, []
     texts = [caption for _, caption in pairs]
-    both = [grid([picture, drawn], 2) for (picture, _), drawn in zip(pairs, pipe.draw(texts, size=size, seed=0))]
-    return grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4), figures, texts
+    drawn = pipe.draw(texts, size=size, seed=0)
+    both = [picture_grid([picture, ours], 2) for (picture, _), ours in zip(pairs, drawn)]
+    return picture_grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4), figures, texts
 
 
 # what of results.json is printed at the end of a training: a line's beginning, and {word: name of a figure}

@@ -5,7 +5,7 @@ Everything here is true by construction, and can be checked: `parse_caption` inv
 
 Everything random is drawn from `rng`, in a fixed order: a change of that order changes all training batches.
 
-Simplified: `describe` names places on a 3x3 grid, which decides all relations on the 3x3 board, not in layout `free`.
+Simplified: `describe` names nine places, which decide all relations on a 3x3 board, not in layout `free`.
 """
 import random
 import re

@@ -59,7 +59,7 @@ def placed(text, exercise, solution):
 
 def forked(exercise, files, secret):
     """check.run in a fork: {test: failure}."""
-    text = check.check_source(exercise)
+    text = check.check_text(exercise)
     job = {"nonce": "", "exercise": f"exercise {exercise.number:02d}", "check": text, "gigabytes": check.GIGABYTES,
            "tests": [(test, check.seeds(exercise, test, secret)) for test in check.points_of(text)]}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def forked(exercise, files, secret):
 def prove(exercise, secret="public", show=print):
     """What is wrong with an exercise's checks or solutions: a list of sentences, empty when all is as it should be."""
     module, files, problems = solutions(exercise), tree.reference(), []
-    points = check.points_of(check.check_source(exercise))
+    points = check.points_of(check.check_text(exercise))
     if sum(points.values()) != exercise.points:
         problems.append(f"POINTS add up to {sum(points.values())}, the table says {exercise.points}")
     if len(module.WRONG) < 4 or len(module.RIGHT) < 2:

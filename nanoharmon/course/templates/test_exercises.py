@@ -8,7 +8,7 @@ from nanoharmon.course.handout import manifest
 
 EXERCISES = manifest(tree.PACKAGE.parent)
 TESTS = [pytest.param(e, test, id=f"{e.id}-{test.removeprefix('test_')}", marks=getattr(pytest.mark, e.id))
-         for e in EXERCISES for test in check.points_of(check.check_source(e))]
+         for e in EXERCISES for test in check.points_of(check.check_text(e))]
 
 
 @lru_cache

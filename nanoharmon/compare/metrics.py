@@ -18,7 +18,7 @@ from ..evals.geneval import COLORED, draw_scores
 from ..evals.quality import quality_scores, train_eye
 from ..evals.reading import answer_scores
 from ..evals.report import cell
-from ..pictures import captioned, grid
+from ..pictures import captioned, picture_grid
 from ..tokenizer import DESCRIBE
 from ..world import shapes
 from .systems import HARMON
@@ -55,14 +55,15 @@ def measure(system, preset):
                  "parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
     del found["reading, looking first"]["likelihood"]
     if system.teacher:
-        vq, toklip, place = system.model.vae, system.model.toklip, placement(pipe)
+        vq, toklip = system.model.vae, system.model.toklip
         for name, features in (("teacher", system.teacher.features), ("TokLIP", lambda image: toklip.features(
                 vq.vectors(vq.encode(image).squeeze(-1))))):
-            hits = zero_shot(features, system.teacher.text, system.tokenizer, system.size, place, size["scenes"])
+            hits = zero_shot(features, system.teacher.text, system.tokenizer, system.size, placement(pipe),
+                             size["scenes"])
             found[f"zero-shot, {name}"] = {task: rate(h) for task, h in hits.items()}
     tiles = [captioned(picture, f"{system.name}: {prompt}", 96)
              for prompt, picture in zip(PAGE, pipe.draw(list(PAGE), think=False))]
-    return found, grid(tiles, len(tiles))
+    return found, picture_grid(tiles, len(tiles))
 
 
 def overall(scores, title=""):
