@@ -8,9 +8,9 @@
     python sample.py --prompts-file prompts.txt --fast --save-each out/       a measured faster way, and one file each
     python sample.py --explain --n 1 --prompt "a red circle"                  what happens inside, step by step
 
-Drawing starts with every token hidden. --iters times the model picks some (cosine schedule: few at first, many at the
-end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of guidance.
-A checkpoint that has learned to --think first says what will be where, in words, and draws that.
+Drawing starts with every token hidden. --iters times some are picked at random (cosine schedule: few at first, many
+at the end), and a diffusion of --steps steps draws each of them given all that is visible. --cfg is the strength of
+guidance. Where the checkpoint can --think, it first says in words what will be where, and draws that.
 """
 import sys
 import time
@@ -33,7 +33,7 @@ COLUMNS = 4                                  # at most so many prompts side by s
 EACH = "{:03d}_{}.png".format                # a file of --save-each: number of the prompt, and of its picture
 MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
 DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "steps", "sampler", "temperature",
-         "think", "seed", "device", "dtype")             # flags of what --dry-run does not come to
+         "think", "seed", "device", "dtype")             # flags of the drawing that --dry-run omits
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
 
@@ -43,7 +43,7 @@ def parse_args(argv=None):
     add("--prompt", action="append", default=[], metavar="TEXT", help="what to draw; several times for several rows")
     add("--prompts-file", metavar="FILE", help="one prompt per line, UTF-8")
     add("--n", type=number(int, 1, 256), default=4, help="pictures per prompt, drawn as one batch (default 4)")
-    add("--batch", type=number(int, 1, 256), help="prompts drawn at once; how many hardly changes the pictures "
+    add("--batch", type=number(int, 1, 256), help="prompts drawn at once: changes pictures by rounding only "
         "(default: 16 pictures' worth)")
     add("--out", default="grid.png", metavar="FILE", help="all pictures in a grid, prompts above the rows (default "
         "grid.png)")

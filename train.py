@@ -105,8 +105,8 @@ def train_stage(run, name, pipe, batches):
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         norm = clip_gradients(list(state.params.values()), optim.clip)
-        # this question waits for a GPU, at little cost: what limits nano is the CPU, and while that makes the next
-        # batch the GPU has the optimizer's work. Without it, optimizers and average would have to decide on the GPU
+        # this waits for a GPU, at little cost: the CPU limits nano, and makes the next batch while the GPU runs the
+        # optimizer. Without waiting, optimizers and average would have to decide on the GPU
         if torch.isfinite(norm):
             for optimizer in state.optimizers:
                 state.scaler.step(optimizer)
@@ -333,7 +333,7 @@ def main(argv=None):
         print(*notes, sep="\n")
     with FolderLock(run.out) as lock:
         if args.dry_run:
-            lock.take(make=False)                                # what another process trains now was not interrupted
+            lock.take(make=False)                                # a stage in training must not count as interrupted
             return print_stages(replace(run, world_size=world_size))
         if torchrun:                                             # the others are there, and wait
             with Stop(rank) as stop:

@@ -40,15 +40,15 @@ class Dropout(torch.autograd.Function):
         bits = torch.from_numpy(words.view(np.int16)[:x.numel()]).view(x.shape)
         ctx.save_for_backward(bits)
         ctx.p = p
-        return kept(bits, p).mul_(x).to(x.dtype)
+        return factors(bits, p).mul_(x).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
-        return kept(*ctx.saved_tensors, ctx.p).mul_(gradient).to(gradient.dtype), None
+        return factors(*ctx.saved_tensors, ctx.p).mul_(gradient).to(gradient.dtype), None
 
 
-def kept(bits, p):
+def factors(bits, p):
     """Random int16 -> float32 factors: 0 for a share p of them, p in 16 bits; for the others what keeps the mean."""
     limit = min(round(p * 2**16), 2**16 - 1)
-    # whole numbers above 0 are kept; four times as fast as a mask of booleans
+    # clamping whole numbers gives 0 or 1: four times as fast as a mask of booleans
     return bits.float().add_(2**15 - limit + 1).clamp_(0, 1).mul_(2**16 / (2**16 - limit))

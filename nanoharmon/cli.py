@@ -124,7 +124,7 @@ def drawing_flags(parser):
     add, own = parser.add_argument, "(default: the checkpoint's own, else {})".format
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
     add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
-    add("--iters", type=number(int, 1, 10**6), help="unmasking iterations, at most the number of tokens " + own(64))
+    add("--iters", type=number(int, 1, 10**6), help="iterations, at most the number of tokens " + own(64))
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
     add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))

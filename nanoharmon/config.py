@@ -27,7 +27,7 @@ def arg(default, help, low=None, high=10**9, choices=()):
 
     low: by default 1 for whole numbers and 0 for others.
     """
-    low = int(type(default) is int or type(default) is tuple) if low is None else low
+    low = int(type(default) in (int, tuple)) if low is None else low
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
@@ -111,8 +111,8 @@ def pico():
 def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
-    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: a little inside of the latents, of
-    whose numbers 99.99 % are below 5.6.
+    class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: just inside the latents' range: 99.99 %
+    of the numbers are below 5.6.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(

@@ -3,7 +3,7 @@
 In short: a clean token x_0 gets noise in 1000 small steps, x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise, where ac, alpha-bar
 in the papers, is the share of signal that is left. The network sees x_t and t and predicts that noise, eps. Drawing
 starts from pure noise at t = 999 and goes back step by step: each step removes some noise and, in the "ancestral"
-sampler of DDPM, adds a little. How much it adds is learned, too: v says where the log-variance lies between two bounds.
+sampler of DDPM, adds some. How much it adds is learned, too: v says where the log-variance lies between two bounds.
 
 DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
 added as in eq. 16 but for the weight), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset

@@ -8,9 +8,9 @@ The same encoder serves two tasks:
 
 What to know about the order of tokens (sec. 3 and the official code): the MAR encoder has its U buffers in *front* of
 the image tokens. For the LLM they move to the *end*, where causal attention lets them see the prompt and all visible
-tokens; after the LLM they move back to the front. (To be understood, a picture stands before the question, buffers last
-there, too, so that the LLM meets one layout only.) 2-D positions come from the MAR position embedding; to the LLM the
-image is a plain sequence that continues the text.
+tokens; after the LLM they move back to the front. (A picture to understand stands before the question, buffers last
+again: the LLM meets one layout only.) 2-D positions come from the MAR position embedding; to the LLM the image is a
+plain sequence that continues the text.
 
 Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MAR width, E LLM width, C channels of an
 image token, L sequence length in the LLM. Five names for five tensors: `latents` are image tokens (B, S, C), `encoded`
@@ -56,7 +56,7 @@ class Harmon(nn.Module):
         return encoded, torch.cat([embeds[:, U:], embeds[:, :U]], dim=1)         # buffers to the end
 
     def through_llm(self, encoded, embeds, text, is_real, cache=None):
-        """Let the LLM read [text | picture so far]; add its last hidden states of the picture to the encoder's output.
+        """Let the LLM read [text | picture so far]; add its last states of the picture to the encoder's output.
 
         encoded (B, U+K, D) and embeds (B, K+U, E) from `see`; text (B, T, E), right-padded, is_real (B, T). With a
         cache that holds the text already, `text` is None. Returns summed (B, U+K, D), buffers first: through them the
@@ -67,12 +67,12 @@ class Harmon(nn.Module):
         is_real = torch.cat([is_real.bool(), is_real.new_ones(embeds.shape[:2], dtype=torch.bool)], dim=1)   # (B, T+n)
         positions = rotary_positions(is_real)    # (B, T+n): the picture's go on from the last real text token
         if cache is None:
-            rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # the picture's
+            rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # (B, n)
             states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
                                     rows=rows.flatten()).view(*rows.shape, -1)
         else:
             states = self.llm.model(embeds, positions[:, -n:], is_real, cache)
-        states = self.proj_out(states)                                           # (B, K+U, D)
+        states = self.proj_out(states)                                           # (B, K+U, E) -> (B, K+U, D)
         return encoded + torch.cat([states[:, n - U:], states[:, :n - U]], dim=1)          # buffers back to the front
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -129,8 +129,8 @@ class Harmon(nn.Module):
         latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
-        rows = is_real.shape[0]
-        B = rows if cfg == 1.0 else rows // 2
+        copies = 1 if cfg == 1.0 else 2                          # with guidance, the unconditional prompts follow
+        B = is_real.shape[0] // copies
         if orders is None:
             orders = random_orders(B, grid[0] * grid[1], "cpu").to(is_real.device)
         cache = KVCache()                                                        # the prompt goes through the LLM once
@@ -139,7 +139,6 @@ class Harmon(nn.Module):
 
         def predict(latents, visible, drawn):
             encoded, embeds = self.see(latents, visible, grid)   # the same for both halves of the guided batch
-            copies = rows // B
             summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
-            return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))    # (rows, m, D)
+            return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))  # (B or 2B, m, D)
         return self.mar.draw(predict, orders, iters, cfg, **options)

@@ -84,10 +84,10 @@ class Pipeline:
              progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
-        size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: unmasking iterations, at most the
+        size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: iterations, at most the
         number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
         fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
-        group: draw every so many prompts as they would be drawn alone with this seed (up to rounding).
+        group: draw each so many prompts as if alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_iteration(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often,
         and costs nothing. The same arguments draw the same bytes.

@@ -3,7 +3,7 @@
 RMSNorm, rotary positions, grouped-query attention with q/k/v biases, SwiGLU, tied or untied output embedding, a KV
 cache. One class for all sizes (0.5B ... 72B, or the toy LLM of the nano preset): only `LLMConfig` differs. Parameter
 names are Hugging Face's, so `model.safetensors` loads without renaming. In Harmon it reads embeddings, of text and of
-pictures alike, and its last hidden states are used for both tasks.
+pictures alike, and its last states are used for both tasks.
 
 Simplified: no sliding window (off in all released Qwen2.5 chat models), no RoPE scaling.
 """
@@ -35,7 +35,7 @@ def rope_tables(positions, head_dim, theta):
     """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32; half of sin is negated.
 
     RoPE (arXiv 2104.09864) turns each pair of channels of q and k by an angle that grows with the position, slowly for
-    the last pairs: then q . k depends on the distance of two positions only.
+    the last pairs: then of two positions only their distance enters q . k.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions[..., None].float() * theta ** -exponent                   # (B, L, head_dim/2)
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
         if cache is not None:                                        # k is rotated already: positions never change
             k, v = cache.extend(layer, k, v)                         # (B, kv_heads, past + L, d)
         group = self.heads // self.kv_heads                          # query head h reads kv head h // group
-        if L == 1:                       # one new token: its heads stand in for so many queries, and nothing is copied
+        if L == 1:                       # one new token: the heads of a group become its queries; nothing is copied
             q = q.reshape(B, self.kv_heads, group, -1)               # (B, kv_heads, group, d)
         elif group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)    # (B, heads, past + L, d)
@@ -140,11 +140,11 @@ class Transformer(nn.Module):
         self.checkpointing = False                                   # recompute each layer in backward: less memory
 
     def forward(self, embeds, positions=None, is_real=None, cache=None, rows=None):
-        """embeds (B, L, E) -> last hidden states (B, L, E), after the final norm; with rows (N,), flat indices into
+        """embeds (B, L, E) -> last states (B, L, E), after the final norm; with rows (N,), flat indices into
         B*L, only those that somebody reads, (N, E).
 
         positions (B, L): rotary positions, default past, past+1, ...; is_real (B, past + L) bool: False = padding,
-        attended by nobody; cache: a KVCache holding `past` tokens, extended in place.
+        seen by itself only; cache: a KVCache holding `past` tokens, extended in place.
         The causal mask compares indices, the rotary angle uses `positions`: they differ where there is padding.
         """
         B, L, _ = embeds.shape
@@ -224,7 +224,7 @@ class Qwen(nn.Module):
 
     @torch.no_grad()
     def generate(self, embeds, stop_ids, max_new_tokens=64, temperature=0.0, top_p=1.0, generator=None, is_real=None):
-        """Continue prompts given as embeddings (B, L, E). Yields one tensor of ids (B,) per step.
+        """Continue prompts given as embeddings (B, L, E). Yields one tensor of ids (B,) per token.
 
         temperature 0 = greedy. Rows that met a stop id yield that id for ever; the loop ends when all have.
         is_real (B, L) marks left padding, so that prompts of different lengths end together.
@@ -243,7 +243,7 @@ class Qwen(nn.Module):
             if done.all():
                 return
             embeds = self.embed(last).unsqueeze(1)                               # (B, 1, E)
-            is_real = is_real if is_real is None else F.pad(is_real, (0, 1), value=True)
+            is_real = None if is_real is None else F.pad(is_real, (0, 1), value=True)
 
 
 def sample_token(logits, temperature, top_p, generator=None):

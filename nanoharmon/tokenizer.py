@@ -111,7 +111,7 @@ class Tokenizer:
 
     def chat(self, messages):
         """Ids and labels of a conversation (lists of the same length). Where the last message is the user's, they end
-        with an open turn of the assistant, ready for generation."""
+        with an open turn of the assistant, ready for the reply."""
         ids, labels = [], []
 
         def add(new, supervised=False):
@@ -120,17 +120,17 @@ class Tokenizer:
 
         for message in messages:
             role, content = message["role"], message["content"]
-            learned = role == "assistant"
-            if role != "assistant" and isinstance(content, str):
+            supervised = role == "assistant"
+            if not supervised and isinstance(content, str):
                 add([self.im_start] + self.encode(role + "\n" + content))        # in one piece, as official
             else:
                 add([self.im_start] + self.encode(role + "\n"))
-                if learned and isinstance(content, str) and content.startswith(LOOK):
+                if supervised and isinstance(content, str) and content.startswith(LOOK):
                     add(self.encode(LOOK))
                     content = content.removeprefix(LOOK)
                 for part in [content] if isinstance(content, str) else content:
-                    add([IMAGE] * part if isinstance(part, int) else self.encode(part), learned)
-            add([self.im_end], learned)
+                    add([IMAGE] * part if isinstance(part, int) else self.encode(part), supervised)
+            add([self.im_end], supervised)
             add(self.newline)
         if messages[-1]["role"] == "user":
             add([self.im_start] + self.encode("assistant\n"))

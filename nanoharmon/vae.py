@@ -105,8 +105,7 @@ class Encoder(nn.Module):
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x):                                            # (B, 3, H, W)
-        if self.config.patch_size > 1:
-            x = F.pixel_unshuffle(x, self.config.patch_size)         # (B, 3*p*p, H/p, W/p)
+        x = F.pixel_unshuffle(x, self.config.patch_size)             # (B, 3*p*p, H/p, W/p)
         h = self.conv_in(x)                                          # (B, ch, H/p, W/p)
         for level in self.down:
             for block, attn in zip(level.block, level.attn):
@@ -146,7 +145,7 @@ class Decoder(nn.Module):
                 h = block(h)
             h = level.upsample(h)                                    # twice the height and width; not after the last
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
-        return F.pixel_shuffle(h, self.config.patch_size) if self.config.patch_size > 1 else h  # (B, 3, H, W)
+        return F.pixel_shuffle(h, self.config.patch_size)            # (B, 3, H, W)
 
 
 class VAE(nn.Module):
@@ -173,13 +172,13 @@ class VAE(nn.Module):
 
     def encode(self, image):
         """image (B, 3, H, W) -> latents (B, S, C), raster order. The mean, not a sample: Harmon's choice."""
-        self.grid_of(image.shape[-2], image.shape[-1])
+        self.grid_of(*image.shape[-2:])                              # raises where the size does not fit
         return self.moments(image)[0].flatten(2).transpose(1, 2) * self.config.scale   # b c h w -> b (h w) c
 
     def decode(self, latents, grid):
         """latents (B, h*w, C), grid (h, w) -> image (B, 3, H, W)."""
-        mean = latents.transpose(1, 2).unflatten(2, grid)            # b (h w) c -> b c h w
-        return self.reconstruct(mean / self.config.scale)
+        mean = latents.transpose(1, 2).unflatten(2, grid) / self.config.scale    # b (h w) c -> b c h w
+        return self.reconstruct(mean)
 
     def grid_of(self, height, width):
         """Latent grid (h, w) of a picture of that size. Raises ValueError if it does not fit the stride."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..cli import run_main
-from ..files import content_hash, write_json
+from ..files import content_hash, read_json, write_json
 from ..harmon import Harmon
 from ..mar import random_orders
 from ..pictures import to_pictures
@@ -85,7 +85,7 @@ def note(job):
     path, weights = job.folder / "arm.json", fingerprint(job.base, job.arm.start)
     what = {"weights": weights, "preset": job.preset, "scenes": job.scenes, **asdict(job.arm)}
     what = json.loads(json.dumps(what))                         # tuples become lists, as in the file
-    if path.exists() and (old := json.loads(path.read_text(encoding="utf-8"))) != what:
+    if path.exists() and (old := read_json(path)) != what:
         changed = ", ".join(f"{k} {old.get(k)}, not {v}" for k, v in what.items() if old.get(k) != v)
         raise ValueError(f"{path.parent} holds an arm with {changed or 'other fields'}; pass another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def run_apart(function, args, path):
         if process.exitcode:
             raise ValueError(f"the process that was to write {path} ended with exit code {process.exitcode}, expected "
                              f"0; see its error above, or the end of {path.parent / 'train.log'}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def alone(function, args):

@@ -8,13 +8,12 @@ that was stopped goes on where it was. The choices are those of MAR (arXiv 2406.
 
 Simplified: 90 prompts x 2 pictures per point, so the intervals are wide (about +-3 points near 97 %, +-7 near 60 %).
 """
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..cli import markdown_table
-from ..files import write_json
+from ..files import read_json, write_json
 from ..plans import OFFICIAL
 from ..training.plot import draw_sweeps
 from .common import workers
@@ -38,7 +37,7 @@ def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values
             if name != "iters" or value <= most]
     path, curves = Path(out) / "sampling.json", {name: {line: [] for line in lines} for name in sweeps}
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    done = read_json(path) if path.exists() else {}
     with workers(pipe, procs) as pool:
         for line, name, value in tqdm(todo, desc="sampling"):
             options = {"steps": 25, "think": lines[line]}

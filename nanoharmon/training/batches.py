@@ -6,7 +6,7 @@ sees exactly what the unbroken one would have seen. Scene i of the shapes world 
 A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of one's own). It gives one thing at a time:
 
     picture   uint8 (size, size, 3)
-    row       a place in its latents (rows, S, C), which are encoded once, before training (latents.py)
+    row       a place in its latents (rows, S, C), which are encoded once, after stage vae (latents.py)
     item      whatever the source needs to find the texts of a row: a scene's number, or a line of items.jsonl
     turns     [("user", text), ("assistant", text), ...]
 
@@ -116,8 +116,8 @@ class Batches:
         yield from self.requests(rows, prompts, size)
 
     def parts(self, rng, n, size, caption_drop):
-        """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts that say
-        what is there then, but for a share of caption_drop. Latents before (n, S, C), pictures after
+        """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts for
+        it, a share caption_drop of them unconditional. Latents before (n, S, C), pictures after
         (n, 3, size, size), ids and is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
         board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
         cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
@@ -132,8 +132,8 @@ class Batches:
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
     def understanding(self, rng, n, size, thoughts=0.0):
-        """Stages 1 to 3: conversations about pictures. Yields for each half latents (m, S, C), then ids, labels
-        (n/2, L), and label_index. m <= n/2: a conversation without a picture has no latents.
+        """Stages 1 to 3: conversations about pictures. Yields for each half latents (N, S, C), then ids, labels
+        (n/2, L), and label_index. N <= n/2: a conversation without a picture has no latents.
 
         thoughts: see ShapesData.understanding_item.
         """
@@ -158,7 +158,7 @@ class Batches:
             yield self.latents_of(rows, size), *pad(texts, self.tokenizer.pad, self.device)
 
     def latents_of(self, picked, size):
-        """Latents (m, S, C) of [(source, row), ...], or (source, row, item); row None has none."""
+        """Latents (N, S, C) of [(source, row), ...], or (source, row, item); row None has none."""
         shape = self.sources[0].latents[size].shape[1:]
         found = [source.latents[size][row] for source, row, *_ in picked if row is not None]
         return torch.from_numpy(np.stack(found) if found else np.zeros((0, *shape))).float().to(self.device)
@@ -179,7 +179,7 @@ class Batches:
 
     def fits(self, turns):
         """Whether a question with its answer fits in the context beside a picture."""
-        most = sum(len(text.encode()) + 32 for _, text in turns)     # no token is shorter than a byte: mostly enough
+        most = sum(len(text.encode()) + 32 for _, text in turns)     # tokens <= bytes: mostly settles it
         return most <= self.room or len(self.encode(turns)[0]) <= self.room
 
     def supervised(self, sequences):
@@ -206,8 +206,8 @@ def halves(items, key):
 
 def parse_mix(entries):
     """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
-    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". What is
-    there as typed, a folder "a:3", is that."""
+    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". A path that
+    exists, "a:3", has no weight in it."""
     found = {}
     for entry in filter(None, map(str.strip, entries)):
         entry = os.path.expanduser(entry)                # behind a comma, a shell leaves the ~ as it is

@@ -30,7 +30,7 @@ def stage_losses(config, name, model, batches, rng, generator):
         loss = model.mar.class_loss(latents, labels, generator, host)
         yield loss, {"generation": loss}
     else:
-        grid, m = model.vae.grid_of(stage.size, stage.size), stage.understanding_batch // shards
+        grid, talks = model.vae.grid_of(stage.size, stage.size), stage.understanding_batch // shards
         # stage reca: the request shows the picture (RecA, arXiv 2509.07295), else its caption says what to draw
         requests = batches.reconstruction if name == "reca" else batches.generation
         for latents, ids, is_real in requests(rng, n, stage.size, stage.caption_drop, stage.pairs):
@@ -38,13 +38,13 @@ def stage_losses(config, name, model, batches, rng, generator):
             split = None                                         # at random, but for the batches that change a part
             if batches.shapes and rng.random() < stage.parts:
                 before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size, stage.caption_drop)
-                hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n, S-K, C)
+                hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n/2, S-K, C)
                 with torch.no_grad():
                     after = model.vae.encode(after).to(before.dtype)         # autocast may have made it bfloat16
                     latents = before.scatter(1, hidden, after.gather(1, hidden))
             loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all, **shown)
             yield loss * (len(ids) / n), {"generation": loss}
-        for latents, ids, labels, label_index in batches.understanding(rng, m, stage.size, stage.thoughts):
+        for latents, ids, labels, label_index in batches.understanding(rng, talks, stage.size, stage.thoughts):
             loss = model.understanding_loss(latents, ids, labels, label_index, grid)
-            yield loss * (len(ids) / m * stage.understanding_weight), {"understanding": loss}
+            yield loss * (len(ids) / talks * stage.understanding_weight), {"understanding": loss}

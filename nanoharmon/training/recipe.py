@@ -4,7 +4,7 @@
 1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads; `reca` may come
 after them (RecA, arXiv 2509.07295).
 
-A stage more has its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it trains both tasks), a StageConfig in each
+A new stage needs its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it trains both tasks), a StageConfig in each
 *_stages function below, what it learns from in table.py, and a loss in losses.py; words.py, evals/probe.py and
 train.py's `finish` name 1, 2 and 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1 --stage 3
 --out NEW` trains on.
@@ -25,7 +25,7 @@ class OptimConfig:
     muon_momentum: float = arg(0.95, "momentum of Muon", **BELOW_1)
     beta1: float = arg(0.9, "AdamW beta1", **BELOW_1)
     beta2: float = arg(0.95, "AdamW beta2 (0.95: MAR and Harmon)", **BELOW_1)
-    weight_decay: float = arg(0.02, "weight decay; none on norms, biases, embeddings and the diffusion MLP")
+    weight_decay: float = arg(0.02, "weight decay; AdamW spares norms, biases, embeddings, diffusion MLP")
     clip: float = arg(1.0, "largest norm of the gradient")
     ema: float = arg(0.998, "decay of the weights' moving average, after its ramp", **BELOW_1)
     schedule: str = arg("linear", "how the learning rate falls after the warmup: linear or cosine",

@@ -40,7 +40,7 @@ class Run:
     bar: tqdm | None = None                                      # of the stage that is being trained
     start: float = field(default_factory=time.time)
     logged: tuple = (0.0, 0)                                     # when losses were logged last, and after which step
-    skipped: int = 0                                             # steps of this stage whose loss was not finite
+    skipped: int = 0                                             # steps of this stage without a finite gradient
 
     def __post_init__(self):
         if self.config.optim.fsdp and self.amp is torch.float16:
@@ -136,12 +136,12 @@ class Run:
         return latest_state(self.out / f"stage_{name}") or "that of the stage before"
 
     def skip(self, name, step, give_up):
-        """Note a step whose loss was not finite; several in a row end the run."""
+        """Note a step without a finite gradient; several in a row end the run."""
         self.skipped += 1
         self.log(stage=name, step=step, skipped=self.skipped)
         if give_up:
             lr = self.config.stages[name].lr
-            raise ValueError(f"stage {name}: the loss was not finite for 5 steps in a row, up to step {step}; the last "
+            raise ValueError(f"stage {name}: no finite gradient for 5 steps in a row, up to step {step}; the last "
                              f"good state is {self.last_good(name)}; go on with --resume "
                              f"--stage_{name}.lr {lr / 2:g} (now {lr:g})")
 
