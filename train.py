@@ -154,7 +154,7 @@ def train(run):
         train_stage(run, name, pipe, batches)
         if name == "vae":
             measure_scale(run.config, model, batches)
-        pipe.meta["size"] = stage.size or run.config.stages["1"].size
+        pipe.meta |= {"size": stage.size or run.config.stages["1"].size} | batches.world()
         weights = whole(model.state_dict(), run.is_main)         # gathered from all processes, where they are sharded
         if run.is_main:
             pipe.save(folder, weights=weights)
@@ -176,6 +176,7 @@ def finish(run, pipe, batches):
     if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
     own = [source for source in batches.sources if source is not batches.shapes]
+    pipe = Pipeline.load(stages[-1].parent, run.device) if run.config.optim.fsdp else pipe       # whole, not sharded
     figures, prompt = {}, "..."
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
     if batches.shapes:
@@ -183,7 +184,6 @@ def finish(run, pipe, batches):
             pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
             pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
         pipe.meta["parts"] = run.config.stages["3"].parts > 0
-        pipe.meta |= {name: getattr(run.config.data, name) for name in ("layout", "board", "max_objects")}
     pipe.save(final, torch.float16)
     pipe = Pipeline.load(final, run.device)                      # what is measured is what ships
     if batches.shapes:

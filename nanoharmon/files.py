@@ -159,7 +159,8 @@ def sync_folder(folder):
     """Make renames in it survive a power cut."""
     if os.name != "nt":  # windows cannot open folders
         fd = os.open(folder, os.O_RDONLY)
-        os.fsync(fd)
+        with suppress(OSError):  # some file systems do not sync folders
+            os.fsync(fd)
         os.close(fd)
 
 

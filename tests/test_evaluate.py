@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from nanoharmon.evals import evaluate, geneval, probe, quality, reading, talking
-from nanoharmon.evals.common import batches, fresh_scene, rate, wilson, workers
+from nanoharmon.evals.common import batches, fresh_scene, over_processes, rate, wilson, workers
 from nanoharmon.evals.geneval import draw_scores, match
 from nanoharmon.evals.reading import answer_scores, pope_questions
 from nanoharmon.pipeline import Pipeline
@@ -239,6 +240,8 @@ def test_results_depend_on_the_seed_only(pico, monkeypatch):
     first, other = everything(), everything(seed=1)
     with workers(pipe, 2) as pool:
         assert everything(pool) == first and other[1] != first[1]
+        with pytest.raises(ValueError, match="was killed.*pass --procs 1"):      # and no waiting for ever
+            over_processes(sys.exit, pipe, [()], pool)
     monkeypatch.setattr(reading, "batches", lambda rows: batches(rows, 3))
     assert answer_scores(pipe, 4) == first[2]
     torch.set_num_threads(threads)

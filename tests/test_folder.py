@@ -431,8 +431,10 @@ def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
             else:
                 assert ("thing" in said) == (IMAGE in row.tolist()) and "what?" not in said and "no picture" not in said
     assert kinds == {"reply", "thing", "none"} and not made.notes() and made.room == 200 - 16 - 2   # S at most, and U
-    [note] = batches([chat], max_position_embeddings=28).notes()
-    assert f"{len(chat.items)} texts are not used" in note and not chat.has("texts")
+    with pytest.raises(ValueError, match="no text fits"):
+        batches([chat], max_position_embeddings=28)
+    made.left_out["x"] = 3
+    assert "x: 3 texts are not used" in made.notes()[0] and not chat.has("texts")
 
 
 def test_texts_without_any_picture_train_and_give_all_gradients(tmp_path):

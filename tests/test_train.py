@@ -102,6 +102,7 @@ def at_call(n, name, act, monkeypatch):
 def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done):
     pipe = Pipeline.load(done / "final")
     picture = pipe.draw(["a red circle"], steps=2, iters=2)[0]
+    assert all(Pipeline.load(done / f"stage_{name}").meta["board"] == 2 for name in STAGES)
     assert [pipe.meta[k] for k in ("look", "turns", "parts", "board", "max_objects")] == [True, 4, False, 2, 4]
     assert picture.size == (32, 32) and pipe.size == 32 and isinstance(pipe.answer(picture, "what is it?"), str)
     assert {t.dtype for t in weights(done / "final").values()} == {torch.float16}

@@ -66,8 +66,27 @@ def workers(pipe, procs):
     if procs <= 1 or pipe.device.type != "cpu":
         yield None
         return
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Linux shares each tensor as an open file
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    others = set(torch.multiprocessing.active_children())
     with torch.multiprocessing.get_context("spawn").Pool(procs, Worker.start, (pipe,)) as pool:
+        pool.first = set(torch.multiprocessing.active_children()) - others
         yield pool
+
+
+def imap(pool, tasks):
+    """What Worker.do makes of each task. A worker that is killed takes its task with it; the pool starts another, and
+    waits for the task for ever: here it is an error."""
+    results = pool.imap(Worker.do, tasks)
+    for _ in tasks:
+        while True:
+            with contextlib.suppress(torch.multiprocessing.TimeoutError):
+                yield results.next(timeout=2)
+                break
+            if any(worker.exitcode is not None for worker in pool.first):
+                raise ValueError("a process that evaluates was killed, perhaps for lack of memory; pass --procs 1")
 
 
 def over_processes(function, pipe, jobs, pool=None, progress=None, title=""):
@@ -75,7 +94,7 @@ def over_processes(function, pipe, jobs, pool=None, progress=None, title=""):
     if pool is None:
         done = (function(pipe, *job) for job in jobs)
     else:
-        done = pool.imap(Worker.do, [(function, job) for job in jobs])
+        done = imap(pool, [(function, job) for job in jobs])
     return list(done if progress is None else progress(done, total=len(jobs), desc=title))
 
 

@@ -63,11 +63,19 @@ class Batches:
                         for kind in ("pictures", "captions", "texts")}
         if not any(self.weights["captions"]):                     # nothing but conversations: drawn without a prompt
             self.weights["captions"] = self.weights["pictures"]
+        if any(self.left_out.values()) and not any(self.weights["texts"]):
+            raise ValueError("no text fits in the context beside a picture, expected some that do; pass a larger "
+                             "--llm.max_position_embeddings")
 
     def notes(self):
         """What the user should know about what is left out."""
         return [f"note: {name}: {n} texts are not used, they do not fit in the context beside a picture; a larger "
                 f"--llm.max_position_embeddings makes room" for name, n in self.left_out.items() if n]
+
+    def world(self):
+        """What a checkpoint says of the shapes world that it learned from."""
+        return {name: getattr(self.shapes.config, name) for name in ("layout", "board", "max_objects")
+                } if self.shapes else {}
 
     # --- one per stage ----------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Run:
     def log_means(self, name, step, means, **values):
         """Means of losses since the last call, {label: mean}, into the log and behind the progress bar."""
         (then, before), stage = self.logged, self.config.stages[name]
-        speed = (step - before) * (stage.batch + stage.understanding_batch) / (time.time() - then)
+        speed = (step - before) * (stage.batch + stage.understanding_batch) / max(1e-3, time.time() - then)
         self.log(stage=name, step=step, **values, images_per_s=round(speed, 1),
                  **{label: round(mean, 5) for label, mean in means.items()})
         self.bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.0f} img/s")

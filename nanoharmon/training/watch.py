@@ -139,7 +139,7 @@ def final_snapshot(pipe, sources, size):
     Without captions (LLaVA), the sheet shows what the VAE makes of the pictures."""
     pairs, decoded, figures = [], [], {}
     for source in sources:
-        if rows := [item["row"] for item in shown(source)[:64]]:
+        if rows := list(dict.fromkeys(item["row"] for item in shown(source)))[:64]:      # a picture has many talks
             pictures = through_vae(pipe, source.pictures(rows, size))
             figures[f"{source.name}/vae_psnr"] = psnr(*np.split(np.stack(list(map(np.asarray, pictures))), 2))
             figures[f"{source.name}/{'held_out' if source.held else 'trained'}_pictures"] = len(rows)
