@@ -32,8 +32,8 @@ MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictur
 COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
 EACH = "{:03d}_{}.png".format                # a file of --save-each: number of the prompt, and of its picture
 MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
-DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "steps", "sampler", "temperature",
-         "think", "seed", "device", "dtype")             # flags of the drawing that --dry-run omits
+DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "redraw", "steps", "sampler",
+         "temperature", "think", "seed", "device", "dtype")             # flags of the drawing that --dry-run omits
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
 
@@ -217,7 +217,7 @@ def main(argv=None):
     start, rows, films = time.time(), [], []
     options |= settled(plan)                 # thinking is done here, to be shown
     n, batch = args.n, args.batch or max(1, 16 // args.n)
-    with walk, tqdm(total=len(prompts) * plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+    with walk, tqdm(total=len(prompts) * plan["total"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
         thoughts = think(pipe, prompts, n, args.seed) if plan["think"] else {}       # all, before any is drawn
         for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
             for prompt in part if thoughts else ():
@@ -235,7 +235,7 @@ def main(argv=None):
 
     write_pictures(args, prompts, rows, films)
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
-                for name in ("cfg", "cfg_schedule", "iters", "steps", "sampler", "temperature", "think")]
+                for name in ("cfg", "cfg_schedule", "iters", "redraw", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "
           f"of {'x'.join(map(str, plan['size']))} in {seconds:.1f} s on {pipe.device}")
     print(f"settings: {', '.join(settings)}, seed {args.seed}".replace("cfg_schedule ", ""))

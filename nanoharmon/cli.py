@@ -125,6 +125,8 @@ def drawing_flags(parser):
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
     add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
     add("--iters", type=number(int, 1, 10**6), help="iterations, at most the number of tokens " + own(64))
+    add("--redraw", type=number(int, 0, 100), help="afterwards, rounds in which one half of the tokens and then the "
+        "other is drawn anew, given the rest " + own(0))
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
     add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))

@@ -95,7 +95,7 @@ class Conversation:
             [thought] = self.pipe.think([words], seed)
             if thought.startswith(REFUSAL):
                 return None, thought
-        with tqdm(total=plan["iters"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+        with tqdm(total=plan["total"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
             [picture] = self.pipe.draw([thought or words], seed=seed, progress=bar.update,
                                        **self.drawing | settled(plan))
         return self.keep(path, picture), thought

@@ -120,11 +120,11 @@ class Harmon(nn.Module):
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, **options):
+    def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, redraw=0, **options):
         """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
         ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
 
-        grid (h, w): tokens down and across, default the native grid. options: cfg_schedule, temperature, steps,
+        grid (h, w): tokens down and across, default the native grid. redraw: rounds of MAR.redraw. options: cfg_schedule, temperature, steps,
         sampler, generator, randn, latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns
         latents (B, S, C).
         """
@@ -141,4 +141,5 @@ class Harmon(nn.Module):
             encoded, embeds = self.see(latents, visible, grid)   # the same for both halves of the guided batch
             summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
             return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))  # (B or 2B, m, D)
-        return self.mar.draw(predict, orders, iters, cfg, **options)
+        latents = self.mar.draw(predict, orders, iters, cfg, **options)
+        return self.mar.redraw(predict, orders, redraw, iters, cfg, **options | {"latents": latents})

@@ -17,7 +17,7 @@ from .config import to_dict
 from .files import advising, write_bytes, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
-from .plans import plan_drawing
+from .plans import OFFICIAL, plan_drawing
 from .qwen import KVCache, rotary_positions
 from .replies import check_length, check_sampling, readable, seen_and_said, stream, usual_length
 from .tokenizer import IMAGE, LOOK, REFUSAL, pad
@@ -80,12 +80,13 @@ class Pipeline:
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_iteration=None,
+             cfg_schedule=None, redraw=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_iteration=None,
              progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
-        size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: iterations, at most the
-        number of tokens; steps: diffusion steps per token; think: draw what the method `think` makes of the prompts.
+        size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: iterations, at most the number of
+        tokens; steps: diffusion steps per token; redraw: rounds in which each half is drawn anew, given the other;
+        think: draw what the method `think` makes of the prompts.
         fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
         group: draw each so many prompts as if alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
@@ -95,7 +96,7 @@ class Pipeline:
         prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
         image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
-                     temperature=temperature, cfg_schedule=cfg_schedule, think=think, fast=fast)
+                     temperature=temperature, cfg_schedule=cfg_schedule, redraw=redraw, think=think, fast=fast)
         plan = self.plan(prompts, **given)
         if plan["think"]:
             thoughts = self.think(prompts, seed)
@@ -124,7 +125,7 @@ class Pipeline:
                 progress()
         part = region is not None and bool(self.meta.get("parts"))               # else it only knows whole pictures
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
-        options |= {name: plan[name] for name in ("cfg", "iters", "steps", "sampler", "temperature", "cfg_schedule")}
+        options |= {name: plan[name] for name in OFFICIAL if name not in ("think", "fast")}
         latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_iteration=tell, **options)
         return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
 

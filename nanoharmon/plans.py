@@ -3,13 +3,14 @@ import torch
 
 from . import arguments
 from .config import SAMPLERS, SCHEDULES
+from .mar import redraw_iters
 from .pictures import as_picture, split_region
 
 # how the official scripts draw
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
-            "think": False, "fast": False}
+            "redraw": 0, "think": False, "fast": False}
 # --fast, by whether a thought says all that the prompt leaves open: measured in docs/RESULTS.md
-FAST = {True: {"iters": 9, "steps": 16}, False: {"iters": 18, "steps": 25}}
+FAST = {True: {"iters": 9, "steps": 16, "redraw": 0}, False: {"iters": 18, "steps": 25, "redraw": 0}}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
 
 
@@ -18,7 +19,8 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     else the official ones.
 
     Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
-    Adds "grid" (tokens down and across), and "inside" and "outside", the places to draw and to keep.
+    Adds "grid" (tokens down and across), "inside" and "outside", the places to draw and to keep, and "total", the
+    number of iterations with those of `redraw`.
     """
     own = pipe.meta.get("draw", {})
     options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
@@ -48,6 +50,7 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
         options["iters"] = min(options["iters"], len(inside))
     for name, most in ("iters", len(inside)), ("steps", STEPS):
         options[name] = arguments.whole(name, options[name], 1, most)
+    options["redraw"] = arguments.whole("redraw", options["redraw"], 0, 100)
     for name in "cfg", "temperature":
         options[name] = arguments.number(name, options[name], 0, 100)
     for name, known in ("sampler", SAMPLERS), ("cfg_schedule", SCHEDULES):
@@ -61,7 +64,9 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
         if T + S + U > limit:
             raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
                              f"picture): {prompt[:40]!r}...")
-    return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside}
+    again = 2 * options["redraw"] * redraw_iters(options["iters"]) if len(inside) > 1 else 0
+    return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside,
+                      "total": options["iters"] + again}
 
 
 def settled(plan):

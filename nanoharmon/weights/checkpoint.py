@@ -171,6 +171,7 @@ def check_meta(meta):
         known = {"size": whole, "turns": (whole[0] and value > 1, "a whole number above 1"),
                  **dict.fromkeys(("board", "max_objects", "iters", "steps"), whole),
                  **dict.fromkeys(("cfg", "temperature"), number),
+                 "redraw": (type(value) is int and 0 <= value <= 100, "a whole number from 0 to 100"),
                  "sampler": text, "cfg_schedule": text, "words": (value is None or type(value) is str, "text"),
                  **dict.fromkeys(("think", "look", "parts"), (type(value) is bool, "true or false")),
                  "layout": (value in ("board", "free"), "board or free")}
