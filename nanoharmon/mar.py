@@ -315,7 +315,7 @@ def unmasking_schedule(S, iters):
 
 def redraw_iters(iters):
     """Iterations in which `MAR.redraw` draws half of a picture, where the whole had `iters`."""
-    return max(1, iters // 6)
+    return max(1, iters // 4)
 
 
 def mask_ratio_at(config, u):

@@ -7,7 +7,7 @@ import torch
 
 from golden import Golden, check, loss_rows, mar_config, split
 from nanoharmon.config import MARConfig, nano, pico
-from nanoharmon.mar import MAR, mask_ratio_at, random_orders, random_split, unmasking_schedule
+from nanoharmon.mar import MAR, mask_ratio_at, random_orders, random_split, redraw_iters, unmasking_schedule
 
 
 def load(name):
@@ -132,6 +132,23 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
     when = history[-1].gather(1, orders)                                     # the step in which each entry was drawn
     assert (history[-1] > 0).all() and (when.diff(dim=1) <= 0).all()
     assert len(history) - 1 == min(iters, S)
+
+
+def test_a_round_of_redrawing_draws_each_half_once_given_the_other(monkeypatch):
+    calls, orders, known = [], random_orders(2, 12, "cpu") + 1, torch.zeros(2, 1, dtype=torch.long)
+    monkeypatch.setattr(mar.diffloss, "sample", lambda z, **_: torch.full((len(z), 4), float(len(calls))))
+
+    def predict(latents, visible, drawn):
+        calls.append((visible, drawn))
+        return torch.zeros(2, drawn.shape[1], 64)
+    before = torch.zeros(2, 13, 4)
+    assert mar.redraw(predict, orders, 0, 12, 1.0, before) is before
+    after = mar.redraw(predict, orders, 2, 12, 1.0, before, known)
+    assert len(calls) == 2 * 2 * redraw_iters(12) and (after[:, 0] == 0).all() and (after[:, 1:] > 6).all()
+    for k in range(0, 12, 3):                                                # one half: three iterations
+        hidden = torch.cat([drawn for _, drawn in calls[k:k + 3]], dim=1)
+        assert torch.equal(torch.cat([calls[k][0], hidden], dim=1).sort(dim=1).values, torch.arange(13).repeat(2, 1))
+    assert not torch.equal(calls[0][0], calls[6][0])                         # other halves in the second round
 
 
 def test_linear_guidance_grows_from_1_to_cfg(monkeypatch):
