@@ -22,6 +22,9 @@ DTYPES = "float32", "bfloat16", "float16"
 PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
 # how an error of the library about an option begins, and what helps those who typed flags
 FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
+         "cfg is ": "pass another --cfg", "temperature is ": "pass another --temperature",
+         "redraw is ": "pass another --redraw", "seed is ": "pass another --seed", "top_p is ": "pass another --top-p",
+         "max_new_tokens is ": "pass another --max-new-tokens", "prompts are ": "pass --prompt TEXT",
          "steps is ": "pass another --steps", "sampler is ": "pass --sampler with one of them",
          "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
          "image is ": "pass both --image and --region",

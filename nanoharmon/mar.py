@@ -260,15 +260,14 @@ class MAR(nn.Module):
         """Correct a finished drawing. Ours, not the paper's. Arguments and result as in `draw`; latents: the drawing.
 
         In a round one half of the tokens is hidden and drawn anew given the other, then the other half: a token that
-        was drawn while little was visible, say one whose color lies between two, is then asked to fit its neighbours.
+        was drawn while little was visible, say with a color between two, has to fit its neighbours then.
         """
         n, chance = orders.shape[1], torch.Generator().manual_seed(0)            # orders are random: so are the halves
-        known = orders[:, :0] if known is None else known
         for _ in range(rounds if n > 1 else 0):
-            halves = orders[:, torch.randperm(n, generator=chance).to(orders.device)].chunk(2, dim=1)
+            halves = orders[:, torch.randperm(n, generator=chance).to(orders.device)].chunk(2, dim=1)      # (B, n/2)
             for hidden, kept in (halves, halves[::-1]):
                 latents = self.draw(predict, hidden, redraw_iters(iters), cfg, latents=latents,
-                                    known=torch.cat([known, kept], dim=1), **options)
+                                    known=kept if known is None else torch.cat([known, kept], dim=1), **options)
         return latents
 
     @torch.no_grad()

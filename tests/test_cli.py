@@ -95,7 +95,7 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     assert len({*a[2:]}) == 4                                # all four pictures differ
     out = capsys.readouterr().out
     assert "wrote a.png, a.gif, a: 2 x 2 pictures of 32x32 in" in out
-    assert "cfg 3, constant, iters 3, steps 2, sampler ddpm, temperature 1, think False, seed 1" in out
+    assert "cfg 3, constant, iters 3, redraw 0, steps 2, sampler ddpm, temperature 1, think False, seed 1" in out
     sample.main([*P, "--prompt", "x", "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "rows"])
     sample.main(["--prompt", "y", *P, "--n", "1", "--ckpt", ckpt, "--seed", "1", "--save-each", "swapped"])
     assert Path("rows/000_0.png").read_bytes() == Path("swapped/001_0.png").read_bytes()     # no row depends on others
@@ -129,7 +129,7 @@ def test_options_are_taken(ckpt, here, capsys):
     sample.main([*P, "--n", "1", "--ckpt", ckpt, "--dtype", "bfloat16", "--sampler", "dpm++", "--cfg", "1.5",
                  "--cfg-schedule", "linear", "--size", "16x24", "--iters", "4"])
     out = capsys.readouterr().out
-    assert "cfg 1.5, linear, iters 4, steps 2, sampler dpm++, temperature 1, think False, seed 0" in out
+    assert "cfg 1.5, linear, iters 4, redraw 0, steps 2, sampler dpm++, temperature 1, think False, seed 0" in out
     assert "pictures of 16x24" in out
     Image.new("RGBA", (320, 160), (0, 255, 0, 128)).save("wide.png")             # any size and mode
     sample.main([*P, "--n", "1", "--ckpt", ckpt, "--image", "wide.png", "--region", "0,0,160,40"])

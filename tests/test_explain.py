@@ -1,7 +1,4 @@
-"""--explain and docs/WALK.md: what is told is what the code does, line by line.
-
-    python -m pytest -q tests/test_explain.py
-"""
+"""--explain and docs/WALK.md tell what the code does, line by line.     python -m pytest -q tests/test_explain.py"""
 import ast
 import re
 import sys

@@ -1,7 +1,4 @@
-"""Figures: those that do not depend on weights are drawn again and compared; the others are of the shipped checkpoint.
-
-    python -m pytest -q tests/test_figures.py
-"""
+"""The figures are of today's code and the shipped checkpoint.     python -m pytest -q tests/test_figures.py"""
 from pathlib import Path
 
 import numpy as np

@@ -35,8 +35,8 @@ COMMANDS = {
         "--prompt": "ring", "--prompts-file": "p.txt", "--n": "2", "--out": "b.png", "--save-each": "each",
         "--gif": "b.gif", "--size": "16", "--image": "red.png", "--region": "0,0,8,8", "--cfg": "1",
         "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",
-        "--think": None, "--fast": None, "--explain": None, "--dry-run": None, "--batch": "2", "--ckpt": "other",
-        "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
+        "--redraw": "1", "--think": None, "--fast": None, "--explain": None, "--dry-run": None, "--batch": "2",
+        "--ckpt": "other", "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
     "chat": (chat.main, "--ckpt ckpt --prompt hello", {
         "--image": "red.png", "--prompt": "two", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "1",
         "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring", "--fast": None,

@@ -1,7 +1,4 @@
-"""The package works from anywhere: built as a wheel, it runs in a folder of other people's files.
-
-    python -m pytest -q tests/test_install.py
-"""
+"""Built as a wheel, the package runs among other people's files.     python -m pytest -q tests/test_install.py"""
 import importlib.util
 import os
 import shutil

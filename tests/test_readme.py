@@ -1,7 +1,4 @@
-"""README and docs say what is so: commands run, flags and files exist, tables are those of the code and of the results.
-
-    python -m pytest -q tests/test_readme.py
-"""
+"""What README and docs say is so, and their commands run.     python -m pytest -q tests/test_readme.py"""
 import contextlib
 import importlib.util
 import io
