@@ -170,7 +170,7 @@ def split_region(region, size, grid):
     inside_rows = (rows < y1 * h) & (rows + height > y0 * h)
     inside_columns = (columns < x1 * w) & (columns + width > x0 * w)
     inside = (inside_rows[:, None] & inside_columns).flatten()
-    index = np.arange(h * w, dtype=np.int64)             # on Windows, older numpy would take 32 bits
+    index = np.arange(h * w, dtype="int64")             # on Windows, older numpy would take 32 bits
     return index[inside], index[~inside]
 
 

@@ -105,7 +105,7 @@ def test_scripts_explain_what_they_do(tmp_path, monkeypatch, capsys):
     assert assigns(ROOT / "nanoharmon" / "harmon.py", int(where[1]), "Harmon.through_llm", "summed")
     Image.new("RGB", (32, 32)).save("a.png")
     chat.main(["--image", "a.png", "--prompt", "what is it?", "--explain"])
-    assert "places for the picture>" in (out := capsys.readouterr().out) and "The LLM answers" in out
+    assert "places for the picture>" in (out := " ".join(capsys.readouterr().out.split())) and "The LLM answers" in out
     monkeypatch.setenv("COLUMNS", "1")
     for main, flags in (sample.main, ["--dry-run", "harmon-1.5b"]), (chat.main, ["--image", "a.png", "--dry-run"]):
         before = set(Path().iterdir())

@@ -106,7 +106,7 @@ class Discrete(nn.Module):
 
     @torch.no_grad()
     def draw(self, ids, is_real, randn, iters=64, cfg=3.0, temperature=1.0, grid=None, orders=None, steps=None,
-             sampler=None, cfg_schedule=None, on_iteration=None):
+             sampler=None, cfg_schedule=None, redraw=None, on_iteration=None):
         """Draw pictures -> codes (B, S, 1). ids (B or 2B, T), with guidance the B unconditional requests last.
 
         randn(shape) gives all chance, as normal numbers. iters: of the masked drawer; the raster one needs one pass per

@@ -1,6 +1,7 @@
 """What the benchmarks share: rates with intervals, work over processes, scenes that training never saw."""
 import contextlib
 import math
+import multiprocessing
 import random
 import signal
 from pathlib import Path
@@ -70,9 +71,9 @@ def workers(pipe, procs):
         import resource
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    others = set(torch.multiprocessing.active_children())
+    others = set(multiprocessing.active_children())
     with torch.multiprocessing.get_context("spawn").Pool(procs, Worker.start, (pipe,)) as pool:
-        pool.first = set(torch.multiprocessing.active_children()) - others
+        pool.first = set(multiprocessing.active_children()) - others
         yield pool
 
 
@@ -82,7 +83,7 @@ def imap(pool, tasks):
     results = pool.imap(Worker.do, tasks)
     for _ in tasks:
         while True:
-            with contextlib.suppress(torch.multiprocessing.TimeoutError):
+            with contextlib.suppress(multiprocessing.TimeoutError):
                 yield results.next(timeout=2)
                 break
             if any(worker.exitcode is not None for worker in pool.first):
