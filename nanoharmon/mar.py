@@ -257,7 +257,7 @@ class MAR(nn.Module):
         return latents
 
     def redraw(self, predict, orders, rounds, iters, cfg, latents, known=None, cfg_schedule=None, **options):
-        """Correct a finished drawing. Ours, not the paper's. Arguments and result as in `draw`; latents: the drawing.
+        """Correct a finished drawing, latents. Ours, not the paper's. Arguments as in `draw`, but guidance is constant.
 
         In a round one half of the tokens is hidden and drawn anew given the other, then the other half: a token that
         was drawn while little was visible, say with a color between two, has to fit its neighbours then.

@@ -80,8 +80,8 @@ class Pipeline:
 
     @torch.no_grad()
     def draw(self, prompts, size=None, cfg=None, iters=None, steps=None, sampler=None, temperature=None,
-             cfg_schedule=None, redraw=None, think=None, fast=None, seed=0, group=None, image=None, region=None, on_iteration=None,
-             progress=None):
+             cfg_schedule=None, redraw=None, think=None, fast=None, seed=0, group=None, image=None, region=None,
+             on_iteration=None, progress=None):
         """One PIL picture per prompt (a text or a list of them), drawn together as one batch.
 
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: iterations, at most the number of

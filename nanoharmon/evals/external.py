@@ -263,7 +263,7 @@ def write_answers(path, rows, bad, said, out):
     figures = pope_figures(rows, said, bad)
     write_json(out / f"{name}_results.json", {"questions": len(rows), "unreadable": bad, "results": figures})
     if figures:
-        print(report.titled(f"{name}: rates in %, [low, high]: 95 % Wilson score intervals; f1 and yes_ratio are fractions", figures))
+        print(report.titled(f"{name}: %, [low, high]: 95 % Wilson intervals; f1, yes_ratio: fractions", figures))
     if bad:
         print(f"{len(bad)} pictures are missing or broken, their questions have an empty answer and count for nothing "
               f"here: {', '.join(bad)}")
