@@ -27,8 +27,8 @@ FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --siz
          "max_new_tokens is ": "pass another --max-new-tokens", "prompts are ": "pass --prompt TEXT",
          "steps is ": "pass another --steps", "sampler is ": "pass --sampler with one of them",
          "cfg_schedule is ": "pass --cfg-schedule with one of them", "prompt is ": "pass a shorter --prompt",
-         "image is ": "pass both --image and --region",
-         "region is ": "pass --region x0,y0,x1,y1 in pixels of --image", "think is ": "drop --think",
+         "image is ": "pass both --image and --region", "think is ": "drop --think",
+         "region is ": "pass --region x0,y0,x1,y1 in pixels of --image",
          "refused: ": "pass --no-think to draw it all the same",
          "conversation is ": "pass a shorter --prompt, or a smaller --max-new-tokens"}
 # a progress bar that leaves no line, so that an error after it stands alone; none where stderr is no terminal

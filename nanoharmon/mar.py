@@ -313,7 +313,7 @@ def unmasking_schedule(S, iters):
 
 
 def redraw_iters(iters):
-    """Iterations in which `MAR.redraw` draws half of a picture, where the whole had `iters`."""
+    """Iterations in which `MAR.redraw` draws half of a picture, where the whole had `iters` (tried: docs/LOG.md)."""
     return max(1, iters // 4)
 
 

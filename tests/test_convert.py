@@ -159,9 +159,9 @@ def test_conversion_streams(official, tmp_path, monkeypatch):
         t = copy(stored, name, dtype)
         alive.append(weakref.ref(t))
         return t
-    plan = Assembly(pico(), *(official[0][k] for k in ("harmon", "vae", "llm")), flags=official[1])
+    assembly = Assembly(pico(), *(official[0][k] for k in ("harmon", "vae", "llm")), flags=official[1])
     monkeypatch.setattr(Stored, "copy", watched)
-    convert.write(plan, tmp_path / "out")
+    convert.write(assembly, tmp_path / "out")
     assert len(alive) > 100
 
 

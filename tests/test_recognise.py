@@ -104,10 +104,10 @@ def test_an_llm_whose_head_differs_from_the_embedding_it_is_tied_to_loads_with_a
 
 
 def test_parts_are_taken_from_whole_models_too():
-    whole, plan = Pipeline.load("ckpt").model, Assembly(pico(), vae="ckpt", mar="ckpt", llm="ckpt")
-    assert plan.config == whole.config and len(plan.load_tokenizer()) == 384
+    whole, assembly = Pipeline.load("ckpt").model, Assembly(pico(), vae="ckpt", mar="ckpt", llm="ckpt")
+    assert assembly.config == whole.config and len(assembly.load_tokenizer()) == 384
     for part in "vae", "mar", "llm":
-        assert {k: v.tolist() for k, v in plan.stored[part].items()} == {
+        assert {k: v.tolist() for k, v in assembly.stored[part].items()} == {
             k: v.tolist() for k, v in getattr(whole, part).state_dict().items() if k != "lm_head.weight"}
     assert load_llm("ckpt")[0].model.norm.weight.equal(whole.llm.model.norm.weight)
 

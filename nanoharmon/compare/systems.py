@@ -116,9 +116,9 @@ class System:
 
     def pipeline(self):
         """A Pipeline that draws and answers, for the benchmarks."""
-        data, draw = self.config.data, {"cfg": 3.0, "iters": 64, "steps": 25, "think": False}
-        return Pipeline(self.model, self.tokenizer, {"size": self.size, "layout": data.layout, "board": data.board,
-                                                     "look": True, "draw": draw})
+        draw = {"cfg": 3.0, "iters": 64, "steps": 25, "think": False}
+        return Pipeline(self.model, self.tokenizer, {"size": self.size, **self.batches.world(), "look": True,
+                                                     "draw": draw})
 
     # --- files -----------------------------------------------------------------------------------------------------
 

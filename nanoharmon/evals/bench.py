@@ -12,7 +12,7 @@
     generation      the generation loss, forward and backward, 7/8 of the tokens hidden, --batch pictures
     understanding   the understanding loss, forward and backward: 8 tokens, a picture, a reply of 32
     answer          a reply of --tokens tokens to 8 tokens and a picture, one by one
-    stage 2, stage 3  a training step of stage 2 or 3 of the shapes world, in one process (train.py starts two on a CPU)
+    stage 2 (or 3)  a training step of that stage, shapes world, in one process (train.py starts two on a CPU)
     iterations      the first, the middle and the last of 64 iterations that draw one picture with 100 steps each
 
 Every workload runs once to warm up, then --repeat times. Small figures differ from run to run: compare medians, and
@@ -232,7 +232,7 @@ def run(names, args, dtype, device):
     """{workload: what `measure` found}"""
     found, model, parts = {}, None, Parts(device)
     for name in names:
-        if model is None or name.startswith("stage"):         # which changes the model, and whose size may differ
+        if model is None or name.startswith("stage"):        # which changes the model, and whose size may differ
             config = recipe(args.preset, args.flags)
             if name == "stage 2" and config.stages["3"].own_positions and "--mar.grid" not in " ".join(args.flags):
                 config.model.mar.grid = config.stages["2"].size // config.model.vae.stride

@@ -124,9 +124,9 @@ class Batches:
         yield from self.requests(rows, prompts, size)
 
     def parts(self, rng, n, size, caption_drop):
-        """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts for
-        it, a share caption_drop of them unconditional. Latents before (n, S, C), pictures after
-        (n, 3, size, size), ids and is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
+        """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts for it, a
+        share caption_drop of them unconditional. Latents before (n, S, C), pictures after (n, 3, size, size), ids and
+        is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
         board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
         cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
         for _ in range(n):

@@ -71,10 +71,15 @@ def new_cache(path, n, tokens, channels):
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 
 
+def at_once(size):
+    """How many pictures of a size go through the VAE at once: it needs some KB of memory for each of their pixels."""
+    return max(1, min(64, 2**20 // size**2))
+
+
 def encode_share(vae, source, size, path, rank, world_size, batch=64):
     """Encode every world_size-th batch of a source's pictures, from the rank-th on, into the file of `new_cache`."""
     out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    batch = max(1, min(batch, 2**20 // size**2))        # large pictures by few: the VAE needs some KB of memory a pixel
+    batch = min(batch, at_once(size))
     starts = range(rank * batch, len(out), world_size * batch)
     for start in tqdm(starts, desc=f"encode {size} px", disable=rank > 0):
         rows = range(start, min(start + batch, len(out)))

@@ -13,6 +13,7 @@ from ..mar import random_orders
 from ..pictures import captioned, picture_grid, psnr, to_pictures, to_pixels
 from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
+from .latents import at_once
 from .plot import draw_curves, read_log
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
@@ -107,9 +108,10 @@ def has_room(pipe, text, size):
 
 def through_vae(pipe, array):
     """uint8 pictures (n, size, size, 3) -> a list of PIL pictures: all of them, then what the VAE makes of each."""
-    images, vae = to_pixels(torch.from_numpy(array)).to(pipe.device), pipe.model.vae
-    decoded = vae.decode(vae.encode(images), vae.grid_of(*array.shape[1:3]))
-    return to_pictures(torch.cat([images, decoded]))
+    images, vae, size = to_pixels(torch.from_numpy(array)).to(pipe.device), pipe.model.vae, array.shape[1]
+    grid = vae.grid_of(size, size)
+    decoded = [vae.decode(vae.encode(part), grid) for part in images.split(at_once(size))]       # (b, 3, size, size)
+    return to_pictures(torch.cat([images, *decoded]))
 
 
 def from_classes(pipe, classes, size):
