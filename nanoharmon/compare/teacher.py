@@ -38,8 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x, may_attend=None, is_causal=False):
         """x (B, L, D); may_attend bool, broadcastable to (B, heads, L, L)."""
-        B, L, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # (B, heads, L, d) each
+        B, L, D = x.shape                                        # B may be 0; then q, k and v (B, heads, L, d) each
+        q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         x = x + self.proj(attention(q, k, v, may_attend, is_causal).transpose(1, 2).reshape(B, L, D))
         return x + self.mlp(self.norm2(x))
 
