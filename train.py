@@ -181,8 +181,8 @@ def finish(run, pipe, batches):
     pipe.meta["draw"] = {"cfg": 3.0, "iters": 64, "steps": 50}
     if batches.shapes:
         if not own:                                              # other pictures have other texts than those of a world
-            thinks = {"think": True} if run.config.stages["3"].thoughts else {}
-            pipe.meta["draw"] |= {"iters": 18, "redraw": 2} | thinks          # as good as 64, redraw 1, and sooner
+            pipe.meta["draw"] |= {"iters": 18, "redraw": 2}          # measured in this world: docs/RESULTS.md
+            pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
             pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
         pipe.meta["parts"] = run.config.stages["3"].parts > 0
     pipe.save(final, torch.float16)
@@ -266,8 +266,7 @@ def make_parser():
     add = parser.add_argument_group("on the way").add_argument
     add("--save-every", type=number(int, 0), default=500, metavar="N", help="steps between saved states; 0 = none "
         "(default 500)")
-    add("--keep", type=number(int, 1), default=2, metavar="N", help="how many of the last saved states are kept "
-        "(default 2)")
+    add("--keep", type=number(int, 1), default=2, metavar="N", help="how many of the last states are kept (default 2)")
     add("--sample-every", type=number(int, 0), default=500, metavar="N", help="steps between sample pictures, one "
         "more at the end of a stage; 0 = none (default 500)")
     return parser

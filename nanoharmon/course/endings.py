@@ -154,7 +154,7 @@ def unify(root, prompt):
     metas = {m["prompt"]: m for task in prompts.TASKS for m in prompts.geneval_prompts(task, 5000, 0)}
     tiles = []
     for think in (False, True):
-        pictures = pipe.draw([prompt] * 4, iters=9, steps=25, think=think, seed=1)
+        pictures = pipe.draw([prompt] * 4, iters=9, redraw=0, steps=25, think=think, seed=1)
         tiles += pictures
         verdicts = [judge(np.asarray(picture), metas[prompt])["reason"] or "right" if prompt in metas else "not judged"
                     for picture in pictures]

@@ -20,7 +20,7 @@ from . import plates, spy
 
 PROMPT, QUESTION = "a red circle left of a blue square", "what color is the ring?"       # README's
 PRESET, SHARE = "nano", 1 / 3                           # of the model; of the tokens that are visible at a moment
-ITERS = 64, 9                                           # of the official model, and of the fast way to draw
+ITERS = 64, 18                                          # of the official model, and of the shipped checkpoint
 ALT = {
     "architecture": "The parts of Harmon and the shapes between them: understanding and generation pass through the "
                     "same MAR encoder and LLM; generation goes on through proj_out, a sum with the encoder's output, "
@@ -39,8 +39,8 @@ TEACHES = {
     "uncovering": "Tokens are uncovered in random order. What is visible decides with the prompt what comes next to "
                   "it, so the first ones weigh most.",
     "masking": "A drawing begins with everything hidden, so training hides most of a picture, too. While drawing, few "
-               "tokens are uncovered as long as little is known, and many at the end. (The figure's 36 tokens take 9 "
-               "iterations. The drawing told here has as many iterations as tokens, so each uncovers one.)",
+               "tokens are uncovered as long as little is known, and many at the end. (The drawing told here is the "
+               "one of 36 tokens in 18 iterations.)",
     "attention": "Encoder and decoder read in both directions, the LLM only backwards. That is why the buffers, first "
                  "everywhere else, are last there: they see the prompt and all visible tokens.",
     "diffusion": "z says what belongs at a place, and a token is drawn from noise by it: in every step the noise "
@@ -108,7 +108,7 @@ def figures(pipe):
 
 def page(drawn, answered, reply):
     """The text of WALK.md."""
-    commands = {"draw": f'python sample.py --explain --n 1 --prompt "{PROMPT}"',
+    commands = {"draw": f'python sample.py --explain --n 1 --redraw 0 --prompt "{PROMPT}"',
                 "answer": f'python chat.py --explain --image docs/scene.png --prompt "{QUESTION}"',
                 "dry": f'python sample.py --explain --dry-run harmon-1.5b --prompt "{PROMPT}"'}
     pictures = {title: "\n\n".join(f"![{ALT[name]}](figures/{name}.png)\n\n{TEACHES[name]}" for name in names)

@@ -74,7 +74,7 @@ class Drawing:
 
 @torch.no_grad()
 def drawing(pipe, prompt, seed):
-    """Draw as sample.py does, and keep everything."""
+    """Draw as sample.py does with --redraw 0, and keep everything."""
     thought = pipe.think([prompt], seed)[0] if pipe.plan([prompt])["think"] else prompt
     plan = pipe.plan([thought], think=False)
     kept = Drawing(thought, plan["grid"], [], [], [])
@@ -93,5 +93,5 @@ def drawing(pipe, prompt, seed):
         kept.chains[-1].append((self.timestep_map[t], x_t, x0))
         return mean, logvar, x0
     with mock.patch.object(MAR, "draw", watched_draw), mock.patch.object(Diffusion, "p_mean_variance", watched_step):
-        pipe.draw([thought], seed=seed, think=False)
+        pipe.draw([thought], seed=seed, think=False, redraw=0)
     return kept
