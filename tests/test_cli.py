@@ -276,8 +276,7 @@ def test_threads_are_those_that_openmp_would_take(value, asked, monkeypatch):
 def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsys, monkeypatch):
     turns = ["/image red.png", "what is it?"] * 15
     talk = type_in(monkeypatch, ckpt, *turns, "/reset", "/image red.png", "what is it?")
-    assert "type /reset" in capsys.readouterr().err
-    assert len(talk.messages) == 2 and len(talk.pictures) == 1
+    assert "type /reset" in capsys.readouterr().err and len(talk.messages) == 2 and len(talk.pictures) == 1
 
 
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, monkeypatch):

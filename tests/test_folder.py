@@ -160,8 +160,7 @@ def test_llava_in_its_other_spellings(tmp_path):
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": "x"}])), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.jsonl"), str(tmp_path))
     assert [(e.path and e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 + [(None, said)]
-    assert len(found.problems) == 1
-    assert found.notes == ["not read: 1 system turn, 1 question without an answer"]
+    assert len(found.problems) == 1 and found.notes == ["not read: 1 system turn, 1 question without an answer"]
     with pytest.raises(ValueError, match="holds|list of a folder"):
         (tmp_path / "metadata.jsonl").touch()
         read_entries(str(tmp_path / "metadata.jsonl"), str(tmp_path))

@@ -130,8 +130,7 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
     for before, after in zip(history, history[1:]):
         assert ((after != before) <= (before == 0)).all() and (after != before).any()  # none is drawn twice
     when = history[-1].gather(1, orders)                                     # the step in which each entry was drawn
-    assert (history[-1] > 0).all() and (when.diff(dim=1) <= 0).all()
-    assert len(history) - 1 == min(iters, S)
+    assert (history[-1] > 0).all() and (when.diff(dim=1) <= 0).all() and len(history) - 1 == min(iters, S)
 
 
 def test_a_round_of_redrawing_draws_each_half_once_given_the_other(monkeypatch):

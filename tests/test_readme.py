@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nanoharmon.compare.metrics import tables
 from nanoharmon.evals import study
 from nanoharmon.evals.report import cell
 from nanoharmon.training.recipe import Config
@@ -176,6 +177,11 @@ def test_study_tables_are_the_stored_ones(name):
     results, shown = stored(f"study_{name}"), rows(RESULTS)
     for table in (study.table(results), study.table(study.against_first(results))):
         assert [cells for cells in rows(table) if cells not in shown] == []
+
+
+def test_tables_of_the_comparison_are_the_stored_ones():
+    shown = rows(TEXTS["docs/COMPARE.md"])
+    assert [cells for cells in rows(tables(stored("compare"))) if cells not in shown] == []
 
 
 def test_checkpoint_is_small():

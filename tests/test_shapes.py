@@ -54,8 +54,7 @@ def test_classes_round_trip():
     for label in range(NUM_CLASSES):
         scene, (count, kind) = class_scene(label, rng), divmod(label, len(PAIRS))
         name = phrase(*PAIRS[kind], count + 1)
-        assert scene_class(scene) == label
-        assert parse_caption(name)[0] == Counter(o.pair for o in scene.objects)
+        assert scene_class(scene) == label and parse_caption(name)[0] == Counter(o.pair for o in scene.objects)
         assert (label in SEEN_CLASSES) == (not mentions_unseen(name))
 
 
@@ -191,8 +190,7 @@ def test_judge_rejects_pictures_of_nothing():
     pictures = [blank, blank + 100, blank * 0, np.full_like(blank, 255), np.full_like(blank, COLORS["red"]),
                 *noise.integers(0, 256, (10, 64, 64, 3)).astype(np.uint8)]
     metas = [geneval_prompts(task, 1, 15)[0] for task in TASKS]
-    assert detect(blank) == []
-    assert not any(judge(image, meta)["correct"] for image in pictures for meta in metas)
+    assert detect(blank) == [] and not any(judge(image, meta)["correct"] for image in pictures for meta in metas)
 
 
 def test_judge_rejects_near_misses():
