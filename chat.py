@@ -28,7 +28,7 @@ import torch
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.conversation import Conversation
+from nanoharmon.conversation import Conversation, is_request
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
@@ -39,15 +39,13 @@ from nanoharmon.words import note_unseen
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
-  /draw TEXT    draw a picture, save it here as drawing-001.png, -002, ..., and talk about it ("draw ..." does so, too)
+  /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it ("show me a ring" does so, too)
   /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
   /help         this list
   /quit         leave (so do Ctrl-D and Ctrl-C)
   anything else is said to the model"""
-# what is typed without /draw and means it
-REQUEST = re.compile(r"(?:(?:please|pls|now|ok,?|can you|could you|would you) )*(?:draw|paint)\b .+", re.IGNORECASE)
 # how an error of the library begins, and what helps those who typed a line
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
          "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
@@ -235,7 +233,7 @@ def talk(chat):
         except (EOFError, KeyboardInterrupt):
             print("\nbye" if sys.stdin.isatty() else "")
             return
-        if REQUEST.match(line) and "/draw" not in cannot(chat.pipe):
+        if is_request(line) and "/draw" not in cannot(chat.pipe):
             line = f"/draw {line}"
         try:
             if line.startswith("/"):
@@ -274,6 +272,8 @@ def main(argv=None):
                         temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
     for picture, name in zip(pictures, args.image):
         chat.show(picture, name)
+    if len(pictures) > 1 and pipe.meta.get("turns"):
+        print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
     note(chat, args.prompt)

@@ -3,6 +3,7 @@
 A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
 What a model says that it looks at (replies.py) stays in the conversation.
 """
+import re
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,6 +13,25 @@ from .pictures import file_bytes
 from .plans import settled
 from .replies import seen_and_said
 from .tokenizer import LOOK, REFUSAL
+
+# What is typed and asks for a picture: "draw ...", "can you show me a ...", "i want two ...", or just "a red ring".
+# Many questions begin alike ("show me where the ring is"): but what one wishes for is not yet *the* ring
+POLITE = (r"(?:(?:please|pls|now|next|again|one more|ok|okay|good|hello|hi|hey|just|let's|try to|my wish|be so kind|"
+          r"(?:can|could|would|will) you|i want you to|i(?:'d| would) like you to|you should)[,:]? )*")
+WISH = (r"(?:(?:make|create|generate|show|give|render|design|do(?= an? ))(?: me| us)?|there should be|"
+        r"let (?:me|us) see|(?:can|could|may) (?:i|we) have|"
+        r"(?:i|we)(?:'d| would)? (?:want|need|like|love)(?: to (?:see|have))?)")
+SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at) the [a-z ]+ )?"
+        r"(?:just |only |nothing but |no other objects, just )?(?:an?|another|one|two|three|four|five|six|seven|eight|"
+        r"nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!(?:\w+ )?(?:description|caption|list|name|"
+        r"summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|example|minute|time|more)s?\b).+")
+PLAIN = r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true|you)\b))"
+REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
+
+
+def is_request(line):
+    """Whether what was typed asks for a picture, and not about one."""
+    return REQUEST.match(line) is not None
 
 
 def as_shown(reply, is_whole=False):

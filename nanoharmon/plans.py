@@ -10,7 +10,7 @@ from .pictures import as_picture, split_region
 OFFICIAL = {"cfg": 3.0, "iters": 64, "steps": 100, "sampler": "ddpm", "temperature": 1.0, "cfg_schedule": "constant",
             "redraw": 0, "think": False, "fast": False}
 # --fast, by whether a thought says all that the prompt leaves open: measured in docs/RESULTS.md
-FAST = {True: {"iters": 9, "steps": 16, "redraw": 0}, False: {"iters": 18, "steps": 25, "redraw": 0}}
+FAST = {True: {"iters": 9, "steps": 16, "redraw": 0}, False: {"iters": 9, "steps": 25, "redraw": 2}}
 STEPS = 1000                                                     # of the diffusion that the model was trained on
 
 

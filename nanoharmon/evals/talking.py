@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from ..conversation import Conversation
+from ..conversation import Conversation, is_request
 from ..pipeline import Pipeline
 from ..tokenizer import REFUSAL
 from ..world import language, phrases, prompts, questions, shapes
@@ -81,7 +81,8 @@ def one_talk(pipe, seed, i, folder, size, look, options):
         u = rng.random()
         if u < 0.2:                                                          # a drawing; it is talked about next
             meta = rng.choice(prompts.geneval_prompts(rng.choice(TASKS), 100, f"{seed}/chat"))
-            path, said = talk.draw(prompts.wording(meta, rng))
+            words = prompts.wording(meta, rng)
+            path, said = talk.draw(words) if is_request(words) else (None, talk.answer(words))       # as chat.py does
             right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
             yield turn, "draw", right, (not said or questions.is_sentence(said) or
                                         language.parse_description(said) is not None)
@@ -96,7 +97,8 @@ def one_talk(pipe, seed, i, folder, size, look, options):
             asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
         qa = asked.pop(0)
         said = talk.answer(qa.question)
-        yield turn, qa.kind, questions.is_right(said, qa), questions.is_sentence(said)
+        right = questions.is_right(said, qa) and not is_request(qa.question)
+        yield turn, qa.kind, right, questions.is_sentence(said)
 
 
 def converse(pipe, seed, start, stop, size, look, options):
@@ -129,7 +131,7 @@ def edited(rng, pipe, kind, size):
     others = tuple(o for cell, o in taken.items() if cell != (x, y))
     side = size / board
     region = tuple(round(v * side) for v in (x, y, x + 1, y + 1))
-    text = "nothing" if kind == "remove" else language.phrase(*pair)
+    text = rng.choice(("nothing", "an empty place")) if kind == "remove" else language.phrase(*pair)
     return scene, region, text, shapes.Scene(others + (() if kind == "remove" else (new,)), scene.background)
 
 
