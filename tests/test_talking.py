@@ -24,7 +24,8 @@ class Knowing:
         self.pictures.append(picture)
 
     def answer(self, question):
-        return "what?" if self.rng.random() < self.wrong else self.heard.get(question, phrases.SORRY)
+        said = self.heard.get(question, phrases.SORRY)           # a request that sounds like a question: what to draw
+        return "what?" if self.rng.random() < self.wrong or isinstance(said, dict) else said
 
     def draw(self, prompt):
         scene = prompts.scene_for(self.heard[prompt], self.rng)
@@ -74,7 +75,7 @@ class Editor:
         if not self.lazy:
             x0, y0, x1, y1 = (v / size for v in region)
             objects = [o for o in objects if not (x0 <= o.x < x1 and y0 <= o.y < y1)]
-            if texts != ["nothing"]:
+            if texts not in (["nothing"], ["an empty place"]):
                 _, color, shape = texts[0].split()
                 objects.append(shapes.Object(shape, color, (x0 + x1) / 2, (y0 + y1) / 2, 0.12, shapes.COLORS[color]))
         return [Image.fromarray(shapes.render(shapes.Scene(tuple(objects), 30), size))]
