@@ -188,8 +188,7 @@ def test_looking_begins_the_reply_and_batches_say_the_same(ckpt, here):
     ids = pipe.chat_ids(asked, None, 9)
     assert pipe.chat_ids(asked, None, 9, look=True) == ids + pipe.tokenizer.encode(LOOK)
     [first, *_], [at_once, *_] = (list(pipe.reply(asked, pictures[:1], look=look, max_new_tokens=9)) for look in (True, False))
-    assert first == LOOK != at_once
-    assert pipe.answers(pictures, ["which?"] * 2, look=True, max_new_tokens=9) == [
+    assert first == LOOK != at_once and pipe.answers(pictures, ["which?"] * 2, look=True, max_new_tokens=9) == [
         pipe.answer(picture, "which?", look=True, max_new_tokens=9) for picture in pictures]
     assert next(pipe.reply([{"role": "user", "content": "hi"}], look=True)) != LOOK                # there is no picture
 

@@ -151,8 +151,7 @@ def test_a_run_is_resumed_on_the_other_device(device, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 def test_a_step_does_not_wait_for_the_gpu_and_needs_the_memory_that_was_said(device, monkeypatch):
-    """It waits where batches are copied, where train.py asks whether the gradient is finite, and, on an H200 with torch
-    2.11, for something in torch's own backward."""
+    """It waits where batches are copied, to ask if the gradient is finite, and, on an H200, in torch 2.11's backward."""
     monkeypatch.undo()                                   # the host's noise, for which a GPU has to wait
     config = Config.preset("micro")
     torch.manual_seed(0)
