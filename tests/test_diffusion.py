@@ -21,8 +21,6 @@ def head(variant):
     return g, model
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("name", ["train1000", "r10", "r20", "r50", "r100"])
 def test_every_table_is_official_to_float64(name):
     diffusion = Diffusion(int(name.removeprefix("train").removeprefix("r")))
@@ -41,8 +39,6 @@ def test_cosine_betas_are_official():
 def test_spaced_timesteps_are_official(count):
     assert space_timesteps(1000, count) == gold.output(f"schedule/space_timesteps/{count}").tolist()
 
-
-# --- network and loss ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_denoising_mlp_and_guidance_are_official(variant):
@@ -86,8 +82,6 @@ def test_gradients_of_the_loss_are_official(variant):
     if variant == "rand":
         check_gradients(g, "", model)
 
-
-# --- samplers --------------------------------------------------------------------------------------------------------
 
 MEAN, STD = 0.7, 0.3
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.evals import evaluate, geneval, probe, quality, reading, talking
+from nanoharmon.evals import controls, evaluate, geneval, probe, quality, reading, talking
 from nanoharmon.evals.common import batches, fresh_scene, over_processes, rate, wilson, workers
 from nanoharmon.evals.geneval import draw_scores, match
 from nanoharmon.evals.reading import answer_scores, pope_questions
@@ -24,6 +24,7 @@ from nanoharmon.training.recipe import Config
 from nanoharmon.world import language, prompts, questions, shapes
 from nanoharmon.world.judge import Detected, detect
 from nanoharmon.world.source import ShapesData
+from test_pipeline import make_pipeline
 
 SIDE = 48
 METAS = {meta["prompt"]: meta for task in prompts.TASKS for unseen in (False, True)
@@ -92,6 +93,12 @@ def test_wrong_pictures_get_nothing(draw_one, reason):
     assert scores["overall"]["rate"] < 0.05
     assert sum(sum(c.values()) for c in scores["reasons"].values()) == 60 - scores["overall"]["right"]
     assert reason is None or set(scores["reasons"]["position"]) == {reason} and scores["shape"]["right"] == 0
+
+
+def test_another_prompt_or_picture_is_right_by_chance_only():
+    assert [round(found["rate"], 1) for found in controls.drawn(Fake(right_picture), 8)] == [1.0, 0.0]
+    found = controls.controls(make_pipeline(draw={"steps": 1, "iters": 1}), 2)
+    assert {f"questions: {kind}" for kind in set(questions.KINDS) - set(questions.NOT_PLAIN)} < set(found)
 
 
 def test_objects_are_matched_most_alike_first():

@@ -121,8 +121,6 @@ def test_attention_with_dropout_is_attention_on_average():
     assert abs((weights == 0).float().mean().item() - 0.1) < 0.05
 
 
-# --- loss and generation ---------------------------------------------------------------------------------------------
-
 def test_left_padded_prompts_generate_as_if_alone(llm):
     """Prompts of 12 and 8 tokens in one batch continue as each does alone."""
     def run(ids, **options):
