@@ -152,9 +152,9 @@ def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
 def test_fast_is_one_choice_for_thoughts_and_another_for_prompts_and_what_is_given_wins(pipe, thinker):
     plans = [p.plan(["x"], fast=True, **given)
              for p, given in ((thinker, {}), (thinker, dict(think=False)), (pipe, dict(steps=7)), (pipe, dict(iters=2)))]
-    assert [(plan["iters"], plan["steps"]) for plan in plans] == [(9, 16), (16, 25), (16, 7), (2, 25)]
+    assert [(p["iters"], p["redraw"], p["steps"]) for p in plans] == [(9, 0, 16), (9, 2, 25), (9, 2, 7), (2, 2, 25)]
     plan = thinker.plan(["x"], **settled(plans[0]))                   # once it has thought
-    assert (plan["iters"], plan["steps"], plan["think"]) == (9, 16, False)
+    assert (plan["iters"], plan["redraw"], plan["think"]) == (9, 0, False)
 
 
 @pytest.mark.parametrize("slow, fast", [("float32", "bfloat16"), ("bfloat16", "float32")])

@@ -3,8 +3,8 @@
     python -m nanoharmon.evals.controls        a table of the shipped checkpoint, in five minutes of one core
 
     as it is          pictures judged by the prompt they were drawn for; questions about the picture that is shown
-    another one       pictures judged by another prompt of their task; questions about the scene that was asked about
-                      before, of which the question may not even make sense
+    another one       pictures judged by another prompt of their task; questions about the scene that is asked about
+                      next, of which the question may not even make sense
     a blank picture   is shown
     random weights    draw and answer, in a model of the same sizes (which draws the prompt itself)
 
@@ -50,7 +50,9 @@ def controls(pipe, n, seed=0):
     torch.manual_seed(seed)
     untrained = Pipeline(Harmon(pipe.model.config).eval(), pipe.tokenizer, pipe.meta)
     rows = questions_of(pipe, "plain", n, f"{seed}/controls")
-    other = [(shown, question, qa) for (shown, *_), (_, question, qa) in zip(rows[-1:] + rows, rows)]
+    scenes = [scene for scene, *_ in rows]                       # several questions in a row are about the same one
+    other = [(next(s for s in scenes[i:] + scenes if s != scene), question, qa)
+             for i, (scene, question, qa) in enumerate(rows)]
     blank = [(BLANK, question, qa) for _, question, qa in rows]
     found = [answered(p, r) for p, r in ((pipe, rows), (pipe, other), (pipe, blank), (untrained, rows))]
     rates = {"drawing": (*drawn(pipe, n, seed), None, drawn(untrained, n, seed, think=False)[0]),
