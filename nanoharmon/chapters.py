@@ -112,8 +112,8 @@ def chapters():
                  "tokens will compare themselves with | and the values that they will read there."),
         ]),
         Chapter("An iteration: some tokens are drawn", MAR.draw, "At first all tokens are hidden, or all of a "
-                "--region. Each iteration draws one or more of them, given the prompt and all that is visible. At the end, "
-                "--redraw hides one half and draws it so, and then the other.", [
+                "--region. Each iteration draws one or more of them, given the prompt and all that is visible. At the "
+                "end, --redraw hides one half and draws it so, and then the other.", [
             Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers."),
             Step(MAR.draw, "counts", "", "How many tokens are hidden before each iteration, and after the last:",
                  countdown),

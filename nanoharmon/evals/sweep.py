@@ -20,8 +20,9 @@ from .common import workers
 from .geneval import draw_scores
 from .report import cell
 
-SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "steps": (5, 10, 25, 50, 100), "temperature": (0.6, 0.8, 0.9, 1.0, 1.1),
-          "redraw": (0, 1, 2, 4), "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
+SWEEPS = {"iters": (1, 2, 4, 9, 18, 36), "redraw": (0, 1, 2, 4), "steps": (5, 10, 25, 50, 100),
+          "temperature": (0.6, 0.8, 0.9, 1.0, 1.1), "cfg": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+          "cfg, linear schedule": (1.5, 2.0, 3.0, 4.0, 6.0)}
 
 
 def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
