@@ -7,7 +7,7 @@
     python chat.py --llm Qwen2.5-0.5B-Instruct                      a language model alone, text only
     python chat.py --llm DIR --system "Answer in one word."         what it is told before all else
 
-    > /draw a red circle left of a blue square
+    > show me a red circle left of a blue square
     (a red circle at the left and a blue square in the middle; drawing-001.png; ask about it)
     > what color is the square?
     (square: at the left a red circle no, in the middle a blue square yes) blue

@@ -24,7 +24,8 @@ WISH = (r"(?:(?:make|create|generate|show|give|render|design|do(?= an? | the pic
 SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at) the [a-z ]+ )?"
         r"(?:just |only |nothing but |no other objects, just )?(?:an?|another|one|two|three|four|five|six|seven|eight|"
         r"nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!(?:\w+ )?(?:description|caption|list|name|"
-        r"summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|example|minute|time|more)s?\b).+")
+        r"summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|example|reason|guess|idea|look|"
+        r"minute|time|more)s?\b).+")
 PLAIN = r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true)\b))"
 REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
 
