@@ -10,6 +10,7 @@
     pope      "is there a red circle?": random, popular and adversarial questions (POPE, arXiv 2305.10355)
     vqa       questions about existence, color, shape, count, places and relations; pope and vqa: see reading.py
     caption   descriptions: every object, count and stated relation must be right
+    ours      pictures drawn for tasks that GenEval has not: a place, "next to", several objects of two kinds
     phrases   other words for questions and requests, some never met in training; what the world does not have
     chat      conversations of eight turns: drawings, pictures, questions; phrases, chat and edit: see talking.py
     edit      a part of a picture drawn anew: replaced, added, removed
@@ -32,7 +33,7 @@ from ..files import write_json
 from ..pictures import psnr, to_pictures
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
-from ..world import shapes
+from ..world import prompts, shapes
 from ..world.judge import judge_scene
 from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
@@ -42,11 +43,11 @@ from .quality import check_count, quality_scores
 from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
-BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "phrases", "chat", "edit", "probe", "quality")
+BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
 TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
-SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "phrases": 50, "chat": 50, "edit": 50,
-         "probe": 1000, "quality": 400}
+SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ours": 25, "phrases": 50, "chat": 50,
+         "edit": 50, "probe": 1000, "quality": 400}
 
 
 # --- vae --------------------------------------------------------------------------------------------------------------
@@ -85,6 +86,9 @@ def run_benchmarks(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, s
         count = n or SIZES[bench]
         if bench == "geneval":
             results[bench], pictures = draw_scores(pipe, count, images_per_prompt, **common, **options)
+        elif bench == "ours":
+            results[bench] = draw_scores(pipe, count, images_per_prompt, tasks=prompts.OURS, unseen=False, **common,
+                                         **options)[0]["seen"]
         elif bench == "vae":
             results[bench] = vae_score(pipe, count, **common)
         elif bench == "probe":

@@ -3,6 +3,7 @@ from PIL import Image, ImageOps
 
 from ..cli import markdown_table
 from ..pictures import captioned, picture_grid
+from ..world import prompts
 from .geneval import REASONS
 
 RIGHT, WRONG = (60, 200, 90), (230, 60, 60)                     # frames of pictures
@@ -46,6 +47,10 @@ def tables(results):
                 rows = {"(right)": {task: found[group][task]["right"] for task in wrong}}
                 rows |= {r: {task: wrong[task].get(r, 0) for task in wrong} for r in REASONS}
                 parts.append(titled(f"what goes wrong, {group} pairs: number of pictures", rows))
+        elif bench == "ours":
+            parts.append(titled("tasks that GenEval has not: pictures right, %", {
+                task: {"right": found[task], "in words": found.get("words", {}).get(task)}
+                for task in (*prompts.OURS, "overall")}))
         elif bench == "vae":
             parts.append(titled("VAE reconstructions", {"all objects right, %": {"": found["right"]},
                                                         "before the VAE, %": {"": found["original"]},
