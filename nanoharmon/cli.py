@@ -135,7 +135,7 @@ def drawing_flags(parser):
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
     add("--think", action=argparse.BooleanOptionalAction, help="first let the LLM say what will be where, and draw "
         "that; it must have learned to " + own("no"))
-    add("--fast", action="store_true", default=None, help="few --iters and --steps: a measured choice "
+    add("--fast", action="store_true", default=None, help="few --iters, --steps and --redraw: a measured choice "
         "(docs/RESULTS.md)")
 
 

@@ -26,6 +26,7 @@ SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in
         r"nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!(?:\w+ )?(?:description|caption|list|name|"
         r"summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|example|reason|guess|idea|look|"
         r"minute|time|more)s?\b).+")
+# alone, without a wish, nothing in it may ask
 PLAIN = r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true)\b))"
 REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
 

@@ -87,7 +87,7 @@ class Pipeline:
         size: pixels, a side or (width, height); cfg: guidance, 1 = none; iters: iterations, at most the number of
         tokens; steps: diffusion steps per token; redraw: rounds in which each half is drawn anew, given the other;
         think: draw what the method `think` makes of the prompts.
-        fast: a measured choice of iters and steps (plans.FAST). None = the checkpoint's own default.
+        fast: a measured choice of iters, steps and redraw (plans.FAST). None = the checkpoint's own default.
         group: draw each so many prompts as if alone with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_iteration(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often,

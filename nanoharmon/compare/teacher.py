@@ -57,7 +57,7 @@ class Pool(nn.Module):
     def forward(self, x):
         B, S, D = x.shape
         q = self.query.view(1, 1, self.heads, -1).expand(B, -1, -1, -1).transpose(1, 2)          # (B, heads, 1, d)
-        k, v = self.kv(x).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)                   # (B, heads, S, d) each
+        k, v = self.kv(x).view(B, S, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)      # (B, heads, S, d) each
         x = self.proj(attention(q, k, v).reshape(B, D))
         return x + self.mlp(self.norm(x))
 

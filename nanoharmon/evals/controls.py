@@ -30,12 +30,13 @@ def drawn(pipe, n, seed=0, **options):
     """Of n prompts per task: the shares of pictures that fit their prompt, and that fit another one of the task."""
     own, others = [], []
     for task in prompts.TASKS:
-        for metas in batches(prompts.geneval_prompts(task, n, seed)):
-            pictures = map(np.asarray, pipe.draw([m["prompt"] for m in metas], seed=seed, **options))
-            for i, (meta, picture) in enumerate(zip(metas, pictures)):
-                other = next(m for m in metas[i:] + metas if m["prompt"] != meta["prompt"])
-                own.append(judge(picture, meta)["correct"])
-                others.append(judge(picture, other)["correct"])
+        metas = prompts.geneval_prompts(task, n, seed)
+        pictures = [np.asarray(picture) for part in batches(metas)
+                    for picture in pipe.draw([m["prompt"] for m in part], seed=seed, **options)]
+        for i, (meta, picture) in enumerate(zip(metas, pictures)):
+            other = next(m for m in metas[i:] + metas if m["prompt"] != meta["prompt"])
+            own.append(judge(picture, meta)["correct"])
+            others.append(judge(picture, other)["correct"])
     return rate(own), rate(others)
 
 
