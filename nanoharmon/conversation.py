@@ -18,8 +18,8 @@ from .tokenizer import LOOK, REFUSAL
 # Many questions begin alike ("show me where the ring is"): but what one wishes for is not yet *the* ring
 POLITE = (r"(?:(?:please|pls|now|next|again|one more|ok|okay|good|hello|hi|hey|just|let's|try to|my wish|be so kind|"
           r"(?:can|could|would|will) you|i want you to|i(?:'d| would) like you to|you should)[,:]? )*")
-WISH = (r"(?:(?:make|create|generate|show|give|render|design|do(?= an? | the picture))(?: me| us)?|there should be|"
-        r"let (?:me|us) see|(?:can|could|may) (?:i|we) have|"
+WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|do(?= an? | the picture))(?: me| us)?|"
+        r"there should be|let (?:me|us) see|(?:can|could|may) (?:i|we) have|"
         r"(?:i|we)(?:'d| would)? (?:want|need|like|love)(?: to (?:see|have))?)")
 SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at) the [a-z ]+ )?"
         r"(?:just |only |nothing but |no other objects, just )?(?:an?|another|one|two|three|four|five|six|seven|eight|"
@@ -28,7 +28,7 @@ SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in
         r"minute|time|more)s?\b).+")
 # alone, without a wish, nothing in it may ask
 PLAIN = r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true)\b))"
-REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
+REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch|depict)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
 
 
 def is_request(line):

@@ -27,7 +27,7 @@ QUESTIONS = {
         ("are there no {s}?", "is there no {thing}?", "is it true that there are no {s}?", "does it show no {s}?",
          "is {a} missing?", "there are no {s}, right?", "does it have no {s}?", "you see no {s}, do you?"),
         ("are there no {s} in the picture?", "is it true that you see no {s}?", "does the picture have no {s}?",
-         "no {s} there, right?")),
+         "no {s} there, right?", "do you see no {s}?", "the picture has no {s}, right?")),
     "count": (
         ("how many {s} are there?", "how many {s}?", "how many {s} are in the image?", "how many {s} do you see?",
          "how many {s} can you see?", "count the {s}", "what is the number of {s}?", "number of {s}?",
@@ -63,11 +63,15 @@ QUESTIONS = {
          "is {the} {color} or not?", "{the}: {color} or not?", "tell me: is {the} {color}?",
          "do you see {color} as the color of {the}?", "say if {the} is {color}", "can you see if {the} is {color}?"),
         ("do you see that {the} is {color}?", "{the} is {color}: yes or no?", "is {color} the color of {the}?",
-         "{the}, is it {color}?", "tell me if {the} is {color}")),
+         "{the}, is it {color}?", "tell me if {the} is {color}",
+         "would you say that {the} is {color}?")),
     "is not color": (
         ("is {the} not {color}?", "is it true that {the} is not {color}?", "{the} is not {color}, right?",
-         "would you say {the} is not {color}?", "say if {the} is not {color}"),
-        ("{the} is not {color}: yes or no?", "tell me if {the} is not {color}")),
+         "would you say {the} is not {color}?", "say if {the} is not {color}",
+         "is the color of {the} not {color}?"),
+        ("{the} is not {color}: yes or no?", "tell me if {the} is not {color}", "{the}: not {color}?",
+         "do you see that {the} is not {color}?", "can you see if {the} is not {color}?",
+         "in the picture, is {the} not {color}?")),
     "relation": (
         ("is {the} {rel} {other}?", "is it true that {the} is {rel} {other}?", "would you say {the} is {rel} {other}?",
          "{the} is {rel} {other}, right?", "do you see {the} {rel} {other}?", "does {the} lie {rel} {other}?",
@@ -185,7 +189,8 @@ SOME = ("some", "a few", "several")                               # two, three o
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
-VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do")
+VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do",
+         "generate", "generate", "sketch", "render", "design", "produce")
 PICTURES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "a picture with ",
             "an image with ", "the picture of ", "a photo of ")
 BARE = ("{x}", "{x}", "{x}", "a picture of {x}", "an image with {x}", "i want {x}", "i want to see {x}", "i'd like {x}",
@@ -198,7 +203,7 @@ HELD_OUT_REQUESTS = (
     "could you please draw {x}?", "i want a picture showing {x}", "let me see {x}", "can i have {x}?",
     "please paint me an image of {x}", "paint me a picture of {x} please", "can you make an image that shows {x}?",
     "i would like to have {x}", "show us {x}", "would you paint {x} for me?", "i want you to make a drawing with {x}",
-    "generate {x}", "now i'd like to see {x}", "draw something with {x}")
+    "depict {x}", "now i'd like to see {x}", "draw something with {x}")
 ALONE = (("{x}", "{x}", "just {x}", "only {x}", "nothing but {x}", "{x}, nothing else", "{x} and no other objects",
           "{x} alone", "{x} and nothing more", "no other objects, just {x}"),
          ("only {x}, nothing else", "{x} and nothing else", "{x} all alone"))
