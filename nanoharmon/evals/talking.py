@@ -1,7 +1,8 @@
 """The benchmarks of talking: other words, conversations, requests and changed parts. evaluate.py runs them.
 
     phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
-              (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have
+              (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have,
+              small talk also beside a picture
     chat      conversations of eight turns through conversation.py, as chat.py has them: own pictures, two at once,
               drawings, questions that go on from the one before; right by the number of the turn
     edit      one cell of a scene drawn anew (sample.py --region): an object replaced, added, removed
@@ -36,6 +37,13 @@ def think_all(pipe, texts, seed, pool, progress, title):
     return [said for part in over_processes(Pipeline.think, pipe, jobs, pool, progress, title) for said in part]
 
 
+def one_answer(pipe, text, scene, size, look):
+    """What is answered in a conversation that begins with a picture of the scene."""
+    talk = Conversation(pipe, look=look, size=size)
+    talk.show(Image.fromarray(shapes.render(scene, size or pipe.size)), "own.png")
+    return talk.answer(text)
+
+
 def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=None, **_):
     """{"questions, training": {kind: rate, "overall"}, "questions, held out", "requests, plain", ..., "refused": ...};
     n of each kind and task."""
@@ -59,6 +67,8 @@ def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=
         said = think_all(pipe, [t for t, is_request in found if is_request], seed, pool, progress, "outside")
         said += [Conversation(pipe, look=look).answer(text) for text in asked]
         out["refused"][f"outside, {ways}"] = rate([s.startswith(REFUSAL) for s in said])
+        said = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
+        out["refused"][f"beside a picture, {ways}"] = rate([s.startswith(REFUSAL) for s in said])
     return out
 
 
