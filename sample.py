@@ -9,9 +9,9 @@
     python sample.py --explain --n 1 --prompt "a red circle"                  what happens inside, step by step
 
 Drawing starts with every token hidden. --iters times some are picked at random (cosine schedule: few at first, many
-at the end), and a diffusion of --steps steps draws each of them given all that is visible. In --redraw rounds, each
-half is drawn anew then, given the other. --cfg is the strength of guidance. Where the checkpoint can --think, it first
-says in words what will be where, and draws that.
+at the end), and a diffusion of --steps steps draws each of them given all that is visible. Then come
+--redraw rounds: each half is drawn anew, given the other. --cfg is the strength of guidance. Where the checkpoint can
+--think, it first says in words what will be where, and draws that.
 """
 import sys
 import time

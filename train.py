@@ -31,7 +31,7 @@ lost nor mixed. While a run goes on, a second one in its OUT is refused.
 More than one process. A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s
 depends on nothing but (seed, stage, step, s). So one process with two shards trains the same model as two processes, up
 to rounding; a run may go on with fewer or more processes; more shards than processes is gradient accumulation, for GPUs
-with little memory. On CPU two single-threaded processes work side by side (--procs): a quarter faster than two threads.
+with little memory. On CPU two single-threaded processes work side by side (--procs): 11-18 % faster than two threads.
 
 Read on: README.md has the stages beside the paper's, docs/HARDWARE.md memory and GPUs, docs/LOG.md what was tried.
 """

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention and dropout, shared by the MAR blocks and the LLM.
+"""Scaled dot-product attention and dropout, shared by the MAR blocks, the LLM and the VAE.
 
 Attention is torch's `F.scaled_dot_product_attention`, which picks a fused kernel by itself: it never writes the matrix
 of weights to memory. On CPU that kernel knows no dropout, so training with dropout takes the plain way there.

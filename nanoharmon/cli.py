@@ -131,7 +131,8 @@ def drawing_flags(parser):
     add("--redraw", type=number(int, 0, 100), help="afterwards, rounds in which one half of the tokens and then the "
         "other is drawn anew, given the rest " + own(0))
     add("--steps", type=number(int, 1, 1000), help="diffusion steps per token, 1 to 1000 " + own(100))
-    add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: good with 20 steps " + own("ddpm"))
+    add("--sampler", choices=SAMPLERS, help="ddpm: as the paper; ddim, dpm++: without noise, no better here " +
+        own("ddpm"))
     add("--temperature", type=number(float, 0, 100), help="of ddpm's noise: lower is safer and duller " + own(1))
     add("--think", action=argparse.BooleanOptionalAction, help="first let the LLM say what will be where, and draw "
         "that; it must have learned to " + own("no"))

@@ -142,7 +142,7 @@ class Diffusion:
         """Run the reverse chain. network(x, t) -> (N, 2C), t an original timestep; x (N, C) is the initial noise.
 
         noise_like(x) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
-        "dpm++" second order multistep (good from about 15 steps). temperature scales ddpm's noise, nothing else.
+        "dpm++" second order multistep (no noise, either). temperature scales ddpm's noise, nothing else.
         clip: see `predict_x0`.
         """
         if sampler not in SAMPLERS:

@@ -6,7 +6,7 @@ codebook. All of a picture's are its `latents` (B, S, C), S = H/stride * W/strid
 
 At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two things
 differ when the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and
-unfolds them after the last), which is what makes the nano VAE ten times cheaper; `attn_resolutions` may be empty
+unfolds them after the last), which is what makes the nano VAE cheap; `attn_resolutions` may be empty
 (the middle has attention all the same).
 
 Left out of the official training: the adversarial and perceptual losses (see `vae_loss`).

@@ -6,7 +6,7 @@ One class, three systems. All read a picture's codes in front of the question, a
              as LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) do.
     toklip   reads TokLIP's features of the codes (toklip.py) through an MLP; draws as above. Its encoder is causal, so
              the LLM sees the features of the codes drawn so far, too.
-    masked   reads as `codes`. Draws all hidden codes at once and keeps the surest, for a few iterations (MaskGIT, arXiv
+    masked   reads as `codes`. Draws all hidden codes at once and keeps the surest, again and again (MaskGIT, arXiv
              2202.04200), inside the LLM (Show-o, arXiv 2408.12528): the picture's places all see each other.
 
 Harmon's two losses and its drawing loop have their counterparts here, with the same arguments: so the batches, losses,

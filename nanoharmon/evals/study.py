@@ -10,11 +10,12 @@ reads from frozen features, the first of the papers' claims, is in probe.py.
 
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by the train.py
-beside this package, with the preset's stages: one thread each, two arms side by side. Two things differ from a usual
-run: stage 1 has the batches of stage 2, so that an arm without stage 1 can make up for it, and nothing is said before
-drawing. An arm's seed decides its pictures, their order, all noise and the projectors' first weights. What the core
-replaced (raster order, L2 loss, separate encoders) is swapped in: baselines.py. Everything goes to --out. A study that
-was stopped goes on where it was; finished arms are not repeated, nor those that two studies share.
+beside this package, with the preset's stages: one thread each, two arms side by side. What differs from a usual run:
+stage 1 has the batches of stage 2, so that an arm without stage 1 can make up for it; nothing is said before drawing,
+nor learned to be (`thoughts` 0); there are 20,000 scenes. An arm's seed decides its pictures, their order, all noise
+and the projectors' first weights. What the core replaced (raster order, L2 loss, separate encoders) is swapped in:
+baselines.py. Everything goes to --out. A study that was stopped goes on where it was; finished arms are not repeated,
+nor those that two studies share.
 
 Simplified: pictures have 48 px (no stage 3), and the stages before are those of one seed. The standard deviation over
 seeds is therefore that of the last stages of training.

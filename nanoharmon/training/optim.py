@@ -1,9 +1,9 @@
 """Optimisation: which parameters move in a stage, AdamW and Muon, the learning-rate schedule, EMA.
 
 Muon (Jordan 2024, arXiv 2502.16982) replaces a weight matrix's momentum by the nearest orthogonal matrix. On the nano
-VAE it went further in 400 steps than AdamW in 800, for a fifth of the step's time (docs/LOG.md). It is used for the
-matrices inside blocks; embeddings, norms, biases, input and output layers stay with AdamW. With `optim.muon false` all
-is AdamW, as in the official fine-tuning.
+VAE it went further in 400 steps than AdamW in 800; it costs about a fifth of a step (docs/LOG.md). It is used for the
+matrices of blocks and projectors and the VAE's convolutions; embeddings, norms, biases, other input and output layers
+stay with AdamW. With `optim.muon false` all is AdamW, as in the official fine-tuning.
 
 torch.optim.Muon goes matrix by matrix; here all matrices of one shape go through one batched product, and under several
 processes each does its share, which on CPU is what makes it affordable.

@@ -5,9 +5,9 @@
 after them (RecA, arXiv 2509.07295).
 
 A new stage needs its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it trains both tasks), a StageConfig in each
-*_stages function below, what it learns from in table.py, and a loss in losses.py; words.py, evals/probe.py and
-train.py's `finish` name 1, 2 and 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1 --stage 3
---out NEW` trains on.
+*_stages function below, what it learns from in table.py, and a loss in losses.py; words.py, train.py's `finish`,
+compare/ and some of evals/ name 1, 2 or 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1
+--stage 3 --out NEW` trains on.
 """
 from dataclasses import dataclass, replace
 
