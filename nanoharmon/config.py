@@ -138,11 +138,6 @@ def micro():
                   num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048))
 
 
-def harmon_05b():
-    """Official Harmon-0.5B: MAR-B and Qwen2.5-0.5B-Instruct."""
-    return HarmonConfig()
-
-
 def harmon_15b():
     """Official Harmon-1.5B: MAR-H and Qwen2.5-1.5B-Instruct."""
     return HarmonConfig(
@@ -151,7 +146,8 @@ def harmon_15b():
         llm=LLMConfig(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12))
 
 
-PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": harmon_05b, "harmon-1.5b": harmon_15b}
+# HarmonConfig as it is: the official Harmon-0.5B, of MAR-B and Qwen2.5-0.5B-Instruct
+PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": HarmonConfig, "harmon-1.5b": harmon_15b}
 
 
 # --- dataclass <-> dict -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from .. import arguments
-from ..cli import DTYPES, Parser, markdown_table, number, run_main
+from ..cli import DTYPES, Parser, markdown_table, number
 from ..compiling import compile_blocks
 from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, to_dict
 from ..files import check_output, read_json, write_json
@@ -329,7 +329,3 @@ def main(argv=None):
         write_json(args.json, {"preset": args.preset, "dtype": str(dtype)[6:], "device": str(device),
                                "threads": torch.get_num_threads(), "torch": torch.__version__,
                                "model": to_dict(config), "workloads": found})
-
-
-if __name__ == "__main__":
-    run_main(main)

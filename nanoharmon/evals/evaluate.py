@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cli import Parser, drawing_flags, model_flags, number, refuse_beside, run_main
+from ..cli import Parser, drawing_flags, model_flags, number, refuse_beside
 from ..config import nearest
 from ..files import write_json
 from ..pictures import psnr, to_pictures
@@ -39,7 +39,7 @@ from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
 from .geneval import draw_scores
 from .probe import probe_scores
-from .quality import check_count, quality_scores
+from .quality import NEIGHBOURS, quality_scores
 from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
@@ -145,8 +145,9 @@ def main(argv=None):
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
                              f"{','.join(BENCHES)}; pass --bench geneval")
-    if "quality" in benches and args.n:
-        check_count(args.n)
+    if "quality" in benches and args.n and args.n <= NEIGHBOURS:
+        raise ValueError(f"--n {args.n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
+                         f"{NEIGHBOURS + 1} or more; pass a larger --n, or leave quality out")
     if "probe" in benches and args.n == 1:
         raise ValueError("--n 1: probe fits a layer to so many scenes, expected 2 or more; pass a larger --n, or leave "
                          "probe out")
@@ -171,7 +172,3 @@ def main(argv=None):
         "look": pipe.looks(args.look), "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
         "results": results})
     print(f"wrote {out}/results.json" + (" and picture grids" if pictures else ""))
-
-
-if __name__ == "__main__":
-    run_main(main)

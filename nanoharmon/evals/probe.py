@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..cli import Parser, model_flags, number, run_main
+from ..cli import Parser, model_flags, number
 from ..files import write_json
 from ..mar import MAR
 from ..pipeline import load_pipeline
@@ -284,7 +284,3 @@ def main(argv=None):
         "checkpoints": list(pipes), "seed": args.seed, "n": args.n, "draws": args.draws, "inputs": args.inputs,
         "interval": "Wilson score over scenes and draws, 95 %", "results": found})
     print(f"wrote {out}/probe.json")
-
-
-if __name__ == "__main__":
-    run_main(main)

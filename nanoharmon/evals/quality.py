@@ -173,9 +173,3 @@ def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye
             out[name]["read, %"] = rate((said == truth).flatten(1).all(dim=1).tolist())
     out["VAE reconstructions"]["PSNR, dB"] = psnr(others, clouds["VAE reconstructions"])
     return out
-
-
-def check_count(n):
-    if n <= NEIGHBOURS:
-        raise ValueError(f"--n {n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
-                         f"{NEIGHBOURS + 1} or more; pass a larger --n, or leave quality out")

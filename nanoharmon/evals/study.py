@@ -98,13 +98,6 @@ def against_first(results):
 
 # --- the whole study --------------------------------------------------------------------------------------------------
 
-def find_train():
-    """Raises ValueError when the package was installed without the repository."""
-    if not TRAIN.is_file():
-        raise ValueError(f"no {TRAIN}, expected train.py beside the package; the studies train with it, so start them "
-                         f"in a clone of the repository")
-
-
 def run_study(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20000):
     """Train and measure the arms of `shared`, `stages` or `mar`: {arm: [figures of each seed]}, and OUT/STUDY.json."""
     chosen, needed = arms(study, budget, preset), ["vae"] if study == "mar" else ["vae", "llm", "mar"]
@@ -153,7 +146,9 @@ def main(argv=None):
     else:
         refuse_beside(parser, args, args.study, ("ckpt", "seed", "device", "dtype"), "trains models of its own")
         pipe = None
-        find_train()
+        if not TRAIN.is_file():
+            raise ValueError(f"no {TRAIN}, expected train.py beside the package; the studies train with it, so start "
+                             f"them in a clone of the repository")
     began, out = time.time(), out_folder(args.out)
     with FolderLock(out, "study_in_use") as lock:    # a run in this folder is not in the way
         lock.take()

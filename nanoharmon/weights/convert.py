@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import DTYPES, Parser, run_main
+from ..cli import DTYPES, Parser
 from ..config import PRESETS, HarmonConfig, from_dict, to_dict
 from ..files import advising, check_folder, read_json, write_bytes, write_json
 from ..flags import check_model, override
@@ -275,7 +275,3 @@ def main(argv=None):
         new = [part for part in PARTS if part not in assembly.stored]
         print(f"wrote {args.out}.", f"{' and '.join(new)} are random numbers: train it with python train.py --preset "
               f"{preset} --init {args.out}" if new else f"Try: python sample.py --ckpt {args.out} --prompt \"a cat\"")
-
-
-if __name__ == "__main__":
-    run_main(main)

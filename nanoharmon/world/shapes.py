@@ -69,12 +69,7 @@ def random_scene(rng: random.Random, objects: list | None = None, n: int | None 
     if objects is None:
         objects = _random_pairs(rng, [m for m in MIXTURE if n in (None, m[0]) and m[0] <= most],
                                 PAIRS if allow_unseen else SEEN)
-    if layout == "board":
-        places = _board_places(rng, len(objects), board)
-    elif layout == "free":
-        places = _free_places(rng, len(objects))
-    else:
-        raise ValueError(f"layout {layout!r} is neither 'board' nor 'free'")
+    places = _board_places(rng, len(objects), board) if layout == "board" else _free_places(rng, len(objects))
     made = []
     for (color, shape), (x, y, r) in zip(objects, places):
         rgb = tuple(min(255, max(0, c + rng.randint(-JITTER, JITTER))) for c in COLORS[color])
@@ -93,8 +88,6 @@ def _random_pairs(rng, mixture, pool):
 
 
 def _board_places(rng, n, board):
-    if n > board * board:
-        raise ValueError(f"{n} objects do not fit a {board}x{board} board")
     for cell in rng.sample(range(board * board), n):
         r = rng.uniform(0.37, 0.45)        # in cells
         slack = 0.5 - r - 0.03             # keeps a margin of 0.03 cell on every side
@@ -165,10 +158,8 @@ SEEN_CLASSES = tuple(c for c in range(NUM_CLASSES) if PAIRS[c % len(PAIRS)] not 
 
 def scene_class(scene: Scene) -> int:
     """The label of a scene whose objects are all of one kind."""
-    pairs = {o.pair for o in scene.objects}
-    if len(pairs) != 1:
-        raise ValueError(f"a class needs objects of one kind, this scene has {sorted(pairs)}")
-    return (len(scene.objects) - 1) * len(PAIRS) + PAIRS.index(pairs.pop())
+    [pair] = {o.pair for o in scene.objects}
+    return (len(scene.objects) - 1) * len(PAIRS) + PAIRS.index(pair)
 
 
 def class_scene(label: int, rng: random.Random) -> Scene:

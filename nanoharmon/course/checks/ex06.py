@@ -29,7 +29,7 @@ def turned(x, positions, d):
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1)
 
 
-def slow(layer, x, allowed, group_of=None, scale=None, turn="qk", project=True, all_causal=True):
+def slow(layer, x, allowed, group_of=None, scale=None, turn="qk", project=True):
     """By loops over pictures and query heads. allowed (B, L, L) bool; the other arguments are mistakes."""
     d, x = layer.head_dim, x.double()
     q, k, v = (x @ p.weight.double().T + p.bias.double() for p in (layer.q_proj, layer.k_proj, layer.v_proj))

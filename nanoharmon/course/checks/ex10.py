@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from nanoharmon.course.checks.chain import bars_of, rows
+from nanoharmon.course.checks.chain import Step, bars_of, rows
 from nanoharmon.course.checks.compare import same
 from nanoharmon.diffusion import Diffusion
 
@@ -127,7 +127,7 @@ def test_gradient(seed):
     eps, v = torch.autograd.grad(loss.sum(), out)[0].chunk(2, dim=1)
     exact = out.detach().double().requires_grad_()
     total = sum(bound(step, exact[n], x0[n].double(), x_t[n].double())
-                for n, step in enumerate(rows_of_steps(bars, t)))
+                for n, step in enumerate(Step(bars, int(i)) for i in t))
     of_bound = torch.autograd.grad(total, exact)[0]
     squared = 2 * (out.detach()[:, :C] - noise).double() / C
     same("the gradient into eps", eps, squared, {
@@ -137,9 +137,3 @@ def test_gradient(seed):
     }, rtol=1e-3, atol=1e-5)
     same("the gradient into v", v, of_bound[:, C:], {
         "v is detached, too; it should learn from the bound": torch.zeros_like(v)}, rtol=5e-3, atol=1e-3)
-
-
-def rows_of_steps(bars, t):
-    steps = []
-    rows(lambda step, _: steps.append(step) or torch.zeros(()), bars, t, t)
-    return steps
