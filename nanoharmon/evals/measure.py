@@ -4,7 +4,7 @@ FLOPs are counted while the work runs, from the shapes of its matrix products, c
 multiplication and an addition count as two; everything else counts as nothing). The share of peak compares them with
 the best rate that one large matrix product reaches on this machine, with these threads, in the same run.
 """
-import gc
+import ctypes
 import os
 import re
 import statistics
@@ -103,6 +103,8 @@ def memory(device, name="VmRSS"):
 def forget_peak(device):
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)                         # glibc; what malloc keeps free would be used unseen
     with suppress(OSError):
         (SELF / "clear_refs").write_text("5", encoding="utf-8")
 
@@ -140,7 +142,6 @@ def measure(work, parts, dtype, repeat, compiled=False):
     """
     device = parts.device
     wait(device)
-    gc.collect()                                     # or it frees, while work() runs, what idle counts
     forget_peak(device)
     idle, counter = memory(device), FlopCounterMode(display=False, custom_mapping=ON_CPU)
     with torch.compiler.set_stance("force_eager"), counter:      # torch never compiles what it first met while counting
