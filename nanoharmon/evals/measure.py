@@ -103,7 +103,7 @@ def memory(device, name="VmRSS"):
 def forget_peak(device):
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)                         # glibc; what malloc keeps free would be used unseen
     with suppress(OSError):
         (SELF / "clear_refs").write_text("5", encoding="utf-8")
