@@ -28,7 +28,7 @@ import torch
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.conversation import Conversation, is_request
+from nanoharmon.conversation import AGAIN, Conversation, is_request
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
@@ -216,8 +216,23 @@ def command(chat, line):
     elif name in ("/quit", "/exit"):
         return False
     else:
-        raise ValueError(f"unknown command {name}{nearest(name, help_for(chat.pipe).split())}; see /help")
+        known = re.findall("/[a-z]+", help_for(chat.pipe))
+        raise ValueError(f"unknown command {name}{nearest(name, known)}; see /help")
     return True
+
+
+def as_command(chat, line):
+    """What is typed, as the command that is meant: "quit", a picture's file, a wish for a picture, "again"."""
+    if line.lower() in ("quit", "exit", "help"):
+        return f"/{line}"
+    if cannot(chat.pipe):
+        return line
+    with suppress(OSError, ValueError):                          # too long for a file's name, or none that can be
+        if Path(name := file_name(line)).suffix and Path(name).is_file():
+            return f"/image {line}"
+    if chat.wish and AGAIN.fullmatch(line):
+        return f"/draw {chat.wish}"
+    return f"/draw {line}" if is_request(line, of_shapes="words" in chat.pipe.meta) else line
 
 
 def talk(chat):
@@ -233,8 +248,7 @@ def talk(chat):
         except (EOFError, KeyboardInterrupt):
             print("\nbye" if sys.stdin.isatty() else "")
             return
-        if is_request(line) and "/draw" not in cannot(chat.pipe):
-            line = f"/draw {line}"
+        line = as_command(chat, line) if line else line
         try:
             if line.startswith("/"):
                 if not command(chat, line):
@@ -276,6 +290,8 @@ def main(argv=None):
         print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
+    if is_request(args.prompt, of_shapes=False) and not cannot(pipe):
+        print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
     note(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:
         for piece in chat.ask(args.prompt):

@@ -49,8 +49,9 @@ class Parser(argparse.ArgumentParser):
         elif unknown != message and flag.startswith(("\u2013", "\u2014")):
             message = f"got {flag!r} with a long dash, as editors put it, expected two hyphens; type them anew"
         elif unknown != message:
-            prompt = "--prompt before it, and " if "--prompt" in self._option_string_actions else ""
-            message = f"got {unknown!r}, which belongs to no flag; put {prompt}texts with spaces in quotes, see --help"
+            prompt = ", such as --prompt" if "--prompt" in self._option_string_actions else ""
+            message = f"got {unknown!r}, which belongs to no flag; put one before it{prompt}, and straight quotes " \
+                      f"around texts with spaces, see --help"
         elif message.endswith("expected one argument"):
             message += " (one that starts with a dash is written --flag=VALUE)"
         self.exit(2, f"error: {one_line(message.removeprefix('argument '))}\n")

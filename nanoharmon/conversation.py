@@ -13,28 +13,56 @@ from .pictures import file_bytes
 from .plans import settled
 from .replies import seen_and_said
 from .tokenizer import LOOK, REFUSAL
+from .world.phrases import OTHER_COLORS
+from .world.shapes import COLORS, SHAPES
 
-# What is typed and asks for a picture: "draw ...", "can you show me a ...", "i want two ...", or just "a red ring".
-# Many questions begin alike ("show me where the ring is"): but what one wishes for is not yet *the* ring
-POLITE = (r"(?:(?:please|pls|now|next|again|one more|ok|okay|good|hello|hi|hey|just|let's|try to|my wish|be so kind|"
-          r"(?:can|could|would|will) you|i want you to|i(?:'d| would) like you to|you should)[,:]? )*")
-WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|do(?= an? | the picture))(?: me| us)?|"
-        r"there should be|let (?:me|us) see|(?:can|could|may) (?:i|we) have|"
-        r"(?:i|we)(?:'d| would)? (?:want|need|like|love)(?: to (?:see|have))?)")
-SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at) the [a-z ]+ )?"
-        r"(?:just |only |nothing but |no other objects, just )?(?:an?|another|one|two|three|four|five|six|seven|eight|"
-        r"nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!(?:\w+ )?(?:description|caption|list|name|"
-        r"summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|example|reason|guess|idea|look|"
-        r"minute|time|more)s?\b).+")
-# alone, without a wish, nothing in it may ask
-PLAIN = r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true)\b))"
-REQUEST = re.compile(rf"{POLITE}(?:(?:draw|paint|sketch|depict)\b .+|{WISH} {SOME}|{PLAIN}{SOME})", re.IGNORECASE)
+# --- which lines ask for a picture ------------------------------------------------------------------------------------
+
+# "draw ...", "can you show me a ...", "i want two ...", or just "red circle and ring". Many questions begin alike
+# ("show me where the ring is", "ring color"): what one wishes for is not yet *the* ring, and not made of words ("an
+# explanation"). Lines as people type them, and which of them go the wrong way: tests/requests.txt
+POLITE = (r"(?:(?:please|plz|pls|now|next|again|one more|ok|okay|good|great|nice|cool|well|alright|hello|hi there|hi|"
+          r"hey|just|let's|lets|let us|try to|go on|my wish|be so kind|thanks|thank you|sorry|also|then|and|so|"
+          r"(?:yes|no)(?=[,.!])|(?:can|could|would|will) (?:you|u|we)|i (?:want|need) you to|"
+          r"i(?:'d| would) like you to|you (?:should|can|could|must)|why don't you)[,.!:;]* )*")
+DRAW = r"(?:draw|paint|sketch|depict)\b[ :].+"
+WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|display|visuali[sz]e|illustrate|"
+        r"imagine|get|do(?!.*\b(?:touch|overlap|have|share|look|lie|match)\b))(?: me| us)?|"
+        r"gimme|i wanna(?: see| have)?|"
+        r"(?:there|it|the (?:picture|image)) (?:should|must) (?:be|show|have|contain)|(?:let (?:me|us)|lemme) see|"
+        r"(?:can|could|may) (?:i|we) (?:please )?(?:have|get)|"
+        r"(?:i|we)(?:'d| would)? (?:want|need|like|love|wish|prefer)(?: to (?:see|have|get))?)")
+PICTURE = (r"(?:(?:an?|another|the) (?:\w+ )?)?(?:picture|image|drawing|painting|photo|pic) "
+           r"(?:of|with|showing|where|in which) .+")
+NAMED = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
+BARE = (rf"(?:(?:big|large|small|little|tiny) )?(?:(?:{NAMED}) )?(?:{'|'.join(SHAPES)})(?:e?s)?\b"
+        r"(?!.*\b(?:colou?r|count|number|position|place|size|touch)s?\b).*|"
+        rf"something(?: (?:{NAMED}|with|else|new|nice|different|other)\b.*|\W*$)")
+WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|"
+         r"example|reason|guess|idea|look|minute|moment|time|explanation|overview|help|information|detail|clue|break|"
+         r"count|yes|no|test|mistake|error|text|table|bit|lot(?! of)|(?:second|sec|colou?r)(?! \w))s?\b")
+SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at|on) the [a-z ]+ )?"
+        r"(?:just |only |nothing but |no other objects, just )?(?:(?:an?|another|one|two|three|four|five|six|seven|"
+        r"eight|nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!more\W*(?:please\W*)?$)"
+        rf"(?!(?:more )?(?:\w+ )?{WORDS}).+|{BARE}|{PICTURE})")
+# alone, without a wish, nothing in it may ask, nor go on from what was asked: "and a ring"
+PLAIN = (r"(?!(?:and|so) (?!now|then))"
+         r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true|or)\b))")
+REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE})|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
+DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE})", re.IGNORECASE)
+
+AGAIN = re.compile(r"(?:please )?(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? )?(?:again|once more|another one|"
+                   r"one more|try again)(?: please)?[.!]*", re.IGNORECASE)
 
 
-def is_request(line):
-    """Whether what was typed asks for a picture, and not about one."""
-    return REQUEST.match(line) is not None
+def is_request(line, of_shapes=True):
+    """Whether what was typed asks for a picture, and not about one. of_shapes: the model draws the shapes world; of
+    others one may wish "a recipe", and they draw what says "draw", or "a picture of"."""
+    line = " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
+    return (REQUEST if of_shapes else DRAW_ONLY).match(line) is not None
 
+
+# --- the conversation -------------------------------------------------------------------------------------------------
 
 def as_shown(reply, is_whole=False):
     """A reply for people: "(ring: at the top a red ring one) one"; nothing as long as it only looks."""
@@ -57,6 +85,7 @@ class Conversation:
         self.system, self.drawing = system, drawing or {}
         self.noted = set()                   # unseen words that were noted, and are not noted again
         self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
+        self.wish = ""                       # what was last asked to be drawn
         self.reset()
 
     def reset(self):
@@ -111,7 +140,7 @@ class Conversation:
     def draw(self, words):
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,
         "" if it has none."""
-        path = self.free_path()
+        path, self.wish = self.free_path(), words
         plan, seed, thought = self.pipe.plan([words], **self.drawing), self.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)

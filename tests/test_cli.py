@@ -148,8 +148,8 @@ def type_in(monkeypatch, ckpt, *lines, flags=()):
 
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
-    talk = type_in(monkeypatch, ckpt, "hello", "/Draw\tpls draw a circle", "what color is it?", "", "pls draw a circle",
-                   "/image red.png", "which one?", "/save talk.json")
+    talk = type_in(monkeypatch, ckpt, "hello", "/Draw\tpls draw a circle", "what color is it?", "", "Draw it again!",
+                   "red.png", "which one?", "/save talk.json", "Quit", "not read any more")
     assert [m["content"] for m in talk.messages[::2]] == [
         "hello", [None, "\n", "what color is it?"], [None, "\n", None, "\n", "which one?"]]
     assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 3 and not talk.waiting
@@ -236,6 +236,12 @@ def test_a_part_of_the_last_picture_is_changed(ckpt, here, capsys, monkeypatch):
     assert small.pictures[0].size == (16, 16)                         # drawings are drawn as asked
 
 
+def test_lines_as_people_type_them_are_drawn_or_asked_as_is_written_down():
+    for lines in Path(__file__).with_name("requests.txt").read_text(encoding="utf-8").split("\n[")[1:]:
+        title, *lines = filter(None, lines.split("\n"))
+        assert len(lines) > 20 and not [x for x in lines if chat.is_request(x) != title.startswith("drawn")], title
+
+
 def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):
     mistakes = ["/image", "/image nowhere.png", "/image cut.png", "/draw", "/draw  ", "/draw " + "red " * 999,
                 "/save", "/save a.exe", "/save nowhere/a.txt", "/save a.png", "/imgae red.png", "/", "red " * 999]
@@ -273,8 +279,7 @@ def test_threads_are_those_that_openmp_would_take(value, asked, monkeypatch):
 
 
 def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsys, monkeypatch):
-    turns = ["/image red.png", "what is it?"] * 15
-    talk = type_in(monkeypatch, ckpt, *turns, "/reset", "/image red.png", "what is it?")
+    talk = type_in(monkeypatch, ckpt, *["/image red.png", "what is it?"] * 15, "/reset", "/image red.png", "what is it?")
     assert "type /reset" in capsys.readouterr().err and len(talk.messages) == 2 and len(talk.pictures) == 1
 
 
@@ -306,8 +311,8 @@ def test_chat_ends_when_nobody_reads_on(ckpt, here, monkeypatch):
 
 
 def test_characters_that_the_terminal_cannot_read_are_no_reason_to_stop(ckpt, here, capfd, monkeypatch):
-    lines = io.BytesIO(b"hi \xff\xfe\n/draw a ring\nwhat?\n")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    lines = b"hi \xff\xfe\n/draw a ring\nwhat?\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     assert call(chat.main, ["--ckpt", ckpt, "--max-new-tokens", "3"]) == 0
     out, err = capfd.readouterr()
     assert not err and "(drawing-001.png; ask about it)" in out

@@ -267,11 +267,9 @@ def test_bad_input_is_one_line(handed_out, tmp_path):
     table.write_text('{"points": {"99": 1}}', encoding="utf-8")
     due = tmp_path / "due.json"
     due.write_text('{"due": ["see", "sea"]}', encoding="utf-8")
-    for argv, words in (
-            (["check", "rms"], "unknown exercise 'rms'"), (["hint", "42"], "unknown exercise '42'"),
+    for argv, words in ((["check", "rms"], "unknown exercise 'rms'"), (["hint", "42"], "unknown exercise '42'"),
             (["handout", str(handed_out)], "exists"), (["handout", str(tmp_path / "a"), "--lab", "se"], "unknown lab"),
-            (["handout", str(tmp_path / "a"), "--only", "x"], "unknown exercise"),
-            (["grade", str(tmp_path)], "no handout"),
+            (["handout", str(tmp_path / "a"), "--only", "x"], "unknown exercise"), (["grade", str(tmp_path)], "no handout"),
             (["grade", str(tmp_path / "none")], "no such folder"), (["grade", str(odd)], "version 00000000, this is"),
             (["grade", str(handed_out), "--table", str(table)], f"{table}: unknown exercise '99'"),
             (["grade", str(handed_out), "--table", str(due)], f"{due}: unknown exercise 'sea'"),

@@ -30,8 +30,7 @@ from test_bad_input import LOAD, MAIN
 from test_pipeline import make_pipeline
 
 # {command: (main, what it needs, {flag: a value that is not its default})}
-COMMANDS = {
-    "sample": (sample.main, "--ckpt heard --prompt x --n 1 --iters 3 --steps 2", {
+COMMANDS = {"sample": (sample.main, "--ckpt heard --prompt x --n 1 --iters 3 --steps 2", {
         "--prompt": "ring", "--prompts-file": "p.txt", "--n": "2", "--out": "b.png", "--save-each": "each",
         "--gif": "b.gif", "--size": "16", "--image": "red.png", "--region": "0,0,8,8", "--cfg": "1",
         "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",

@@ -43,10 +43,9 @@ def test_every_station_of_the_drawing_step_is_official(model):
 def test_generation_loss_and_all_gradients_are_official(fresh):
     mask, names = gold.input("t2i/mask"), gold.config["grad_param_names"]
     rows = loss_rows(mask, fresh.config.mar.diffusion_batch_mul)
-    loss = fresh.generation_loss(
-        fresh.vae.encode(pixels(gold.input("t2i/pixel_uint8"))), gold.input("t2i/input_ids"),
-        gold.input("t2i/attention_mask"), split=split(mask), t=gold.input("t2i/t")[rows],
-        noise=gold.input("t2i/noise")[rows])
+    loss = fresh.generation_loss(fresh.vae.encode(pixels(gold.input("t2i/pixel_uint8"))), gold.input("t2i/input_ids"),
+                                 gold.input("t2i/attention_mask"), split=split(mask), t=gold.input("t2i/t")[rows],
+                                 noise=gold.input("t2i/noise")[rows])
     gold.check("t2i/loss", loss)
     loss.backward()
     assert set(names) <= set(dict(fresh.named_parameters()))

@@ -96,6 +96,5 @@ def test_other_words_are_asked_in_both_ways_and_random_weights_know_nothing():
         "requests, plain", "refused"}
     assert set(found["requests, plain"]) == {*prompts.TASKS, *prompts.OURS, "overall"}
     assert {*questions.KINDS, "overall"} == set(found["questions, held out"])
-    for name in found:
-        rates = found[name].values() if name == "refused" else [found[name]["overall"]]
-        assert all(by["rate"] < 0.1 for by in rates), name
+    for name, by in found.items():
+        assert all(r["rate"] < 0.1 for r in (by.values() if name == "refused" else [by["overall"]])), name
