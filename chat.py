@@ -28,7 +28,7 @@ import torch
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.conversation import AGAIN, Conversation, is_request
+from nanoharmon.conversation import AGAIN, CHANGE, Conversation, is_request
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
@@ -39,7 +39,7 @@ from nanoharmon.words import note_unseen
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture; the next question is about it, and so are those after
-  /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it ("show me a ring" does so, too)
+  /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it ("red ring" does so, too)
   /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
@@ -201,7 +201,9 @@ def command(chat, line):
               f"({path}; ask about it)")
     elif name == "/edit":
         if not (found := re.fullmatch(r"(\d+) *, *(\d+) *, *(\d+) *, *(\d+) +(.+)", rest)):
-            raise ValueError(f"/edit needs a box and a text, got {rest!r:.80}; type /edit x0,y0,x1,y1 TEXT")
+            size = "x".join(map(str, chat.pictures[-1].size)) if chat.pictures else "any size"
+            raise ValueError(f"/edit needs a box and a text, got {rest!r:.80}; type /edit x0,y0,x1,y1 TEXT, in pixels "
+                             f"of the last picture ({size}), or wish for a whole one")
         *region, words = found.groups()
         note(chat, words)
         print(f"({chat.edit(tuple(map(int, region)), words)}; ask about it)")
@@ -222,7 +224,8 @@ def command(chat, line):
 
 
 def as_command(chat, line):
-    """What is typed, as the command that is meant: "quit", a picture's file, a wish for a picture, "again"."""
+    """What is typed, as the command that is meant: "quit", a picture's file, "again", "make it red" (/edit says what it
+    needs), a wish for a picture."""
     if line.lower() in ("quit", "exit", "help"):
         return f"/{line}"
     if cannot(chat.pipe):
@@ -232,7 +235,10 @@ def as_command(chat, line):
             return f"/image {line}"
     if chat.wish and AGAIN.fullmatch(line):
         return f"/draw {chat.wish}"
-    return f"/draw {line}" if is_request(line, of_shapes="words" in chat.pipe.meta) else line
+    of_shapes = "words" in chat.pipe.meta
+    if of_shapes and chat.pictures and CHANGE.fullmatch(line):
+        return f"/edit {line}"
+    return f"/draw {line}" if is_request(line, of_shapes) else line
 
 
 def talk(chat):

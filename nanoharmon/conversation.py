@@ -51,8 +51,12 @@ PLAIN = (r"(?!(?:and|so) (?!now|then))"
 REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE})|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE})", re.IGNORECASE)
 
-AGAIN = re.compile(r"(?:please )?(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? )?(?:again|once more|another one|"
-                   r"one more|try again)(?: please)?[.!]*", re.IGNORECASE)
+AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
+                   r"once (?:again|more)|(?:try|same) again|redo|redraw(?: it)?|repeat|another(?: one)?|"
+                   r"one more(?: time)?)(?: please)?[.!]*", re.IGNORECASE)
+CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|replace) (?:it|them|this|that|the)\b"
+                    r"(?! (?:picture|image|drawing|painting|photo) (?:of|with))|(?:add|remove|delete|erase)\b).+",
+                    re.IGNORECASE)
 
 
 def is_request(line, of_shapes=True):

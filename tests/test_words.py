@@ -47,11 +47,11 @@ def test_whoever_types_other_words_is_told_so_once(tmp_path, monkeypatch, capsys
     make_pipeline(draw={"steps": 1, "iters": 1}).save("unlisted")
     for ckpt, notes in ("unlisted", []), ("listed", [f"note: {UNKNOWN}"]):
         sample.main(["--ckpt", ckpt, "--prompt", "a Red house", "--prompt", "a red circle, next to a house!"])
-        found = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
-        assert found == notes
-    monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\n/draw a red house\nis it mine\n"))
+        assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == notes
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\n/draw a house\nis it mine\nmake it red"))
     chat.main(["--ckpt", "listed", "--max-new-tokens", "2"])
-    assert capsys.readouterr().err.splitlines() == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"]
+    one, other, error = capsys.readouterr().err.splitlines()
+    assert [one, other] == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"] and "type /edit x0" in error
 
 
 @pytest.mark.parametrize("text, found", [("Is it a cat's toy, or 2 toys?", "is it a cat's toy or 2 toys"),
