@@ -103,7 +103,8 @@ def read_prompts(args):
             raise ValueError(f"{args.prompts_file}: {e.strerror}; pass another --prompts-file") from None
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise ValueError("no prompt given, expected what to draw; pass --prompt TEXT or --prompts-file FILE")
+        raise ValueError(f"no prompt {f'in {args.prompts_file}' if args.prompts_file else 'given'}, expected what to "
+                         f"draw; pass --prompt TEXT or --prompts-file FILE")
     return prompts
 
 

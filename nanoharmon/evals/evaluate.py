@@ -44,6 +44,7 @@ from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
+DRAWING = {"geneval", "ours", "chat", "edit", "quality"}
 TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
 SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ours": 25, "phrases": 50, "chat": 50,
@@ -144,7 +145,9 @@ def main(argv=None):
     for bench in benches:
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
-                             f"{','.join(BENCHES)}; pass --bench geneval")
+                             f"{','.join(BENCHES)}; pass --bench geneval,vqa, or leave it out for all")
+    if not set(benches) & DRAWING:
+        refuse_beside(parser, args, f"--bench {args.bench}", (*OFFICIAL, "images_per_prompt"), "draws nothing")
     if "quality" in benches and args.n and args.n <= NEIGHBOURS:
         raise ValueError(f"--n {args.n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
                          f"{NEIGHBOURS + 1} or more; pass a larger --n, or leave quality out")
