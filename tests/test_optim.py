@@ -21,8 +21,6 @@ def test_select_trains_what_begins_with_a_prefix_and_freezes_the_rest(model, par
     on = {n for n, p in model.named_parameters() if p.requires_grad}
     assert on == set(chosen) and {n.split(".")[0] for n in on} == roots
     assert not any(n.startswith("mar.dec") for n in on)
-    with pytest.raises(ValueError, match="no parameter.*'lmm.'.*expected prefixes"):
-        select(model, parts + ",lmm.")
 
 
 def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):

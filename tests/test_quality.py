@@ -1,17 +1,15 @@
 """Planted clouds of points; the eye; the controls.     python -m pytest -q tests/test_quality.py"""
-import random
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from nanoharmon.config import pico
 from nanoharmon.evals import quality
 from nanoharmon.evals.quality import frechet, within
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
-from nanoharmon.world import prompts, shapes
+from nanoharmon.world import shapes
+from test_evaluate import Fake, right_picture
 
 BOARD = {"layout": "board", "board": 3}
 
@@ -50,25 +48,10 @@ def test_the_same_eye_every_time_and_large_pictures_are_reduced():
     assert all(map(torch.equal, quality.eye_features(first, large), quality.eye_features(first, small)))
 
 
-class Artist:
-    meta, device, size = {}, torch.device("cpu"), 48
-
-    def __init__(self):
-        torch.manual_seed(0)
-        self.model = Harmon(pico())
-        self.metas = {meta["prompt"]: meta for task in prompts.TASKS for meta in prompts.geneval_prompts(task, 30, 0)}
-
-    def draw(self, texts, size, seed):
-        rng = random.Random(seed)
-        scenes = [prompts.scene_for(self.metas[p], rng) for p in texts]
-        return [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
-
-    def pixels(self, images):
-        return to_pixels(torch.from_numpy(np.stack(images)))
-
-
 def test_the_controls_come_out_as_they_must():
-    eye, artist = quality.train_eye(48, BOARD, steps=90), Artist()
+    eye, artist = quality.train_eye(48, BOARD, steps=90), Fake(right_picture)
+    torch.manual_seed(0)
+    artist.model, artist.pixels = Harmon(pico()), lambda images: to_pixels(torch.from_numpy(np.stack(images)))
     found = quality.quality_scores(artist, 120, eye=eye)
     figures = {name: [row["Frechet"], row["precision, %"]["rate"], row["recall, %"]["rate"]]
                for name, row in found.items()}

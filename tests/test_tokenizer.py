@@ -83,14 +83,3 @@ def test_labels_are_exactly_the_replies_and_their_ends():
     assert labels == "." * 16 + "." * 11 + "yes>." + "." * 12 + "." * 11 + "a>."
     opened, labels = map(shown, toy.chat([question]))        # ends where the reply begins, just as in training
     assert opened == "<user\n###\nred?>\n<assistant\n" and set(labels) == {"."}
-
-
-@pytest.mark.parametrize("field, value, message", [
-    ("continuing_subword_prefix", "pre", "prefix 'pre', expected none"), ("vocab", 1, "not a readable tokenizer.json"),
-    ("vocab", {"ar": 1}, "gives 'ar' the id of a control token")])
-def test_a_wrong_file_is_refused_and_named(tokenizer, tmp_path, field, value, message):
-    stored = json.loads(tokenizer.inner.to_str())
-    stored["model"][field] = stored["model"][field] | value if isinstance(value, dict) else value
-    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}"):
-        Tokenizer.load(tmp_path)
