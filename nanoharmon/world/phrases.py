@@ -68,8 +68,7 @@ QUESTIONS = {
          "would you say that {the} is {color}?")),
     "is not color": (
         ("is {the} not {color}?", "is it true that {the} is not {color}?", "{the} is not {color}, right?",
-         "would you say {the} is not {color}?", "say if {the} is not {color}",
-         "is the color of {the} not {color}?"),
+         "would you say {the} is not {color}?", "say if {the} is not {color}"),
         ("{the} is not {color}: yes or no?", "tell me if {the} is not {color}", "{the}: not {color}?",
          "do you see that {the} is not {color}?", "can you see if {the} is not {color}?",
          "in the picture, is {the} not {color}?")),
@@ -190,8 +189,7 @@ SOME = ("some", "a few", "several")                               # two, three o
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
-VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do",
-         "generate", "generate", "sketch", "render", "design", "produce")
+VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do")
 PICTURES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "a picture with ",
             "an image with ", "the picture of ", "a photo of ")
 BARE = ("{x}", "{x}", "{x}", "a picture of {x}", "an image with {x}", "i want {x}", "i want to see {x}", "i'd like {x}",
@@ -204,7 +202,7 @@ HELD_OUT_REQUESTS = (
     "could you please draw {x}?", "i want a picture showing {x}", "let me see {x}", "can i have {x}?",
     "please paint me an image of {x}", "paint me a picture of {x} please", "can you make an image that shows {x}?",
     "i would like to have {x}", "show us {x}", "would you paint {x} for me?", "i want you to make a drawing with {x}",
-    "depict {x}", "now i'd like to see {x}", "draw something with {x}")
+    "generate {x}", "now i'd like to see {x}", "draw something with {x}")
 ALONE = (("{x}", "{x}", "just {x}", "only {x}", "nothing but {x}", "{x}, nothing else", "{x} and no other objects",
           "{x} alone", "{x} and nothing more", "no other objects, just {x}"),
          ("only {x}, nothing else", "{x} and nothing else", "{x} all alone"))

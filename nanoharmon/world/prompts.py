@@ -99,8 +99,8 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     pairs = [pair for pair, _ in kinds]
     plain = [(None, shape) for _, shape in pairs]
     joint = rng.choice((" and ", " with ", " and also ")) if varied and len(kinds) == 2 else " and "
-    things, bare = [named(*kind) for kind in kinds], [named((None, shape), n) for (_, shape), n in kinds]
-    everything, open_list = (joint.join(found) if len(found) == 2 else listing(found) for found in (things, bare))
+    things = [named(*kind) for kind in kinds]
+    everything = joint.join(things) if len(things) == 2 else listing(things)
     options = [(3, caption(scene, rng) if not varied else everything)]       # (weight, prompt)
     objects = list(scene.objects)
     rng.shuffle(objects)
@@ -111,34 +111,32 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         elif not varied and rng.random() < 0.5:
             told = think(scene, everything)                          # as the LLM will say it
         many = len(objects) > 2 or len(pairs) < len(objects)
-        options.append((8 if many else 10 if len(pairs) == 2 else 3, told))
+        options.append((9 if many else 12 if len(pairs) == 2 else 3, told))
     if len(objects) == 1:
         for weight, kind in (6, plain[0]), (3, pairs[0]):
             one = rng.choice(("a", "one")) if varied else "a"
             options.append((weight, way(ALONE).format(x=phrase(*kind, one=one))))
     elif len(pairs) == 1:
-        options.append((14, way(ALONE).format(x=everything) if not varied or rng.random() < 0.8 else
+        options.append((12, way(ALONE).format(x=everything) if not varied or rng.random() < 0.8 else
                         everything.replace(everything.split()[0], rng.choice(SOME), 1)))
         if varied:
             options.append((6, named(plain[0], len(objects))))
     elif len(objects) == 2:
         options.append((3, joint.join(phrase(*pair) for pair in pairs)))
         if plain[0] != plain[1]:
-            options.append((5 if varied else 9, open_list))
+            options.append((5, joint.join(phrase(*kind) for kind in plain)))
         a, b = objects
         both = [phrase(*o.pair) for o in objects]
         if varied and plain[0] != plain[1] and rng.random() < 0.3:           # colors left open
             both = [phrase(None, o.shape) for o in objects]
         if related := relation(a, b):
-            options.append((12, f"{both[0]} {way(RELATION_WAYS[related])} {both[1]}"))
+            options.append((9, f"{both[0]} {way(RELATION_WAYS[related])} {both[1]}"))
             if varied:
                 options.append((3, f"{both[1]} with {both[0]} {way(RELATION_WAYS[related])} it"))
         if beside(a, b):
-            options.append((28 if varied else 8, f"{both[0]} {way(BESIDE)} {both[1]}"))      # hard for the LLM alone
+            options.append((28, f"{both[0]} {way(BESIDE)} {both[1]}"))
     else:
         options.append((12, everything))
-        if len({shape for _, shape in pairs}) == len(pairs):
-            options.append((4, open_list))
     weights, prompts = zip(*options)
     return rng.choices(prompts, weights)[0]
 
