@@ -235,10 +235,10 @@ def as_command(chat, line):
             return f"/image {line}"
     if chat.wish and AGAIN.fullmatch(line):
         return f"/draw {chat.wish}"
-    of_shapes = "words" in chat.pipe.meta
-    if of_shapes and chat.pictures and CHANGE.fullmatch(line):
+    own_world = "words" in chat.pipe.meta                        # of a language model that train.py made: words.py
+    if own_world and chat.pictures and CHANGE.fullmatch(line):
         return f"/edit {line}"
-    return f"/draw {line}" if is_request(line, of_shapes) else line
+    return f"/draw {line}" if is_request(line, any_wish=own_world) else line
 
 
 def talk(chat):
@@ -296,7 +296,7 @@ def main(argv=None):
         print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
-    if is_request(args.prompt, of_shapes=False) and not cannot(pipe):
+    if is_request(args.prompt, any_wish=False) and not cannot(pipe):
         print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
     note(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:

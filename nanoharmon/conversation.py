@@ -33,37 +33,38 @@ WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|d
         r"(?:can|could|may) (?:i|we) (?:please )?(?:have|get)|"
         r"(?:i|we)(?:'d| would)? (?:want|need|like|love|wish|prefer)(?: to (?:see|have|get))?)")
 PICTURE = (r"(?:(?:an?|another|the) (?:\w+ )?)?(?:picture|image|drawing|painting|photo|pic) "
-           r"(?:of|with|showing|where|in which) .+")
-NAMED = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
-BARE = (rf"(?:(?:big|large|small|little|tiny) )?(?:(?:{NAMED}) )?(?:{'|'.join(SHAPES)})(?:e?s)?\b"
-        r"(?!.*\b(?:colou?r|count|number|position|place|size|touch)s?\b).*|"
-        rf"something(?: (?:{NAMED}|with|else|new|nice|different|other)\b.*|\W*$)")
-WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|sentence|hint|joke|story|poem|letter|question|"
-         r"example|reason|guess|idea|look|minute|moment|time|explanation|overview|help|information|detail|clue|break|"
-         r"count|yes|no|test|mistake|error|text|table|bit|lot(?! of)|(?:second|sec|colou?r)(?! \w))s?\b")
-SOME = (r"(?:the (?:picture|image|drawing|painting|photo) (?:of|with) )?(?:(?:in|at|on) the [a-z ]+ )?"
+           r"(?:of|with|showing|where|in which)\b")
+COLOR = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
+# "red circle", "something new"; but not "circle color"
+NO_ARTICLE = (rf"(?:(?:big|large|small|little|tiny) )?(?:(?:{COLOR}) )?(?:{'|'.join(SHAPES)})(?:e?s)?\b"
+              r"(?!.*\b(?:colou?r|count|number|position|place|size|touch)s?\b).*|"
+              rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b.*|\W*$)")
+# what is said, and not drawn
+OF_WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|sentence|hint|joke|story|poem|letter|"
+            r"question|example|reason|guess|idea|look|minute|moment|time|explanation|overview|help|information|detail|"
+            r"clue|break|count|yes|no|test|mistake|error|text|table|bit|lot(?! of)|(?:second|sec|colou?r)(?! \w))s?\b")
+SOME = (r"(?:(?:in|at|on) the [a-z ]+ )?"
         r"(?:just |only |nothing but |no other objects, just )?(?:(?:an?|another|one|two|three|four|five|six|seven|"
         r"eight|nine|ten|eleven|twelve|twenty|fifty|\d+|some|a few|several) (?!more\W*(?:please\W*)?$)"
-        rf"(?!(?:more )?(?:\w+ )?{WORDS}).+|{BARE}|{PICTURE})")
+        rf"(?!(?:more )?(?:\w+ )?{OF_WORDS}).+|{NO_ARTICLE}|{PICTURE} .+)")
 # alone, without a wish, nothing in it may ask, nor go on from what was asked: "and a ring"
 PLAIN = (r"(?!(?:and|so) (?!now|then))"
          r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true|or)\b))")
-REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE})|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
-DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE})", re.IGNORECASE)
+REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
+DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE} .+)", re.IGNORECASE)
 
 AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
                    r"once (?:again|more)|(?:try|same) again|redo|redraw(?: it)?|repeat|another(?: one)?|"
                    r"one more(?: time)?)(?: please)?[.!]*", re.IGNORECASE)
-CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|replace) (?:it|them|this|that|the)\b"
-                    r"(?! (?:picture|image|drawing|painting|photo) (?:of|with))|(?:add|remove|delete|erase)\b).+",
-                    re.IGNORECASE)
+CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|replace) (?!{PICTURE})"
+                    r"(?:it|them|this|that|the)\b|(?:add|remove|delete|erase)\b).+", re.IGNORECASE)
 
 
-def is_request(line, of_shapes=True):
-    """Whether what was typed asks for a picture, and not about one. of_shapes: the model draws the shapes world; of
+def is_request(line, any_wish=True):
+    """Whether what was typed asks for a picture, and not about one. any_wish: the model knows nothing but its world; of
     others one may wish "a recipe", and they draw what says "draw", or "a picture of"."""
     line = " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
-    return (REQUEST if of_shapes else DRAW_ONLY).match(line) is not None
+    return (REQUEST if any_wish else DRAW_ONLY).match(line) is not None
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------

@@ -79,8 +79,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 
 HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-BAD = {
-    "empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"), "html": (HTML, "HTML"),
+BAD = {"empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"), "html": (HTML, "HTML"),
     "lfs": (LFS, "Git LFS"), "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, ".pth"),
     "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"), "entry": (st({"a": 3}), "'a' has a bad"),
     "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "E4M3,"), "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "12"),

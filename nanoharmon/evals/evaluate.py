@@ -44,6 +44,7 @@ from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
+# what draws: without any of these, options of drawing change nothing
 DRAWING = {"geneval", "ours", "chat", "edit", "quality"}
 TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
