@@ -30,8 +30,8 @@ def dropout(x, p):
 
 
 class Dropout(torch.autograd.Function):
-    """F.dropout on a CPU, where torch's own, one number at a time on one core, is a sixth of a training step at the
-    official 0.1. Here a 64-bit word gives four random numbers; they are kept for the backward pass, not the factors."""
+    """F.dropout on a CPU: torch's own goes number by number on one core, a sixth of a training step at the official
+    0.1. Here a 64-bit word gives four random numbers; they are kept for the backward pass, not the factors."""
 
     @staticmethod
     def forward(ctx, x, p):

@@ -91,10 +91,10 @@ def chapters():
     return [
         Chapter("Thinking first", Pipeline.think, "The LLM says in words what it will draw. This thought is the prompt "
                 "from here on (--no-think leaves it out).", [
-            Step(Tokenizer.drawing, "-> ids", "", "The request, cut into tokens:", tokens),
+            Step(Tokenizer.drawing, "-> ids", "", "The request, in lower case, cut into tokens (_: a space):", tokens),
             Step(Pipeline.think, "ids", "B, T", "The number of each token in the vocabulary."),
             Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
-            *next_token("One is picked at random by these probabilities."),
+            *next_token("One is picked at random (temperature 0.5)."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
         Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "With guidance, every iteration runs for two "

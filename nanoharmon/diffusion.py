@@ -6,15 +6,15 @@ starts from pure noise at t = 999 and goes back step by step: each step removes 
 sampler of DDPM, adds some. How much it adds is learned, too: v says where the log-variance lies between two bounds.
 
 DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
-added as in eq. 16 but for the weight), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset
+added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset
 of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
-eps | v, v in about [-1, 1]. `t` is always an index into the chain of *this* object, which may be shorter; only the
-network gets the original timestep, timestep_map[t].
+eps | v, v in about [-1, 1]. `t` counts from 0 (one step of noise: x_1 in the papers) in the chain of *this* object,
+which may be shorter; only the network gets the original timestep, timestep_map[t].
 
-Kept quirks of the official code: the variational bound is in bits, is added with weight 1 (eq. 16 has 0.001), and gives
-no gradient to eps. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
+The variational bound is in bits, as in the official code; its weight is 1, for eq. 16's 0.001 weighs a sum over all
+timesteps, 1000. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
 """
 import math
 
@@ -77,7 +77,7 @@ class Diffusion:
         return len(self.timestep_map)
 
     def at(self, name, t):
-        """Table `name` at timesteps t (N,) -> float32 (N, 1); at a timestep t for all rows, a number."""
+        """Table `name` at timesteps t (N,) -> float32 (N, 1); at an int t, the same for all rows -> float."""
         if isinstance(t, int):
             return float(self.tables[name][t])
         key = (name, t.device)
@@ -128,7 +128,7 @@ class Diffusion:
         return mse + self.variational_bound(torch.cat([eps.detach(), v], dim=-1), x0, x_t, t)
 
     def variational_bound(self, output, x0, x_t, t):
-        """KL(q(x_{t-1} | x_t, x_0) || p) per token in bits; at t = 0, -log p(x_0 | x_1)."""
+        """KL(q(x_{t-1} | x_t, x_0) || p), bits per channel (N,); at t = 0, -log p(x_0 | x_1)."""
         true_mean, true_logvar = self.q_posterior(x0, x_t, t)        # (N, C), (N, 1)
         mean, logvar, _ = self.p_mean_variance(output, x_t, t)       # (N, C) each
         kl = 0.5 * (logvar - true_logvar - 1 + torch.exp(true_logvar - logvar)

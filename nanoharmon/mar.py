@@ -5,7 +5,7 @@ sees buffers and the visible image tokens only (hidden ones are left out, not re
 at every hidden place and says there what the token should be, as a vector z, from which the diffusion MLP (diffloss.py)
 draws the token, or in training learns it. Drawing starts with everything hidden and uncovers tokens in random order.
 
-    latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, S, D)
+    latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, m, D)
 
 Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered places of picture b in raster order.
 All pictures of a batch hide the same number, so every shape is known on the host and nothing waits for the GPU.
@@ -35,7 +35,7 @@ from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
-    """Attention with heads: x (B, L, D) -> (B, L, D), or (B, m, D) for those that ask. One layer makes q, k and v."""
+    """Attention with heads: x (B, L, D) -> (B, L, D); with asking (B, m, D), only these are queries -> (B, m, D)."""
     def __init__(self, dim, heads, attn_dropout, proj_dropout):
         super().__init__()
         self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout

@@ -144,7 +144,7 @@ class Tokenizer:
 
 
 def pad(rows, value, device, left=False):
-    """Lists of ids -> ids (B, L) and is_real (B, L), padded on the right (drawing) or left (answering)."""
+    """Lists of ids -> ids (B, L) and is_real (B, L), padded on the right, or on the left for text to be continued."""
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), value)
     is_real = torch.zeros(len(rows), length, dtype=torch.bool)

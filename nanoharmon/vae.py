@@ -9,7 +9,7 @@ differ when the config says so: `patch_size` > 1 folds patches of pixels into ch
 unfolds them after the last), which is what makes the nano VAE cheap; `attn_resolutions` may be empty
 (the middle has attention all the same).
 
-Left out of the official training: the adversarial and perceptual losses (see `vae_loss`).
+Left out of the official training: the adversarial and perceptual losses; what is left is `vae_loss`.
 """
 import torch
 import torch.nn.functional as F
@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         for level in reversed(self.up):
             for block in level.block:
-                h = block(h)
+                h = block(h)                                         # the width of this level
             h = level.upsample(h)                                    # twice the height and width; not after the last
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
         return F.pixel_shuffle(h, self.config.patch_size)            # (B, 3, H, W)

@@ -43,8 +43,8 @@ TEACHES = {
                "one of 36 tokens in 18 iterations.)",
     "attention": "Encoder and decoder read in both directions, the LLM only backwards. That is why the buffers, first "
                  "everywhere else, are last there: they see the prompt and all visible tokens.",
-    "diffusion": "z says what belongs at a place, and a token is drawn from noise by it: in every step the noise "
-                 "that the diffusion MLP predicts tells a clean token, and the noisy one moves towards it.",
+    "diffusion": "z says what belongs at a place, and a token is drawn from noise by it: in every step the "
+                 "diffusion MLP predicts the noise; that implies a clean token, and the noisy one moves towards it.",
     "buffers": "All buffers start as the same vector but for their positions. Above, what they gather from a picture; "
                "below, from a prompt, which they alone bring to the decoder when everything is hidden.",
 }

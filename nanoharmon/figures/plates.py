@@ -277,7 +277,7 @@ def diffusion(pipe, drawing, columns=8):
     for channel in numbers.T.tolist():
         line = [(left + wide * s / last, top + tall / 2 * (1 - v / high)) for s, v in enumerate(channel)]
         c.line(line, mix(NOISE, 0.6))
-    signal = Diffusion().tables["sqrt_alphas_cumprod"]
+    signal = Diffusion().tables["alphas_cumprod"]
     c.line([(left + wide * s / last, top + tall / 2 * (1 - signal[t])) for s, (t, _, _) in enumerate(chain)], INK, 2)
     c.text(16, 304, f"Its {numbers.shape[1]} numbers, from t = {chain[0][0]} to {chain[-1][0]} (violet), and the share "
            "of signal in them (black, from 0 to 1)", 12, FAINT)

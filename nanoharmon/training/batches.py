@@ -47,8 +47,8 @@ class Batches:
     """Batches for one process. Each source's `latents` must be there after stage `vae`.
 
     weights: how often each source is picked; buffers: U; room: how many tokens the text of a conversation may have.
-    Shapes: n texts, L tokens in the longest of them; S, C and U as in harmon.py. Copies to a GPU are plain ones, which
-    wait for it: they are small, and the batch was made while the GPU computed the one before.
+    Shapes: n texts, L tokens in the longest of them (T: of prompts); S, C and U as in harmon.py. Copies to a GPU are
+    plain ones, which wait for it: they are small, and the batch was made while the GPU computed the one before.
     """
 
     def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
@@ -103,8 +103,8 @@ class Batches:
         return self.latents_of(picked, size), torch.tensor(labels, device=self.device)
 
     def generation(self, rng, n, size, caption_drop, pairs=0.0):
-        """Stages 1 to 3: pictures and prompts that draw them. Yields for each half latents (n/2, S, C) and the prompts,
-        ids and is_real (n/2, L), right-padded.
+        """Stages 1 to 3: pictures and prompts that draw them. Yields for each half (see `halves`) latents (n/2, S, C)
+        and the prompts, ids and is_real (n/2, T), right-padded.
 
         caption_drop: share of unconditional prompts, for guidance; pairs: see ShapesData.generation_item.
         """
@@ -126,7 +126,7 @@ class Batches:
     def parts(self, rng, n, size, caption_drop):
         """Where a stage has parts, shapes world: pictures of which one part is to be drawn anew, and prompts for it, a
         share caption_drop of them unconditional. Latents before (n, S, C), pictures after (n, 3, size, size), ids and
-        is_real (n, L), and the split: visible (n, K) and hidden (n, S-K) indices."""
+        is_real (n, T), and the split: visible (n, K) and hidden (n, S-K) indices."""
         board, side = self.shapes.config.board, math.isqrt(self.shapes.latents[size].shape[1])
         cells, found = rng.choice(((1, 1), (1, 1), (2, 1), (1, 2))), []
         for _ in range(n):

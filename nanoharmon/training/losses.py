@@ -17,7 +17,7 @@ def stage_losses(config, name, model, batches, rng, generator):
     n = stage.batch // shards
     host = torch.Generator().manual_seed(rng.getrandbits(48))    # decides shapes, so it lives where Python does
     if name == "vae":
-        # both resolutions are used later: half of the batches are small pictures, as many pixels of them
+        # both resolutions are used later: half of the batches are of small pictures, as many more of them
         size = stage.size if rng.random() < 0.5 else config.stages["1"].size
         loss, parts = vae_loss(model.vae, batches.images(rng, n * (stage.size // size) ** 2, size), stage.kl_weight)
         yield loss, {"vae": loss, **parts}
@@ -40,7 +40,7 @@ def stage_losses(config, name, model, batches, rng, generator):
                 before, after, ids, is_real, split = batches.parts(rng, len(ids), stage.size, stage.caption_drop)
                 hidden = split[1].unsqueeze(-1).expand(-1, -1, before.shape[-1])     # (n/2, S-K, C)
                 with torch.no_grad():
-                    after = model.vae.encode(after).to(before.dtype)         # autocast may have made it bfloat16
+                    after = model.vae.encode(after).to(before.dtype)         # (n/2, S, C); autocast made it bfloat16
                     latents = before.scatter(1, hidden, after.gather(1, hidden))
             loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all, **shown)

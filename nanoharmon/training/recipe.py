@@ -104,7 +104,7 @@ def nano_stages():
 
 
 def micro_stages():
-    """A consumer GPU; never trained: single steps ran on one (docs/HARDWARE.md)."""
+    """For a consumer GPU; never trained: single steps ran on an H200 (docs/HARDWARE.md)."""
     stages = {
         "vae": StageConfig(steps=20000, size=128, batch=32, lr=0.5, train_parts="vae."),
         "llm": StageConfig(steps=5000, size=0, batch=128, lr=0.5, train_parts="llm."),

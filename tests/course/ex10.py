@@ -20,7 +20,7 @@ WRONG = [
      "it should learn from the bound"),
     ("summed over channels", LOSS.replace("** 2).mean", "** 2).sum") + BOUND, "the squared error is summed"),
     ("bound forgotten", LOSS.replace("mse + self", "mse + 0 * self") + BOUND, "the variational bound is missing"),
-    ("weight of the paper", LOSS.replace("mse + self", "mse + 0.001 * self") + BOUND, "here it counts 1"),
+    ("weight of the sum", LOSS.replace("mse + self", "mse + 0.001 * self") + BOUND, "here it counts 1"),
     ("one number for the batch", LOSS.replace("return mse", "return mse.mean()").replace("x_t, t)", "x_t, t).mean()")
      + BOUND, "one number is returned for the batch"),
     ("x_0 instead of noise", LOSS.replace("(eps - noise)", "(self.predict_x0(x_t, t, eps) - x0)") + BOUND,

@@ -106,7 +106,7 @@ def test_loss(seed):
     mse = squares.mean(dim=1)
     clean = rows(lambda s, o, x, y: (s.clean(y, o.chunk(2)[0]) - x).square().mean(), bars, t, out, x0, x_t)
     same("the loss", chain.loss(out, x0, x_t, t, noise), mse + vb, {
-        "the variational bound is missing, or counts 0.001 as in the paper; here it counts 1": mse,
+        "the variational bound is missing, or counts 0.001, the weight of a sum; here it counts 1": mse,
         "the squared error of the noise is missing": vb,
         "the squared error is summed over the channels, not averaged": squares.sum(dim=1) + vb,
         "one number is returned for the batch, not one for each row": (mse + vb).mean(),
