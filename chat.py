@@ -32,7 +32,7 @@ from nanoharmon.conversation import AGAIN, CHANGE, Conversation, is_request
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
-from nanoharmon.replies import check_length, check_sampling, stream, usual_length
+from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
 from nanoharmon.words import note_unseen
 
@@ -99,13 +99,10 @@ class TextPipeline:
 
     def reply(self, messages, images=(), temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0, look=None):
         """As Pipeline.reply; there is nothing to look at."""
-        if images:
-            self.plan()                                          # says why not
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        max_new_tokens = usual_length(self.llm.config) if max_new_tokens is None else max_new_tokens
-        sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
-        ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, max_new_tokens)
+        sampling = check_sampling(self.llm.config, temperature, top_p, max_new_tokens, seed)
+        ids = check_length(self.tokenizer.chat(messages)[0], self.llm.config, sampling[2])
         embeds = self.llm.embed(torch.tensor([ids], device=self.llm.lm_head.weight.device))      # (1, L, E)
         return (yield from stream(self.llm, self.tokenizer, embeds, *sampling))
 
@@ -197,8 +194,7 @@ def command(chat, line):
     elif name == "/draw":
         note(chat, rest)
         path, thought = chat.draw(rest)
-        print(thought if path is None else f"({thought}; {path}; ask about it)" if thought else
-              f"({path}; ask about it)")
+        print(f"({thought and f'{thought}; '}{path}; ask about it)" if path else thought)
     elif name == "/edit":
         if not (found := re.fullmatch(r"(\d+) *, *(\d+) *, *(\d+) *, *(\d+) +(.+)", rest)):
             size = "x".join(map(str, chat.pictures[-1].size)) if chat.pictures else "any size"
@@ -282,7 +278,7 @@ def main(argv=None):
     pictures = [open_image(name) for name in args.image]
     if args.dry_run:
         pipe = explain.without_weights(args.dry_run, args.ckpt)
-        most = args.max_new_tokens or usual_length(pipe.model.llm.config)
+        most = check_sampling(pipe.model.llm.config, max_new_tokens=args.max_new_tokens)[2]
         return print(explain.as_text(explain.dry_answer(pipe, args.prompt, pictures, most, args.system)))
     if args.llm:
         pipe = load_text_pipeline(args.llm, args.device, args.dtype)

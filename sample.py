@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from nanoharmon.cli import (Parser, drawing_flags, explain_flags, first_of, model_flags, number, refuse_beside,
                             run_main, text)
-from nanoharmon.files import check_folder, check_output, write_bytes
+from nanoharmon.files import check_folder, check_output, text_of, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
 from nanoharmon.words import note_unseen
 
@@ -32,7 +32,6 @@ SHOWN = 192                                  # smaller pictures are enlarged to 
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
 COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
 EACH = "{:03d}_{}.png".format                # a file of --save-each: number of the prompt, and of its picture
-MAX_PROMPTS = 10**7                          # bytes of a --prompts-file
 DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "redraw", "steps", "sampler",
          "temperature", "think", "seed", "device", "dtype")             # flags of the drawing that --dry-run omits
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
@@ -60,8 +59,8 @@ def parse_args(argv=None):
     if args.image and not args.region:
         parser.error("--image without the part to draw anew, expected a part of the image; pass --region x0,y0,x1,y1 "
                      "(chat.py --image asks about a picture)")
-    if args.fast and args.iters and args.steps:
-        parser.error("--fast chooses --iters and --steps, and both are given; drop --fast")
+    if args.fast and None not in (args.iters, args.steps, args.redraw):
+        parser.error("--fast chooses --iters, --steps and --redraw, and all are given; drop --fast")
     if args.dry_run and not args.explain:
         parser.error("--dry-run is for --explain, expected both; pass --explain")
     if args.dry_run:
@@ -89,18 +88,7 @@ def box(words):
 def read_prompts(args):
     prompts = [text(p, "--prompt") for p in args.prompt]
     if args.prompts_file:
-        try:
-            with open(args.prompts_file, "rb") as f:
-                words = f.read(MAX_PROMPTS + 1)
-            if len(words) > MAX_PROMPTS:
-                raise ValueError(f"{args.prompts_file}: more than {MAX_PROMPTS // 10**6} MB, expected one prompt per "
-                                 f"line; pass another --prompts-file")
-            lines = words.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{args.prompts_file}: not UTF-8 text (byte {e.start}), expected one prompt per line; "
-                             f"pass another --prompts-file") from None
-        except OSError as e:
-            raise ValueError(f"{args.prompts_file}: {e.strerror}; pass another --prompts-file") from None
+        lines = text_of(args.prompts_file, "--prompts-file", "one prompt per line").splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"no prompt {f'in {args.prompts_file}' if args.prompts_file else 'given'}, expected what to "
@@ -131,7 +119,7 @@ def check_outputs(args, rows):
 def make_grid(prompts, rows):
     """One row of n pictures per prompt, the prompt above it; with n = 1, rows stand side by side."""
     n, (width, height) = len(rows[0]), rows[0][0].size
-    zoom = -(-SHOWN // min(width, height)) if min(width, height) < SHOWN else 1  # a whole number keeps pixels square
+    zoom = -(-SHOWN // min(width, height))                       # a whole number keeps pixels square
     width, height, step = width * zoom, height * zoom, LABEL + height * zoom + MARGIN
     columns, block = min(COLUMNS, len(rows)) if n == 1 else 1, n * (width + MARGIN)
     sheet = Image.new("RGB", (columns * block + MARGIN, -(-len(rows) // columns) * step + MARGIN), "white")
@@ -156,18 +144,15 @@ def fit(words, pen, font, width):
     return words + "..."
 
 
-def make_gif(frames):
-    """Animated GIF as bytes; the last frame stays for a while."""
-    return file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0, optimize=False,
-                  duration=[FRAME] * (len(frames) - 1) + [HOLD])
-
-
 def write_pictures(args, prompts, rows, films):
     """The grid of all pictures, and what --gif and --save-each ask for."""
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:
         grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
-        write_bytes(args.gif, make_gif([make_grid(prompts, frame) for frame in (grey, *zip(*films))]))
+        films = [*[grey] * (not args.region), *zip(*films)]      # with --region not all is hidden at first
+        frames = [make_grid(prompts, frame) for frame in films]
+        write_bytes(args.gif, file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0,
+                                         optimize=False, duration=[FRAME] * (len(frames) - 1) + [HOLD]))
     if args.save_each:
         Path(args.save_each).mkdir(parents=True, exist_ok=True)
         for r, row in enumerate(rows):

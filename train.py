@@ -334,7 +334,7 @@ def main(argv=None):
     with FolderLock(run.out) as lock:
         if args.dry_run:
             lock.take(make=False)                                # a stage in training must not count as interrupted
-            return print_stages(replace(run, world_size=world_size))
+            return None if rank else print_stages(replace(run, world_size=world_size))
         if torchrun:                                             # the others are there, and wait
             with Stop(rank) as stop:
                 return worker(rank, world_size, None, stop, run, lock)

@@ -46,7 +46,7 @@ def truth(name, value):
 
 def box(name, value):
     """Four numbers; which boxes are possible depends on the picture."""
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, RuntimeError):
         x0, y0, x1, y1 = value
         if not isinstance(value, str):
             return tuple(v if isinstance(v, int) else float(v) for v in (x0, y0, x1, y1))

@@ -80,7 +80,7 @@ def as_shown(reply, is_whole=False):
 class Conversation:
     """`messages` are {"role", "content"}; None in a content list is the next of `pictures`, `names` are theirs.
 
-    pipe: a Pipeline, or anything with its reply, think, draw... folder: where drawings are saved. options: of
+    pipe: a Pipeline, or what has its reply, plan, think, draw and meta. folder: where drawings are saved. options: of
     Pipeline.reply, such as temperature; drawing: of Pipeline.draw; seed moves on with every turn and drawing. system: a
     first turn, or None.
     """
@@ -145,7 +145,8 @@ class Conversation:
     def draw(self, words):
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,
         "" if it has none."""
-        path, self.wish = self.free_path(), words
+        self.free_path()                     # complains before the work
+        self.wish = words
         plan, seed, thought = self.pipe.plan([words], **self.drawing), self.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)
@@ -154,16 +155,16 @@ class Conversation:
         with tqdm(total=plan["total"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
             [picture] = self.pipe.draw([thought or words], seed=seed, progress=bar.update,
                                        **self.drawing | settled(plan))
-        return self.keep(path, picture), thought
+        return self.keep(picture), thought
 
     def edit(self, region, words):
         """Draw a part of the last picture anew. region: x0, y0, x1, y1 in its pixels. Returns the path."""
         if not self.pictures:
             raise ValueError("no picture to change yet; type /image FILE or /draw TEXT first")
-        path = self.free_path()
+        self.free_path()
         [picture] = self.pipe.draw([words], seed=self.seed + self.drawn, image=self.pictures[-1], region=region,
                                    **self.drawing | {"think": False})
-        return self.keep(path, picture)
+        return self.keep(picture)
 
     def free_path(self):
         """The next drawing-001.png, -002, ... that is not there yet."""
@@ -172,7 +173,8 @@ class Conversation:
             number += 1
         return check_output(path, "the folder you start chat.py in")
 
-    def keep(self, path, picture):
+    def keep(self, picture):
+        path = self.free_path()              # again: another chat may have taken the first one
         write_bytes(path, file_bytes(picture))
         self.drawn += 1
         self.show(picture, path)

@@ -140,9 +140,8 @@ class Walk:
 
     def rows(self, step, value, where, sizes):
         names = step.name.removeprefix("(").removeprefix("-> ").split(", ")
-        values, shows = (value, step.show) if len(names) > 1 else ([value], [step.show])
-        for name, value, letters, sentence, show in zip(names, values, step.letters.split(" | "),
-                                                        step.sentence.split(" | "), shows or [None] * len(names)):
+        values = value if len(names) > 1 else [value]
+        for name, value, letters, sentence in zip(names, values, step.letters.split(" | "), step.sentence.split(" | ")):
             shape, config = "", self.pipe.model.config
             if letters:
                 for letter, n in zip(letters.split(", "), value.shape):
@@ -150,7 +149,7 @@ class Walk:
                         sizes.setdefault(letter, n)
                 assert measure(letters, sizes) == value.shape, f"{where}: {name} is {tuple(value.shape)}, not {letters}"
                 shape = f"({', '.join(map(str, value.shape))}{',' * (value.ndim == 1)}) = ({letters})"
-            more = show(value, self.pipe) if show else ""
+            more = step.show(value, self.pipe) if step.show else ""
             yield Row(name, shape, summary(value), where,
                       f"{sentence.format(mar=config.mar, llm=config.llm)} {more}".rstrip())
 
@@ -260,6 +259,6 @@ def dry_answer(pipe, question, images, max_new_tokens=1, system=None):
     with torch.no_grad(), Walk(pipe) as walk:
         ids = torch.tensor([pipe.chat_ids(messages, None, max_new_tokens)], device="meta")
         embeds = pipe.model.embed_with_images(pipe.latents(images)[0], ids) if images else pipe.model.llm.embed(ids)
-        with suppress(NotImplementedError, RuntimeError):        # the first word is picked by numbers
+        with suppress(RuntimeError):                             # the first word is picked by numbers
             next(pipe.model.llm.generate(embeds, [pipe.tokenizer.im_end]))
     return walk

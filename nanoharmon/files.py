@@ -1,6 +1,6 @@
 """Files: JSON of users, read; places to write, checked before the work; files of ours, written whole or not at all.
 
-Errors name the flag to change.
+Errors say what helps.
 """
 import errno
 import hashlib
@@ -62,7 +62,7 @@ def check_output(path, flag, suffixes=()):
 def check_folder(path, flag):
     """Complain now about a folder that cannot be made or written in. -> Path"""
     try:
-        nearest = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+        nearest = next((p for p in (Path(path), *Path(path).absolute().parents) if p.exists()), Path(path))
         problem = (why := cannot_write(nearest)) and f"{nearest}: {why}"
     except OSError as e:                               # a name that is too long, for instance
         problem = e.strerror
@@ -127,16 +127,28 @@ class FolderLock:
 
     def __exit__(self, *_):
         if self.file:
+            if not fcntl:                              # Windows removes no open file
+                self.file.close()
             with suppress(OSError):
-                if fcntl:                              # while it is locked, or it might be another's by now
-                    self.path.unlink()
-            self.file.close()
-            with suppress(OSError):
-                if not fcntl:                          # Windows removes no open file
-                    self.path.unlink()
+                self.path.unlink()                     # elsewhere while it is locked, or it might be another's by now
                 if self.made:
                     self.folder.rmdir()                # where nothing came of it
+            self.file.close()
             self.file = None
+
+
+def text_of(path, flag, what, most=10**7):
+    """The text of a small file that a flag names, UTF-8. what: is expected in it. Raises ValueError."""
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(most + 1)
+        if len(raw) > most:
+            raise ValueError(f"{path}: more than {most // 10**6} MB, expected {what}; pass another {flag}")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}), expected {what}; pass another {flag}") from None
+    except OSError as e:
+        raise ValueError(f"{path}: {e.strerror}, expected {what}; pass another {flag}") from None
 
 
 def content_hash(path):
@@ -157,11 +169,12 @@ def advising(fix):
 
 def sync_folder(folder):
     """Make renames in it survive a power cut."""
-    if os.name != "nt":  # windows cannot open folders
+    with suppress(OSError):  # windows opens no folders, some file systems do not sync them
         fd = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # some file systems do not sync folders
+        try:
             os.fsync(fd)
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 @contextmanager
@@ -172,9 +185,8 @@ def explained(path):
     except OSError as e:
         if not e.strerror:  # explained already, by an inner one
             raise
-        hint = "check the folder or pass --out elsewhere"
-        if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            hint = "disk or quota is full; free space or pass --out on another disk"
+        is_full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        hint = "free space, or write to another disk" if is_full else "check that folder, or write elsewhere"
         raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
 
 

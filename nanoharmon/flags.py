@@ -43,8 +43,8 @@ def sections(config):
 
 
 def nearest_field(flag, config, others):
-    """What was meant by a flag without a section, such as --lr or --batch-size: fields of that name, or the nearest of
-    `others`, or of all fields' names. "" for nothing."""
+    """What was meant by a flag without a section, such as --lr or --batch-size: fields of that name, the nearest of
+    `others`, a field that its name begins with, or the nearest of all. "" for nothing."""
     name = flag.partition("=")[0].lstrip("-").replace("-", "_")
     fields = {}
     for section, values in sections(config).items():
@@ -99,7 +99,7 @@ def describe_flags(config, preset):
         for f in dataclasses.fields(section := next(iter(stages.values()))):
             values = [f"{stage}={as_text(getattr(section, f.name))}" for stage, section in stages.items()]
             lines += entry(f"  --stage_NAME.{f.name}", f.metadata["help"], 38, width)
-            lines += [" " * 38 + line for line in textwrap.wrap(" ".join(values), 90)]
+            lines += [" " * 38 + line for line in textwrap.wrap(" ".join(values), max(20, width - 38))]
     return "\n".join(lines)
 
 

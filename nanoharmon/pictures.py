@@ -41,24 +41,25 @@ def read_image(path):
     """A picture file as an RGB PIL picture: upright (EXIF), transparency over white, 16 bits reduced to 8, the first
     frame of an animation. Color profiles are ignored. Raises ValueError that says what is wrong with the file."""
     path = path if hasattr(path, "open") else Path(path)           # it may lie in a .tar: training/entries.py
-    if not path.is_file():
-        what = "an address, expected a file: download it first" if str(path).startswith(("http:", "https:")) else (
-            "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else
-            "not a file" if path.exists() else "no such file")
-        raise ValueError(f"{path}: {what}")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path}: {size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB")
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
-            image = Image.open(file, formats=FORMATS)  # lazy: reads the header only
-            if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
-                return to_rgb(image)
-        problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
-                   f"{MAX_SIDE:,} along a side")
+        if not path.is_file():
+            problem = "an address, expected a file: download it first" if str(path).startswith(("http:", "https:")) \
+                else "no such file, for nothing replaces ~ in quotes" if str(path).startswith("~") else \
+                "not a file" if path.exists() else "no such file"
+        elif (size := path.stat().st_size) > MAX_BYTES:
+            problem = f"{size / 1e6:,.0f} MB, more than the limit of {MAX_BYTES // 10**6} MB"
+        else:
+            with warnings.catch_warnings(), path.open("rb") as file:
+                warnings.simplefilter("ignore")            # our limit is below Pillow's, and an error
+                image = Image.open(file, formats=FORMATS)  # lazy: reads the header only
+                if image.width * image.height <= MAX_PIXELS and max(image.size) <= MAX_SIDE:
+                    return to_rgb(image)
+            problem = (f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS // 10**6} million, "
+                       f"{MAX_SIDE:,} along a side")
     except Exception as e:                             # damaged files raise a dozen types, not only OSError
-        problem = "not a picture" if isinstance(e, Image.UnidentifiedImageError) else f"damaged or truncated ({e})"
-        problem = "too many pixels" if isinstance(e, Image.DecompressionBombError) else problem
+        problem = "not a picture" if isinstance(e, Image.UnidentifiedImageError) else \
+            "too many pixels" if isinstance(e, Image.DecompressionBombError) else \
+            getattr(e, "strerror", None) or f"damaged or truncated ({e})"        # a name too long, no permission
     raise ValueError(f"{path}: {problem}")
 
 

@@ -19,7 +19,7 @@ from .mar import random_orders
 from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
 from .plans import OFFICIAL, plan_drawing
 from .qwen import KVCache, rotary_positions
-from .replies import check_length, check_sampling, readable, seen_and_said, stream, usual_length
+from .replies import check_length, check_sampling, readable, seen_and_said, stream
 from .tokenizer import IMAGE, LOOK, REFUSAL, pad
 from .weights.checkpoint import load_weights, open_checkpoint
 from .weights.recognise import in_place_of_a_folder
@@ -37,7 +37,8 @@ class Pipeline:
     def __init__(self, model, tokenizer, meta=None):
         self.model, self.tokenizer = model.eval(), tokenizer
         # "size": pixels of the last training stage; "draw": default options; "look": whether it looks before answering;
-        # "turns": how many it has learned to keep apart (conversation.py); "parts": whether it has drawn parts alone
+        # "turns": how many it has learned to keep apart (conversation.py); "parts": whether it has drawn parts alone;
+        # "words": those it has met (words.py); "layout", "board", "max_objects": of its shapes world
         self.meta = meta or {}
 
     @property
@@ -139,7 +140,8 @@ class Pipeline:
         with REFUSAL says that it cannot be drawn; `draw` then draws the prompt itself.
         """
         prompts = arguments.texts("prompts", prompts)
-        temperature, _, max_new_tokens, seed = check_sampling(temperature, 1.0, max_new_tokens, seed)
+        temperature, _, max_new_tokens, seed = check_sampling(self.model.config.llm, temperature, 1.0, max_new_tokens,
+                                                              seed)
         if not prompts:
             return []
         ids, is_real = pad([self.tokenizer.drawing(p) for p in prompts], self.tokenizer.pad, self.device, left=True)
@@ -188,10 +190,10 @@ class Pipeline:
         messages: [{"role", "content"}]; content a string, or a list where each None stands for the next of `images`.
         look: begin the reply about pictures with LOOK (replies.py); None = as the checkpoint has it.
         """
-        max_new_tokens = usual_length(self.model.config.llm) if max_new_tokens is None else max_new_tokens
-        sampling = check_sampling(temperature, top_p, max_new_tokens, seed)
-        look = self.looks(look) and bool(len(images))
-        ids = self.chat_ids(messages, size, max_new_tokens, look)
+        images = as_pictures(images)
+        sampling = check_sampling(self.model.config.llm, temperature, top_p, max_new_tokens, seed)
+        look = self.looks(look) and bool(images)
+        ids = self.chat_ids(messages, size, sampling[2], look)
         embeds = self.embed(torch.tensor([ids], device=self.device), images, size)
         if look:
             yield LOOK
@@ -207,8 +209,8 @@ class Pipeline:
     def answers(self, images, questions, size=None, max_new_tokens=None, look=None):
         """Greedy answers to one question per picture, as one batch; the same as `answer` one by one."""
         images, questions = as_pictures(images), arguments.texts("questions", questions)
-        max_new_tokens = usual_length(self.model.config.llm) if max_new_tokens is None else max_new_tokens
-        max_new_tokens, look = check_sampling(max_new_tokens=max_new_tokens)[2], self.looks(look)
+        max_new_tokens = check_sampling(self.model.config.llm, max_new_tokens=max_new_tokens)[2]
+        look = self.looks(look)
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} pictures and {len(questions)} questions, expected one for each")
         if not images:
@@ -312,7 +314,7 @@ def pick_device(name):
     kind, _, index = (next(k for k in found if found[k]) if name == "auto" else name).partition(":")
     if not (index or "0").isdecimal() or int(index or 0) >= found.get(kind, 0):
         raise ValueError(f"device {name!r} is not here, torch finds {found}; pass --device auto or --device cpu")
-    return torch.device(kind + (index and f":{index}"))
+    return torch.device(kind + (index and f":{int(index)}"))
 
 
 def pick_dtype(name, device):

@@ -34,7 +34,7 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
         options |= FAST[options["think"]] | given
     if options["think"] and "think" not in own:
         raise ValueError("think is on, expected off: this checkpoint has not learned to say what it will draw")
-    width, height = arguments.sides("size", own.get("size", pipe.size) if size is None else size)
+    width, height = arguments.sides("size", pipe.size if size is None else size)
     grid, limit = pipe.model.vae.grid_of(height, width), pipe.model.config.llm.max_position_embeddings
     S, U = grid[0] * grid[1], pipe.model.config.mar.buffer_size
     if S + U + len(pipe.tokenizer.drawing("")) > limit:

@@ -22,7 +22,7 @@ def stream(llm, tokenizer, embeds, temperature, top_p, max_new_tokens, seed):
         text = readable(tokenizer, said)
         yield text[len(shown):]
         shown = text
-    return bool(said) and said[-1] not in stop
+    return said[-1] not in stop
 
 
 def readable(tokenizer, ids):
@@ -30,17 +30,15 @@ def readable(tokenizer, ids):
     return tokenizer.decode(ids).rstrip("\ufffd")
 
 
-def check_sampling(temperature=0.0, top_p=1.0, max_new_tokens=64, seed=0):
-    """How replies are sampled, as numbers of Python, or ValueError for what they cannot be."""
+def check_sampling(config, temperature=0.0, top_p=1.0, max_new_tokens=None, seed=0):
+    """How an LLM (LLMConfig) is sampled, as numbers of Python, or ValueError for what they cannot be. max_new_tokens:
+    by default an eighth of the context, 64 to 512."""
     temperature = arguments.number("temperature", temperature, 0, 100)
     temperature = 0.0 if temperature < 1e-4 else temperature             # dividing by less overflows
+    if max_new_tokens is None:
+        max_new_tokens = min(512, max(64, config.max_position_embeddings // 8))
     return (temperature, arguments.number("top_p", top_p, 0.01, 1),
             arguments.whole("max_new_tokens", max_new_tokens, 1), arguments.whole("seed", seed, 0, arguments.SEEDS))
-
-
-def usual_length(config):
-    """How long an answer may be when nobody says it: an eighth of the context (LLMConfig), 64 to 512 tokens."""
-    return min(512, max(64, config.max_position_embeddings // 8))
 
 
 def check_length(ids, config, max_new_tokens):

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Regex, Tokenizer as HFTokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 GENERATE = "Generate an image: {}"          # prompt strings of the official scripts
@@ -145,10 +146,7 @@ class Tokenizer:
 
 def pad(rows, value, device, left=False):
     """Lists of ids -> ids (B, L) and is_real (B, L), padded on the right, or on the left for text to be continued."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), value)
-    is_real = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(length - len(row), None) if left else slice(0, len(row))
-        ids[i, where], is_real[i, where] = torch.tensor(row), True
+    side, rows = "left" if left else "right", list(map(torch.tensor, rows))
+    ids = pad_sequence(rows, True, value, side)
+    is_real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True, False, side)
     return ids.to(device), is_real.to(device)

@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..cli import bar, first_of
-from ..files import write_bytes, write_json
+from ..files import text_of, write_bytes, write_json
 from ..pictures import file_bytes, open_image
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
@@ -48,15 +48,7 @@ YES_NO = ("yes", "no", "Yes", "No")                            # models differ i
 
 def read_lines(path, flag, texts, limit=None):
     """The first lines of a file of JSON objects: [(line, object)]. texts: names of entries that must be there."""
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: more than {MAX_BYTES // 10**6} MB, expected JSON lines; pass another {flag}")
-        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}), expected JSON lines; pass another {flag}") from None
-    except OSError as e:
-        raise ValueError(f"{path}: {e.strerror}, expected a file of JSON lines; pass another {flag}") from None
-    rows = []
+    lines, rows = text_of(path, flag, "JSON lines", MAX_BYTES).split("\n"), []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
