@@ -116,19 +116,18 @@ def train_stage(run, name, pipe, batches):
             bad += state.scaler.get_scale() <= 1         # always 1 without float16; with it, the scale is halved first
             run.skip(name, step + 1, give_up=bad >= 5)
         state.scaler.update()
-        for optimizer in state.optimizers:
-            optimizer.zero_grad()
+        pipe.model.zero_grad()
         # --- log, save, show
         last = step + 1 == stage.steps
         if (step + 1) % LOG_EVERY == 0 or last:
-            run.log_means(name, step + 1, average_values(values, run.world_size), lr=factor, grad=norm.item())
+            run.log_means(name, step + 1, average_values(values, run.world_size), lr=optim.lr * factor, grad=norm.item())
             values = {}
         if not last:                                     # after the last one, train() saves the stage, then shows it
             run.save_if_due(state, name, step + 1)
             if run.shows(step + 1):
                 with state.ema.swapped(state.params):    # pictures and answers come from the averaged weights
                     show(run, name, step + 1, pipe, batches)
-    state.ema.copy_to(state.params)
+    state.ema.swap(state.params)
     pipe.model.eval()
 
 
@@ -198,7 +197,7 @@ def finish(run, pipe, batches):
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
     run.say(*summary(figures), f"all figures: {results}", f"{(time.time() - run.start) / 60:.1f} minutes. "
-            f"Try: python sample.py --ckpt {final} --prompt {shlex.quote(prompt)}")
+            f"Try: python sample.py {shlex.join(['--ckpt', str(final), '--prompt', prompt])}")
 
 
 def worker(rank, world_size, store, stop, run, lock=None):
@@ -217,7 +216,8 @@ def worker(rank, world_size, store, stop, run, lock=None):
         again = shlex.join([*(flag for flag in run.command if flag != "--resume"), *["--resume"] * has_begun])
         run.end_line()
         how = "stopped and saved" if any(progress(run.out)) else "stopped before there was anything to save"
-        print(f"{how}; go on with: python train.py {again}", file=sys.stderr)
+        start = "python" if store or world_size == 1 else f"torchrun --nproc_per_node={world_size}"
+        print(f"{how}; go on with: {start} train.py {again}", file=sys.stderr)
         raise
     except RuntimeError as e:
         if not is_lost(e):
@@ -318,7 +318,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     run, args = parse_args(argv)
-    torchrun, rank = torchrun_says()
+    torchrun, run.rank = torchrun_says()
     if args.procs and (torchrun or run.device.type != "cpu" and args.procs > 1):
         raise ValueError("--procs is for processes on CPU that train.py starts itself; drop it, and use torchrun "
                          "--nproc_per_node for several GPUs")
@@ -329,19 +329,18 @@ def main(argv=None):
     world_size = asked or math.gcd(usual, run.config.optim.shards)       # a run of one process goes on with one
     check_training(run.config, world_size, run.only)
     check_mix(run.config.data)
-    if rank == 0 and notes:
-        print(*notes, sep="\n")
+    run.say(*notes)
     with FolderLock(run.out) as lock:
         if args.dry_run:
-            lock.take(make=False)                                # a stage in training must not count as interrupted
-            return None if rank else print_stages(replace(run, world_size=world_size))
-        if torchrun:                                             # the others are there, and wait
-            with Stop(rank) as stop:
-                return worker(rank, world_size, None, stop, run, lock)
-        prepare(run, lock)
-        if world_size == 1:
-            with Stop() as stop:
-                worker(0, 1, None, stop, run)
+            if run.is_main:
+                lock.take(make=False)                            # a stage in training must not count as interrupted
+                print_stages(replace(run, world_size=world_size))
+            return
+        if not torchrun:
+            prepare(run, lock)
+        if torchrun or world_size == 1:                          # with torchrun, the others are there, and wait
+            with Stop(run.rank) as stop:
+                worker(run.rank, world_size, None, stop, run, lock if torchrun else None)
         else:
             launch(worker, world_size, run)
 

@@ -67,6 +67,7 @@ class Pipeline:
         those to write instead of the model's, whose blocks are sharded."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").unlink(missing_ok=True)       # written last: without it, a folder is no checkpoint
         weights = self.model.state_dict() if weights is None else weights
         if self.model.config.llm.tie_word_embeddings:
             del weights["llm.lm_head.weight"]                # the same tensor as the embedding: stored once

@@ -181,7 +181,7 @@ class System:
                 ema.update(params, step)
             for optimizer in optimizers:
                 optimizer.zero_grad()
-        ema.copy_to(params)
+        ema.swap(params)
         module.eval()
 
     def seconds_per_step(self, part, steps=10):

@@ -111,7 +111,7 @@ def draw(root, steps, out="draw.png"):
         ema.update(params, step)
         if step % 20 == 0:
             bar.set_postfix_str(f"loss {loss.item():.3f}")
-    ema.copy_to(params)
+    ema.swap(params)
     mar.eval()
 
     asked = labels * 4                                                           # four pictures of each class

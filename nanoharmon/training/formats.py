@@ -61,9 +61,9 @@ def read_entries(name, images=""):
         if not (found or problems):
             raise ValueError(f"{name}: no pictures in it, expected some{''.join(f'; {note}' for note in notes)}")
     elif path.is_file() and kind in TALKS:
-        if not images or not Path(images).is_dir():
-            raise ValueError(f"{name} names pictures in {images or 'no folder'}, expected a folder that holds them")
-        found = list_llava(path, Path(images).resolve())
+        if images and not Path(images).is_dir():
+            raise ValueError(f"{name} names pictures in {images}, expected a folder that holds them")
+        found = list_llava(path, Path(images).resolve() if images else None)
     else:
         what = "expected" if os.path.exists(name) else "no such file or folder, expected"
         raise ValueError(f"{name}: {what} a folder of pictures, a .tar, or a LLaVA file (.json, .jsonl)")
@@ -125,12 +125,12 @@ def list_metadata(start):
 
 def list_rows(path):
     """What a metadata.jsonl or metadata.csv lists."""
-    raw, root = read_bytes(path).removeprefix(b"\xef\xbb\xbf"), path.parent.resolve()     # the mark of some editors
+    raw, root = read_bytes(path), path.parent.resolve()
     if path.suffix == ".jsonl":
         lines = [(i, line) for i, line in enumerate(raw.splitlines(), 1) if line.strip()]
         return [(f"{path}, line {i}", lambda line=line: parse_row(json.loads(line), root)) for i, line in lines]
     try:
-        (_, header), *rows = table_rows(raw.decode()) or [(1, [])]
+        (_, header), *rows = table_rows(raw.decode("utf-8-sig")) or [(1, [])]
         if isinstance(header, csv.Error):
             raise header
     except (ValueError, csv.Error) as e:

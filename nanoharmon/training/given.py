@@ -3,10 +3,10 @@
 OUT/train_config.json names their files. A later start need not repeat the flags; one that gives other files is an
 error, for the finished stages are made of the first ones. Given weights are trained at gentle rates (--optim.given).
 """
-import json
 from contextlib import suppress
 from pathlib import Path
 
+from ..files import read_json
 from .resume import progress
 from .run import sampled_hash
 
@@ -15,8 +15,8 @@ def recall(run):
     """Complete run.given by what the run in OUT was given. -> notes, or ValueError where this start differs."""
     finished, begun = progress(run.out)
     stored, content = None, {}
-    with suppress(OSError, ValueError, RecursionError, AttributeError, KeyError):        # check_settings says what is
-        values = json.loads((run.out / "train_config.json").read_text(encoding="utf-8"))             # wrong
+    with suppress(OSError, ValueError, TypeError):               # check_settings says what is wrong
+        values = read_json(run.out / "train_config.json")
         stored, content = values.get("given"), dict(values.get("given_content") or {})
     if not (finished or begun):
         return []

@@ -9,7 +9,6 @@
 HASH is that of the content. So a source that is found again under another name needs no new import, and one that has
 changed is not taken for what it was. An import that is stopped leaves NAME-HASH.part, with which the next one goes on.
 """
-import glob
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import bar, one_line
-from ..files import advising, content_hash, write_chunks, write_json
+from ..files import advising, content_hash, read_json, write_chunks, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
 from .batches import parse_mix
@@ -119,7 +118,7 @@ def known_folders(out):
     known = {found["name"]: path.parent.name for path in (out / "cache").glob("*/about.json")
              if (found := about(path.parent))}
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        stored = json.loads((out / "train_config.json").read_text(encoding="utf-8")).get("sources", {})
+        stored = read_json(out / "train_config.json").get("sources", {})
         known |= {str(name): str(folder) for name, folder in stored.items()}
     return known
 
@@ -231,7 +230,7 @@ def drop_others(cache, folders):
     for path in [*Path(cache).glob("*/about.json"), *Path(cache).glob("*.part/done.jsonl")]:
         if path.parent.name not in folders:
             shutil.rmtree(path.parent, ignore_errors=True)
-            for latents in Path(cache).glob(f"latents_{glob.escape(path.parent.name)}_*"):
+            for latents in Path(cache).glob(f"latents_{path.parent.name}_*"):
                 latents.unlink()
 
 

@@ -17,8 +17,8 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
 
 
 def list_llava(path, root):
-    """[(where, function that makes the Entry), ...]. root: the folder of the pictures, resolved."""
-    raw = read_bytes(path).removeprefix(b"\xef\xbb\xbf")         # the mark that some editors put first
+    """[(where, function that makes the Entry), ...]. root: the folder of the pictures, resolved, or None."""
+    raw = read_bytes(path)
     if path.suffix.lower() == ".jsonl":
         lines = [(f"{path}, line {i}", line) for i, line in enumerate(raw.splitlines(), 1) if line.strip()]
         found = [(where, lambda line=line: parse_llava(json.loads(line), root)) for where, line in lines]
@@ -40,6 +40,8 @@ def parse_llava(talk, root):
     if not isinstance(turns, list):
         raise ValueError('expected {"image": NAME, "conversations": [...]}')
     image, ignored = one_image(talk), []
+    if image and not root:
+        raise ValueError(f"{image!r:.40} is in no folder that is known, expected one; pass --images DIR")
     turns = [parse_turn(turn, i) for i, turn in enumerate(turns, 1)]
     if turns and turns[0][0] == "system":
         turns, ignored = turns[1:], ["system turn"]

@@ -1,6 +1,6 @@
 """How much memory training takes, before anything is trained: for `train.py --dry-run` and for docs/HARDWARE.md.
 
-    python -m nanoharmon.training.memory            all presets, and what fits on 8, 16, 24 and 80 GB
+    python -m nanoharmon.training.memory            presets but pico, and what fits on 8, 16, 24 and 80 GB
 
 State: weights, gradients, the optimizer's moments and the average (EMA), counted. Work: what a forward and backward
 need besides, measured: a step of the stage is run on the meta device, where tensors have shapes but no data, while a

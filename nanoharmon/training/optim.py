@@ -177,11 +177,6 @@ class EMA:
         for ours, theirs in zip(apart(self.shadow.values()), apart([params[n] for n in self.shadow])):
             torch._foreach_lerp_(ours, theirs, 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, params):
-        for name, value in self.shadow.items():
-            params[name].copy_(value)
-
     @contextmanager
     def swapped(self, params):
         """Inside, the parameters have the averages as their values; afterwards their own again, also on an error."""

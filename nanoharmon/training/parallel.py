@@ -34,20 +34,17 @@ def average_gradients(params, world_size, shards):
     `shards`. One all-reduce, however many shards a process has gone through."""
     if shards == 1:
         return
-    params = list(params.values())
+    grads = [p.grad for p in params.values() if p.grad is not None]      # of the same parameters in every process
     if world_size == 1:
-        return torch._foreach_div_([p.grad for p in params if p.grad is not None], shards)
-    for p in filter(is_sharded, params):                     # fully_shard has taken the mean over processes already
-        if p.grad is not None:
-            p.grad /= shards / world_size
-    params = [p for p in params if not is_sharded(p)]
-    # zeros for what has no gradient in this process: it may have one in another
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
+        return torch._foreach_div_(grads, shards)
+    for grad in filter(is_sharded, grads):                   # fully_shard has taken the mean over processes already
+        grad /= shards / world_size
+    grads = [grad for grad in grads if not is_sharded(grad)]
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= shards
-    for p, piece in zip(params, flat.split([p.numel() for p in params])):
-        if p.grad is not None:
-            p.grad.copy_(piece.view_as(p))
+    for grad, piece in zip(grads, flat.split([grad.numel() for grad in grads])):
+        grad.copy_(piece.view_as(grad))
 
 
 def average_values(values, world_size):
@@ -56,13 +53,6 @@ def average_values(values, world_size):
     if world_size > 1:
         dist.all_reduce(means)
     return dict(zip(values, (means / world_size).tolist()))
-
-
-def agree(flag, device):
-    """Whether rank 0 says so: Ctrl-C reaches it alone, and what needs all processes must be decided by one."""
-    answer = torch.tensor(float(flag), device=device)
-    dist.broadcast(answer, 0)
-    return bool(answer)
 
 
 def torchrun_says():

@@ -19,11 +19,10 @@ import torch
 
 from ..cli import first_of
 from ..config import to_dict
-from ..files import advising, check_folder, write_json
-from ..harmon import Harmon
+from ..files import advising, check_folder, read_json, write_json
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
-from ..weights.checkpoint import meta_model, open_checkpoint
+from ..weights.checkpoint import open_checkpoint
 from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, versions
 from ..words import training_words
@@ -58,7 +57,7 @@ class TrainingState:
         """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
         state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
                  "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
-                 "config": to_dict(run.config), "made_by": made_by(run)}
+                 "made_by": made_by(run)}
         return whole(state, run.is_main)
 
     def restore(self, run, path):
@@ -121,13 +120,9 @@ def begin(run, sources):
         with advising_about(folder):
             pipe = Pipeline.load(folder, run.device)
     else:
-        tokenizer = None
-        if run.given_stages:
-            _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
-                                                     flags=flags_of_model(run))
-            run.say(*report)
-        else:
-            model = Harmon(run.config.model).to(run.device)
+        _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
+                                                 flags=flags_of_model(run))
+        run.say(*report if run.given_stages else ())
         texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
         tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size)
         pipe = Pipeline(model, tokenizer, {})
@@ -148,8 +143,8 @@ def count_shards(config, out, world_size):
     stage keeps what it began with; between stages, a number that does not suit the processes is given up."""
     begun_with = 0
     # no run, or one that check_settings will complain about
-    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        begun_with = int(json.loads((out / "train_config.json").read_text(encoding="utf-8"))["optim"]["shards"])
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        begun_with = int(read_json(out / "train_config.json")["optim"]["shards"])
         if begun_with % world_size and not progress(out)[1]:
             begun_with = 0
     return config.optim.shards or begun_with or world_size
@@ -180,10 +175,10 @@ def check_settings(run, begun, sources):
         stored = json.loads(path.read_text(encoding="utf-8"))
         old, new = flat(stored), flat(json.loads(json.dumps(to_dict(run.config))))
         command = shlex.join(stored.get("command") or [])
+        moved = {"data.mix", "data.images"} if same_content(run, old["data.mix"], sources) else set()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
     changed, wrong = {k: f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]}, []
-    moved = {"data.mix", "data.images"} if same_content(run, old["data.mix"], sources) else set()
     if stored.get("preset", run.preset) != run.preset:
         wrong = [f"preset {stored['preset']} -> {run.preset}"]
     for key in changed:
@@ -221,17 +216,12 @@ def check_parts(run):
 
     Returns the model on the meta device, and lines that say where its parts come from, if any are given.
     """
-    report = []
-    if run.given_stages:
-        assembly = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
-        assembly.load_tokenizer()
-        model, report = assembly.model, assembly.report
-        check_sizes(replace(run.config, model=assembly.config))
-    else:
-        model = meta_model(run.config.model)
+    assembly = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
+    assembly.load_tokenizer()
+    check_sizes(replace(run.config, model=assembly.config))
     for name in to_do(run):
-        trained(run, name, model)
-    return model, report
+        trained(run, name, assembly.model)
+    return assembly.model, assembly.report if run.given_stages else []
 
 
 def advising_about(stage):
@@ -298,7 +288,7 @@ def prepare(run, lock):
     values = {"preset": run.preset, "command": command, "given": run.given_files,
               "given_content": run.given_content, **to_dict(run.config)}
     with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
-        values = values if todo else json.loads(path.read_text(encoding="utf-8"))
+        values = values if todo else read_json(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, {**values, "sources": {source.name: source.folder for source in sources}})

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..files import explained
 from ..weights.states import latest_state, save_state
-from .parallel import Stop, agree
+from .parallel import Stop
 from .recipe import Config
 
 
@@ -148,8 +148,9 @@ class Run:
     def save_if_due(self, state, name, step):
         """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
         due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
-        if self.config.optim.fsdp:                               # then all processes gather what one of them writes
-            due = agree(due, self.device)
+        if self.config.optim.fsdp:           # all gather what rank 0 writes; it decides, for Ctrl-C reaches it alone
+            dist.broadcast(answer := torch.tensor(float(due), device=self.device), 0)
+            due = bool(answer)
         if not (due and self.takes_part):
             return
         contents = state.contents(self, step)

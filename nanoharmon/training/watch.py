@@ -18,7 +18,7 @@ from .plot import draw_curves, read_log
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",
            "three orange triangles", "a red circle and a blue square", "a green ring left of a red cross"]
-QUESTIONS = [LOCATE, "describe the image.", "how many objects are there?", "is there a red object?",
+QUESTIONS = [LOCATE, DESCRIBE, "how many objects are there?", "is there a red object?",
              "what shape is the {color} object?"]
 
 

@@ -4,7 +4,7 @@ A training state is any nest of dicts, lists, tuples, tensors and numbers, split
 JSON. It is written beside its destination and renamed (files.py): a reader sees the old one or the new one, never half.
 
 What train.py puts into a state: trained weights, their average (EMA), optimizers, GradScaler, step (the schedule is a
-function of it), config, number of processes, versions of the libraries, git commit. No state of a random generator:
+function of it), number of processes, versions of the libraries, git commit. No state of a random generator:
 every batch, mask, timestep and noise is drawn anew from (seed, stage, step, shard).
 
 The newest K states are kept, not "the best" one: the learning rate falls to the end of a stage, so its last weights are

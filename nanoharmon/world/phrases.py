@@ -10,6 +10,7 @@ blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "
 import random
 import re
 
+from ..tokenizer import REFUSAL
 from .language import phrase, plural
 from .shapes import SEEN
 
@@ -210,7 +211,7 @@ ALONE = (("{x}", "{x}", "just {x}", "only {x}", "nothing but {x}", "{x}, nothing
 NOTHING = ("nothing", "nothing", "nothing", "an empty place", "empty", "no object", "only the background", "remove it")
 
 # what the model is told about everything that its world does not have; a request that it answers so is not drawn
-SORRY = "sorry, i only know one to four circles, squares, triangles, crosses and rings, and seven colors."
+SORRY = f"{REFUSAL}i only know one to four circles, squares, triangles, crosses and rings, and seven colors."
 THINGS = ("house", "dog", "cat", "tree", "car", "man", "woman", "horse", "flower", "bird", "boat", "mountain", "sun",
           "moon", "fish", "book", "phone", "computer", "chair", "table", "bicycle", "train", "plane", "city", "river",
           "beach", "forest", "apple", "banana", "pizza", "cake", "cup", "bottle", "shoe", "hat", "dragon", "robot",

@@ -68,15 +68,12 @@ def geneval_prompts(task: str, n: int, seed: int, unseen: bool = False) -> list:
 
 def scene_for(meta: dict, rng: random.Random, layout: str = "board", board: int = 3) -> Scene:
     """A random scene that satisfies the prompt exactly; colors left open make seen pairs."""
-    pairs = []
-    for item in meta["include"]:
-        free = [color for color, shape in SEEN if shape == item["class"]]
-        for _ in range(item["count"]):
-            pairs.append((item.get("color") or rng.choice(free), item["class"]))
-    index = [i for i, item in enumerate(meta["include"]) for _ in range(item["count"])]
+    wanted = [(i, item) for i, item in enumerate(meta["include"]) for _ in range(item["count"])]
+    pairs = [(item.get("color") or rng.choice([c for c, shape in SEEN if shape == item["class"]]), item["class"])
+             for _, item in wanted]
     while True:                            # until everything is where it should be: one scene in five, or in nine
         scene = random_scene(rng, pairs, layout=layout, board=board)
-        if in_place(dict(zip(index, scene.objects)), meta):
+        if in_place(dict(zip((i for i, _ in wanted), scene.objects)), meta):
             return scene
 
 
