@@ -120,8 +120,8 @@ def train_stage(run, name, pipe, batches):
         # --- log, save, show
         last = step + 1 == stage.steps
         if (step + 1) % LOG_EVERY == 0 or last:
-            run.log_means(name, step + 1, average_values(values, run.world_size), lr=optim.lr * factor, grad=norm.item())
-            values = {}
+            means, values = average_values(values, run.world_size), {}
+            run.log_means(name, step + 1, means, lr=optim.lr * factor, grad=norm.item())
         if not last:                                     # after the last one, train() saves the stage, then shows it
             run.save_if_due(state, name, step + 1)
             if run.shows(step + 1):

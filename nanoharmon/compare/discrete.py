@@ -30,13 +30,11 @@ CHOICE = 4.5                 # MaskGIT's choice temperature: how much chance dec
 
 class Discrete(nn.Module):
     """`config`: HarmonConfig, of which `mar` says the native grid, how many tokens are hidden in training (masked), and
-    that a picture has no buffers (buffer_size 0). toklip: a TokLIP, or None to read code vectors."""
+    that a picture has no buffers (buffer_size 0). toklip: a TokLIP, or None to read code vectors; it is not
+    masked, for its features tell of the codes before them, also of hidden ones."""
 
     def __init__(self, config, codes, code_dim=8, toklip=None, masked=False):
         super().__init__()
-        if toklip is not None and masked:
-            raise ValueError("masked is on, expected off with toklip: its features tell of the codes before them, also "
-                             "of hidden ones")
         self.config, self.masked, E = config, masked, config.llm.hidden_size
         self.vae, self.llm, self.toklip = VQ(config.vae, codes, code_dim), Qwen(config.llm), toklip
         self.proj_in = projector(code_dim if toklip is None else toklip.width, E, E)
@@ -105,12 +103,11 @@ class Discrete(nn.Module):
     # --- drawing: the loops ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, ids, is_real, randn, iters=64, cfg=3.0, temperature=1.0, grid=None, orders=None, steps=None,
-             sampler=None, cfg_schedule=None, redraw=None, on_iteration=None):
+    def draw(self, ids, is_real, randn, iters=64, cfg=3.0, temperature=1.0, grid=None, **_):
         """Draw pictures -> codes (B, S, 1). ids (B or 2B, T), with guidance the B unconditional requests last.
 
         randn(shape) gives all chance, as normal numbers. iters: of the masked drawer; the raster one needs one pass per
-        place. temperature 0: always the likeliest code. What follows `grid` is Harmon's, and unread.
+        place. temperature 0: always the likeliest code. All else is Harmon's, and unread.
         """
         h, w = grid or (self.config.mar.grid,) * 2
         common = ids, is_real, h * w, cfg, temperature, randn

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..cli import markdown_table
 from ..evals import probe
@@ -120,7 +119,7 @@ def seconds(pipe, n=16):
         return (time.process_time() - began) / n
     images = [shapes.render(fresh_scene(pipe, 0, i), pipe.size) for i in range(n)]
     return {"seconds per picture": timed(lambda: pipe.draw(["a red circle"] * n, think=False)),
-            "seconds per caption": timed(lambda: pipe.answers(list(map(Image.fromarray, images)), [DESCRIBE] * n))}
+            "seconds per caption": timed(lambda: pipe.answers(images, [DESCRIBE] * n))}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -128,8 +127,6 @@ def seconds(pipe, n=16):
 def over_seeds(values):
     """One cell of several seeds: a rate with its interval, over pictures and seeds; else the mean and the range."""
     if isinstance(values[0], dict):
-        if not all(value["n"] for value in values):
-            return ""
         if len(values) == 1:
             return cell(values[0])
         hits = [np.arange(value["n"]) < round(value["rate"] * value["n"]) for value in values]

@@ -100,8 +100,6 @@ class System:
         self.name, self.seed, self.config = name, seed, settings(name, preset)
         self.size = self.config.stages["2"].size
         self.config.data.seed, self.config.data.scenes = seed, scenes
-        if preset == "pico":
-            self.config.data.board = 2
         self.source = ShapesData(self.config.data)
         texts = training_texts(self.config.data, 100 if preset == "pico" else 4000)
         self.tokenizer = Tokenizer.train(texts, self.config.model.llm.vocab_size)

@@ -35,7 +35,6 @@ class Result:
     test: str
     points: float
     failure: str | None                  # None = passed
-    seconds: float = 0.0
 
     @property
     def earned(self):
@@ -91,7 +90,7 @@ def run(exercise, files, secret="public", quiet=False):
             found, reason, used = run_process(job, folder, left, quiet)
             left -= used
             for test, _ in todo[:len(found)]:
-                results.append(Result(test, points[test], *found[test]))
+                results.append(Result(test, points[test], found[test]))
             todo = todo[len(found):]
             if todo:                                             # the test that was running when the process ended
                 results.append(Result(todo[0][0], points[todo[0][0]], reason))
@@ -103,8 +102,8 @@ def run(exercise, files, secret="public", quiet=False):
 
 
 def run_process(job, folder, left, quiet):
-    """One process over job["tests"], for at most `left` seconds from when torch is there. Returns {test: (failure,
-    seconds)} as far as it came, why not further, and the seconds that it used."""
+    """One process over job["tests"], for at most `left` seconds from when torch is there. Returns {test: failure} as
+    far as it came, why not further, and the seconds that it used."""
     process = subprocess.Popen(
         [sys.executable, str(Path(folder) / "runner.py")], cwd=folder, env=environment(folder), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, start_new_session=os.name == "posix")
@@ -129,22 +128,22 @@ def run_process(job, folder, left, quiet):
                     process.wait(5)
                 reason = ending(process.returncode, printed[0])
                 break
-            test, failure, seconds = answer(line, job["nonce"])
+            test, failure = answer(line, job["nonce"])
             end = end or time.monotonic() + left
             if test == job["tests"][len(found)][0]:
-                found[test] = failure, seconds
+                found[test] = failure
     finally:
         kill(process)
     return found, reason, left - (end - time.monotonic()) if end else 0
 
 
 def answer(line, nonce):
-    """(test, failure, seconds) of a line; (None, None, 0.0) of one that the runner has not written."""
+    """(test, failure) of a line; (None, None) of one that the runner has not written."""
     with suppress(ValueError, KeyError, TypeError):
         said = json.loads(line)
         if said["nonce"] == nonce:
-            return said["test"], said["failure"], said["seconds"]
-    return None, None, 0.0
+            return said["test"], said["failure"]
+    return None, None
 
 
 def ending(code, printed):

@@ -60,7 +60,7 @@ def is_number(value):
 def moment(text, what, flag):
     """An ISO time; without a zone it is UTC."""
     try:
-        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        found = datetime.fromisoformat(str(text))
     except ValueError:
         raise ValueError(f"{what} is {str(text)[:40]!r}, expected a time such as 2026-12-01T23:59:00+00:00; change "
                          f"{flag}") from None

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import sys
-import time
 import traceback
 import types
 
@@ -131,7 +130,7 @@ def main():
         error = describe(e, folder, job["exercise"])
     before += snapshot([module])
     for test, seeds in job["tests"]:
-        start, failure = time.perf_counter(), error
+        failure = error
         for seed in seeds if failure is None else ():
             try:
                 random.seed(seed)
@@ -143,8 +142,7 @@ def main():
                 failure = error = f"your code replaces {name}, which others use, too; give yours another name"
             if failure is not None:
                 break
-        out.write(json.dumps({"nonce": job["nonce"], "test": test, "failure": failure,
-                              "seconds": round(time.perf_counter() - start, 3)}) + "\n")
+        out.write(json.dumps({"nonce": job["nonce"], "test": test, "failure": failure}) + "\n")
         out.flush()
     os._exit(0)                                                  # threads that were left running do not hold it up
 

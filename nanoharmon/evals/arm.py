@@ -33,7 +33,7 @@ from ..world import shapes
 from ..world.judge import judge_class
 from ..world.source import ShapesData
 from .baselines import raster_orders, swapped_in
-from .common import rate
+from .common import placement, rate
 from .geneval import draw_scores
 from .reading import answer_scores
 
@@ -161,7 +161,7 @@ def measure_stage(base, stage, path):
 @torch.no_grad()
 def arm_figures(pipe, arm, n=25, scenes=512):
     """Figures of a model after stage 2: prompts drawn right, answers right, and both losses on fresh scenes."""
-    source, size, figures = ShapesData(DataConfig(seed=-1, scenes=scenes)), pipe.size, {}
+    source, size, figures = ShapesData(DataConfig(seed=-1, scenes=scenes, **placement(pipe))), pipe.size, {}
     source.latents[size] = torch.cat([pipe.model.vae.encode(pipe.pixels(source.pictures(range(k, k + 64), size)))
                                       for k in range(0, scenes, 64)]).numpy()
     data = Batches([source], [1], pipe.tokenizer, pipe.model.config.mar.buffer_size)

@@ -213,7 +213,7 @@ def iterations(inputs, parts):
     counts = unmasking_schedule(S, min(ITERS, S))
 
     def work():
-        for name, i in ("first", 0), ("middle", len(counts) // 2), ("last", len(counts) - 2):
+        for name, i in ("first", 0), ("middle", (len(counts) - 1) // 2), ("last", len(counts) - 2):
             now, then = counts[i], counts[i + 1]                     # hidden before and after iteration i
             with parts(name):    # `known` places are visible, those in `orders` are drawn; the others stay hidden
                 model.draw(ids, is_real, iters=1, orders=order[:, then:now], latents=latents, known=order[:, now:],
@@ -256,7 +256,7 @@ def rows_of(found):
                "?" if f["others"] is None else f"{f['others']:.1f}")
 
 
-def print_found(found):
+def print_found(found, iters):
     peaks = [f["peak"] for f in found.values()]
     print(markdown_table(["workload", "s", "least to most", "CPU s", "GFLOP", "of peak", "MiB above idle", "others"],
                          rows_of(found)))
@@ -267,7 +267,7 @@ def print_found(found):
         if name == "iterations":                     # the other parts are in these three
             first, mid, last = (parts[part] for part in ("first", "middle", "last"))
             shares = [(part, s) for part, s in shares if part != "the rest"]
-            print(f"a picture of {ITERS} iterations: about {ITERS * (first + 4 * mid + last) / 6:.0f} s")  # Simpson
+            print(f"a picture of {iters} iterations: about {iters * (first + 4 * mid + last) / 6:.0f} s")  # Simpson
         print(f"{name}: " + ", ".join(f"{part} {s:.3f} s ({100 * s / middle:.0f} %)" for part, s in shares))
     busy = max((f["others"] or 0.0) for f in found.values())
     if busy > 0.2:
@@ -324,7 +324,7 @@ def main(argv=None):
         return
     names = args.only or [name for name in WORKLOADS if (name in FOR_LARGE if n > LARGE else name != "iterations")]
     found = run(names, args, dtype, device)
-    print_found(found)
+    print_found(found, min(ITERS, config.mar.grid ** 2))
     if args.json:
         write_json(args.json, {"preset": args.preset, "dtype": str(dtype)[6:], "device": str(device),
                                "threads": torch.get_num_threads(), "torch": torch.__version__,

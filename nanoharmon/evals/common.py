@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import random
 import signal
-from pathlib import Path
 
 import torch
 import torch.multiprocessing

@@ -22,7 +22,7 @@ from ..cli import Parser, model_flags, number, run_main
 from ..pipeline import load_pipeline
 from ..tokenizer import pad
 from ..world import language, prompts, shapes
-from .common import batches, placement
+from .common import Z, batches, placement
 from .report import markdown
 
 PICTURES, BATCH = 256, 16
@@ -74,7 +74,7 @@ def contrast(pipe, n=PICTURES, seed=0):
     for name, losses in out.items():
         true, wrong = torch.tensor(losses).double().T
         rise = wrong - true
-        table[name] = (true.mean().item(), rise.mean().item(), 1.96 * rise.std().item() / len(rise) ** 0.5)
+        table[name] = (true.mean().item(), rise.mean().item(), Z * rise.std().item() / len(rise) ** 0.5)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Do the benchmarks measure the model? Each again, with what it is about taken away: then only chance may be right.
+"""Do the benchmarks measure the model? Drawing and questions again, without what they are about: only chance is left.
 
     python -m nanoharmon.evals.controls        a table of the shipped checkpoint, in five minutes of one core
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ..cli import Parser, drawing_flags, model_flags, number, refuse_beside
 from ..config import nearest
 from ..files import write_json
-from ..pictures import psnr, to_pictures
+from ..pictures import psnr
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
 from ..world import prompts, shapes
@@ -39,7 +39,7 @@ from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
 from .geneval import draw_scores
 from .probe import probe_scores
-from .quality import NEIGHBOURS, quality_scores
+from .quality import NEIGHBOURS, quality_scores, reconstruct
 from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
@@ -54,19 +54,12 @@ SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ou
 
 # --- vae --------------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def reconstruct_batch(pipe, seed, start, stop, size, unseen=False):
     """[(right, right before, PSNR)] of scenes start .. stop - 1."""
-    scenes = [fresh_scene(pipe, seed, i, unseen) for i in range(start, stop)]
-    images = [shapes.render(scene, size) for scene in scenes]
-    latents = pipe.model.vae.encode(pipe.pixels(images))
-    decoded = map(np.asarray, to_pictures(pipe.model.vae.decode(latents, pipe.model.vae.grid_of(size, size))))
-    rows = []
-    for scene, image, again in zip(scenes, images, decoded):
-        board = placement(pipe)["board"]
-        rows.append((judge_scene(again, scene, board), judge_scene(image, scene, board),
-                     psnr(image[None], again[None])))
-    return rows
+    scenes, board = [fresh_scene(pipe, seed, i, unseen) for i in range(start, stop)], placement(pipe)["board"]
+    images = np.stack([shapes.render(scene, size) for scene in scenes])
+    return [(judge_scene(again, scene, board), judge_scene(image, scene, board), psnr(image[None], again[None]))
+            for scene, image, again in zip(scenes, images, reconstruct(pipe, images))]
 
 
 def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None, unseen=False):
@@ -141,8 +134,10 @@ def main(argv=None):
     options = {name: getattr(args, name) for name in OFFICIAL}
     if args.prompts or args.pope or args.images:
         refuse_beside(parser, args, "--pope or --prompts", ("look",), "answers at once or draws")
+        if not args.prompts:
+            refuse_beside(parser, args, "--pope", (*OFFICIAL, "images_per_prompt"), "draws nothing")
         return external.run_files(args, options)
-    benches = args.bench.replace(" ", "").split(",") if args.bench else BENCHES
+    benches = list(dict.fromkeys(args.bench.replace(" ", "").split(","))) if args.bench else BENCHES
     for bench in benches:
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "

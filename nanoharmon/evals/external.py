@@ -27,12 +27,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import ImageOps
 from tqdm import tqdm
 
 from ..cli import bar, first_of
-from ..files import text_of, write_bytes, write_json
-from ..pictures import file_bytes, open_image
+from ..files import read_json, text_of, write_bytes, write_json
+from ..pictures import file_bytes, open_image, picture_grid
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
 from . import report
@@ -109,13 +109,8 @@ def is_picture(path, size):
 
 
 def column(pictures):
-    """The grid of the official script: one below the other, 2 black pixels between and around. (That of pictures.py
-    has none above the first.)"""
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (width + 4, len(pictures) * (height + 2) + 2))
-    for k, picture in enumerate(pictures):
-        grid.paste(picture, (2, k * (height + 2) + 2))
-    return grid
+    """The grid of the official script: one below the other, 2 black pixels between and around."""
+    return ImageOps.expand(picture_grid(pictures, 1, background="black"), (2, 2, 0, 0))
 
 
 def fingerprint(model):
@@ -131,12 +126,11 @@ def check_same_pictures(out, settings, lines, each):
     path, stored = out / "settings.json", {}
     if path.exists() or (out / "00000").exists():
         with suppress(ValueError, OSError):
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
         for name, value in settings.items():
-            if not isinstance(stored, dict) or stored.get(name) != value:
-                was = stored.get(name) if isinstance(stored, dict) else None
-                raise ValueError(f"{out} holds pictures drawn with {name} {was}, not {value}; pass another --out, or "
-                                 f"the settings in {path} to go on")
+            if stored.get(name) != value:
+                raise ValueError(f"{out} holds pictures drawn with {name} {stored.get(name)}, not {value}; pass "
+                                 f"another --out, or the settings in {path} to go on")
     for i, (line, _) in enumerate(lines):
         path = out / f"{i:05d}" / "metadata.jsonl"
         if path.exists() and path.read_bytes() != line.encode() + b"\n":

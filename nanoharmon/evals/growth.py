@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..cli import Parser, markdown_table, run_main
 from ..config import PRESETS
 from ..qwen import KVCache
-from ..training.memory import Peak, fused
+from ..training.memory import Peak, fused, unfilled
 from ..weights.checkpoint import meta_model
 
 USUAL = {"tokens": 256, "batch": 4, "prompt": 16, "iters": 2, "steps": 2}
@@ -28,15 +28,14 @@ GROWING = {"tokens": (64, 128, 2048, 4096), "batch": (1, 2, 32, 64), "prompt": (
 
 
 def ids(B, length):
-    return (torch.empty(B, length, dtype=torch.long, device="meta"),
-            torch.empty(B, length, dtype=torch.bool, device="meta"))
+    return unfilled(B, length, dtype=torch.long), unfilled(B, length, dtype=torch.bool)
 
 
 def draw(model, tokens, batch, prompt, iters, steps):
     """Draw a batch with guidance. tokens: of each picture, whose grid is one row high."""
-    orders = torch.empty(batch, tokens, dtype=torch.long, device="meta")
+    orders = unfilled(batch, tokens, dtype=torch.long)
     model.draw(*ids(2 * batch, prompt), iters=iters, grid=(1, tokens), orders=orders, steps=steps,
-               randn=lambda shape: torch.empty(shape, device="meta"))
+               randn=lambda shape: unfilled(*shape))
 
 
 @torch.no_grad()

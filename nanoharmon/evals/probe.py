@@ -111,9 +111,9 @@ def pixel_views(images, stride, where):
 def encoder_views(mar, latents, grid, where):
     """The three views of what an encoder makes of latents (N, S, C), buffers left out."""
     device, U, parts = mar.fake_latent.device, mar.config.buffer_size, []
-    for part in batches(range(len(latents))):
-        x = mar.encode(latents[part.start:part.stop].to(device), None, grid)[:, U:]         # (n, S, D)
-        parts.append(views(x, grid, where[part.start:part.stop]))
+    for part, at in zip(batches(latents), batches(where)):
+        x = mar.encode(part.to(device), None, grid)[:, U:]                       # (n, S, D)
+        parts.append(views(x, grid, at))
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 

@@ -66,8 +66,8 @@ def pixels(images):
 def eye_features(eye, images):
     """Pictures (N, H, W, 3) uint8 -> points (N, 64 + 9 + 1) float64, and what the eye says is where (N, h, w)."""
     points, said = [], []
-    for part in batches(range(len(images))):
-        maps = eye.body(pixels(images[part.start:part.stop]))                    # (n, 64, h, w)
+    for part in batches(images):
+        maps = eye.body(pixels(part))                                            # (n, 64, h, w)
         logits = eye.head(maps)
         filled = 1 - logits.softmax(dim=1)[:, -1:]                               # (n, 1, h, w)
         points.append(torch.cat([maps.mean(dim=(2, 3)), F.adaptive_avg_pool2d(filled, 3).flatten(1),
@@ -94,8 +94,9 @@ def train_eye(size, placement, steps=STEPS, progress=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         eye = Eye()
-    matrices = {name: p for name, p in eye.body.named_parameters() if p.ndim == 4}
-    others = [p for p in eye.parameters() if not any(p is m for m in matrices.values())]
+    named = dict(eye.named_parameters())
+    matrices = {name: p for name, p in named.items() if name.startswith("body.") and p.ndim == 4}
+    others = [p for name, p in named.items() if name not in matrices]
     optimizers = ((torch.optim.AdamW(others), LR), (Muon(matrices, MUON_LR), MUON_LR))
     for step in range(steps) if progress is None else progress(range(steps), desc="the eye"):
         batch = scenes(step, BATCH)
@@ -136,10 +137,10 @@ def draw_part(pipe, metas, seed, options):
 
 @torch.no_grad()
 def reconstruct(pipe, images):
+    """Pictures (N, H, W, 3) uint8, through the VAE and back."""
     vae, grid = pipe.model.vae, pipe.model.vae.grid_of(*images.shape[1:3])
-    parts = [images[b.start:b.stop] for b in batches(range(len(images)), 32)]
-    return np.concatenate([np.stack([np.asarray(p) for p in to_pictures(vae.decode(vae.encode(pipe.pixels(p)), grid))])
-                           for p in parts])
+    decoded = (to_pictures(vae.decode(vae.encode(pipe.pixels(part)), grid)) for part in batches(images, 32))
+    return np.stack([np.asarray(picture) for part in decoded for picture in part])
 
 
 def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye=None, **options):

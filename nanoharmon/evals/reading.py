@@ -12,8 +12,6 @@ the first may look before it answers (`--look`).
 """
 import random
 
-from PIL import Image
-
 from ..tokenizer import DESCRIBE
 from ..world import language, questions, shapes
 from .common import batches, fresh_scene, over_processes, rate
@@ -37,7 +35,7 @@ def likeliest(pipe, images, asked, choices, size):
 
 
 def answer_batch(pipe, scenes, asked, kinds, size, look):
-    images = [Image.fromarray(shapes.render(scene, size)) for scene in scenes]
+    images = [shapes.render(scene, size) for scene in scenes]
     said = pipe.answers(images, asked, size=size, max_new_tokens=LONGEST, look=look)
     choices = [CANDIDATES.get(kind, ()) for kind in kinds]       # known without the picture; none for a caption
     return list(zip(said, likeliest(pipe, images, asked, choices, size)))

@@ -17,6 +17,7 @@ from ..files import read_json, write_json
 from ..plans import OFFICIAL
 from ..training.plot import draw_sweeps
 from .common import workers
+from .external import fingerprint
 from .geneval import draw_scores
 from .report import cell
 
@@ -32,7 +33,7 @@ def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
     kept by weights and all options: the sweeps meet in one point.
     """
     own = pipe.plan(["a ring"])
-    weights, most = sum(p.detach().cpu().double().sum().item() for p in pipe.model.parameters()), len(own["inside"])
+    weights, most = fingerprint(pipe.model), len(own["inside"])
     lines = {"thinking first": True} if own["think"] else {}
     lines["the prompt itself"] = False
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values
@@ -44,7 +45,7 @@ def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
             options = {"steps": 25, "think": lines[line]}
             options |= {"cfg": value, "cfg_schedule": "linear"} if name.startswith("cfg,") else {name: value}
             plan = pipe.plan(["a ring"], **options)
-            key = f"weights {weights:.9g}, n {n}, seed {seed}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
+            key = f"weights {weights}, n {n}, seed {seed}, " + ", ".join(f"{k} {plan[k]}" for k in OFFICIAL)
             if key not in done:
                 scores, _ = draw_scores(pipe, n, 2, seed, unseen=False, pool=pool, **options)
                 done[key] = scores["seen"]["overall"]

@@ -2,7 +2,7 @@
 light and dark pages alike. Coordinates are pixels as shown; the font is Pillow's own, the same on every machine."""
 import math
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ..files import write_bytes
@@ -17,8 +17,7 @@ COLORS = 256                                 # in a file's palette
 
 def mix(color, share):
     """A share of a color (#rrggbb), the rest paper."""
-    pairs = ((int(color[i:i + 2], 16), int(PAPER[i:i + 2], 16)) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(share * x + (1 - share) * y):02x}" for x, y in pairs)
+    return tuple(round(share * x + (1 - share) * y) for x, y in zip(*map(ImageColor.getrgb, (color, PAPER))))
 
 
 class Canvas:

@@ -125,10 +125,9 @@ def groups(c, x, y, cell, sizes, down):
     at = 0
     for name, n, color in sizes:
         a, b = at * cell, (at + n) * cell
-        if n:
-            corners = (x - 10, y + a + 1, x - 5, y + b - 1) if down else (x + a + 1, y - 10, x + b - 1, y - 5)
-            c.box(*corners, color, radius=1)
-        if n and not down:
+        corners = (x - 10, y + a + 1, x - 5, y + b - 1) if down else (x + a + 1, y - 10, x + b - 1, y - 5)
+        c.box(*corners, color, radius=1)
+        if not down:
             c.text(x + (a + b) / 2, y - 20, name, 11, color, "mm")
         at += n
 

@@ -34,25 +34,24 @@ def same(what, got, expected, wrong=None, rtol=1e-4, atol=1e-5, dtype=None):
         raise AssertionError(f"{what}: a {type(got).__name__}, expected a tensor of shape {tuple(expected.shape)}")
     if dtype is not None and got.dtype != dtype:
         raise AssertionError(f"{what}: dtype is {str(got.dtype)[6:]}, expected {str(dtype)[6:]}")
+    expected = array(expected)
     try:
         right, numbers = close(got, expected, rtol, atol), array(got)
     except (TypeError, ValueError):
-        shape = array(expected).shape
-        raise AssertionError(f"{what}: got {str(got)[:80]!r}, expected numbers of shape {shape}") from None
+        raise AssertionError(f"{what}: got {str(got)[:80]!r}, expected numbers of shape {expected.shape}") from None
     if right:
         return
     for mistake, value in (wrong or {}).items():
         if explains(value, got, expected, rtol, atol):
             raise AssertionError(f"{what}: your result is what one gets when {mistake}")
-    if numbers.shape != array(expected).shape:
-        raise AssertionError(f"{what}: the shape is {numbers.shape}, expected {array(expected).shape}")
+    if numbers.shape != expected.shape:
+        raise AssertionError(f"{what}: the shape is {numbers.shape}, expected {expected.shape}")
     if not np.isfinite(numbers).all():
         raise AssertionError(f"{what}: {int((~np.isfinite(numbers)).sum())} of {numbers.size} numbers are not finite")
-    difference = np.abs(numbers - array(expected))
+    difference = np.abs(numbers - expected)
     at = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    expected = array(expected)
-    wrong = int((difference > atol + rtol * np.abs(expected)).sum())
-    raise AssertionError(f"{what}: {wrong} of {numbers.size} numbers are wrong; "
+    count = int((difference > atol + rtol * np.abs(expected)).sum())
+    raise AssertionError(f"{what}: {count} of {numbers.size} numbers are wrong; "
                          f"at {list(at)} it is {numbers[at]:.5g}, expected {expected[at]:.5g}")
 
 

@@ -19,10 +19,10 @@ def example(seed):
     rng = random.Random(f"20/{seed}")
     model = small_harmon(rng, grid=3)
     S, U, V = 9, model.config.mar.buffer_size, model.config.llm.vocab_size
-    rows = [[2], [0], *[[1]] * rng.choice((1, 2))]
+    rows = [2, 0, *[1] * rng.choice((1, 2))]
     rng.shuffle(rows)
     ids, L = [], 2 * (S + U) + rng.choice((6, 9))
-    for (pictures,) in rows:
+    for pictures in rows:
         text = L - pictures * (S + U)
         cuts = sorted(rng.sample(range(1, text), pictures))
         row = [rng.randrange(V) for _ in range(text)]
@@ -30,7 +30,7 @@ def example(seed):
             row[cut:cut] = [IMAGE] * (S + U)
         ids.append(row)
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
-    latents = torch.randn(sum(n for n, in rows), S, model.config.mar.token_dim, generator=generator)
+    latents = torch.randn(sum(rows), S, model.config.mar.token_dim, generator=generator)
     return model, latents, torch.tensor(ids), (1, 9)
 
 
