@@ -33,7 +33,8 @@ class Rows(list):
         got, ref = torch.as_tensor(got).detach()[where].double(), ref[where].double()
         floor = gold.config.get("noise_floor", {}).get(gold.prefix + key, 0)
         tolerance = max(10 * floor, 1e-4 * max(1, ref.abs().max()))
-        self.append((module, gold.prefix + key, (got - ref).abs().max().item(), float(tolerance)))
+        self.append((module, gold.prefix + key, (got - ref).abs().max().item() if got.shape == ref.shape else float("inf"),
+                     float(tolerance)))
 
     def gradients(self, module, gold, key, model, names):
         """Norms of all gradients (-1 = none), and those that are stored whole."""
@@ -112,7 +113,7 @@ def qwen_rows(rows, name, llm):
             hidden = llm.model(llm.embed(ids), places, mask.bool())
             rows.add("llm", gold, side + "/last_hidden", hidden, mask.bool())
             if side == "right":
-                rows.add("llm", gold, "right/logits", llm.lm_head(hidden), mask.bool())
+                rows.add("llm", gold, "right/logits", llm(ids, places, mask.bool()), mask.bool())
         said = torch.stack(list(llm.generate(llm.embed(gold.input("greedy/prompt")), {-1}, 12)), dim=1)
         rows.add("llm", gold, "greedy/tokens", said)
 

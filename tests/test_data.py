@@ -87,6 +87,8 @@ def test_understanding_supervises_answers_only_and_holds_places_for_the_picture(
         for row, latent in zip(labels, latents):
             said = data.tokenizer.decode(row[row != IGNORE].tolist()).strip()
             assert said and (language.parse_caption(said) is None or language.caption_is_right(said, scene_of(latent)))
+    for _, labels, _ in data.texts(random.Random(3), 8):              # nor is a word of the user's learned without one
+        assert (labels[:, 0] == IGNORE).all() and (labels != IGNORE).any(1).all()
 
 
 def test_thoughts_say_what_a_prompt_leaves_open():

@@ -38,19 +38,23 @@ def flags(out, *more, stages=STEPS):
 
 def test_a_stage_asks_for_its_shares_and_a_part_is_learned_among_tokens_that_stay():
     config, asked, learned = Config.preset("nano"), [], []
-    config.optim.shards, config.stages["3"].parts, config.stages["3"].hide_all = 1, 1.0, 0.3
+    config.optim.shards, config.stages["3"].parts, config.stages["3"].hide_all = 2, 1.0, 0.3
     before, ids = torch.zeros(2, 4, 1), torch.ones(2, 3)
     split = torch.tensor([[0, 2, 3]] * 2), torch.tensor([[1]] * 2)
 
     def giving(result):
-        return lambda rng, n, *shares: asked.append(shares) or result
+        return lambda rng, *given: asked.append(given) or result
     batches = SimpleNamespace(shapes=True, generation=giving([(before + 2, ids, ids)]), understanding=giving(()),
+                              reconstruction=giving([(before + 3, ids, ids)]),
                               parts=giving((before, before + 1, ids, ids, split)))
     model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: (2, 2), encode=lambda x: x),
-                            generation_loss=lambda latents, *given, hide_all, **_: learned.append(
-                                (latents[0, :, 0].tolist(), given[3] is split, hide_all)) or latents.mean())
-    list(stage_losses(config, "3", model, batches, random.Random(0), None))
-    assert learned == [([0, 1, 0, 0], True, 0.3)] and asked == [(96, 0.1, 0.2), (96, 0.1), (96, 0.4)]
+                            generation_loss=lambda latents, *given, hide_all, pictures=None, **_: learned.append(
+                                (latents[0, :, 0].tolist(), given[3] is split, hide_all, pictures is latents)) or
+                            latents.mean())
+    for name in "3", "reca":
+        list(stage_losses(config, name, model, batches, random.Random(0), None))
+    assert learned == [([0, 1, 0, 0], True, 0.3, False), ([3] * 4, False, 0, True)]
+    assert asked == [(32, 96, 0.1, 0.2), (2, 96, 0.1), (16, 96, 0.4), (32, 96, 0.1, 0.2), (16, 96, 0.4)]
 
 
 def record(argv, copy=None):
@@ -140,6 +144,7 @@ def test_two_processes_train_the_same_model_as_one_from_the_start_and_from_the_m
     out, seeds = runs
     assert {name: len(shards) for name, shards in seeds.items()} == {s: 2 * n for s, n in STEPS.items()}
     assert all(len(set(shards)) == len(shards) for shards in seeds.values())     # never the same batch
+    assert seeds["llm"][3] == random.Random("0/llm/1/1").getrandbits(48)
     assert distance(out["one"], out["two"]) < 1e-5 and distance(out["one"], out["two_resumed"]) < 1e-5
     assert same_log(out["one"], out["two"])
 
@@ -152,7 +157,7 @@ def test_sharded_blocks_train_the_same_model_and_resume(runs):
 
 def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     started = []                                          # (processes, shards)
-    monkeypatch.setattr(train, "worker", lambda _, procs, *more: started.append((procs, more[-1].config.optim.shards)))
+    monkeypatch.setattr(train, "worker", lambda *args: started.append((args[1], args[4].config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(resume, "check_parts", lambda run: (None, []))
@@ -173,9 +178,9 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weight(n, monkeypatch):
     """The parts of a shard's loss add up to the mean over its texts: a text's loss is its number, the VAE's its KL."""
-    config, value = Config.preset("pico"), torch.arange(1.0, n + 1)
+    config, value, asked = Config.preset("pico"), torch.arange(1.0, n + 1), set()
     config.optim.shards = 1
-    config.stages |= {"vae": StageConfig(kl_weight=value.mean().item()), "llm": StageConfig(batch=n),
+    config.stages |= {"vae": StageConfig(kl_weight=value.mean().item(), batch=n), "llm": StageConfig(batch=n),
                       "2": StageConfig(batch=n, understanding_batch=n, understanding_weight=0.25)}
     monkeypatch.setattr(losses, "vae_loss", lambda vae, image, kl_weight: (torch.tensor(kl_weight), {}))
 
@@ -183,10 +188,12 @@ def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weig
         return lambda rng, n, *_: ([half if i == ids else None for i in range(width)]
                                    for half in (value[:n // 2], value[n // 2:]) if len(half))
     batches = SimpleNamespace(texts=rows_of(3, 0), generation=rows_of(3, 1), understanding=rows_of(4, 1), shapes=(),
-                              images=lambda *_: None)
+                              images=lambda rng, *given: asked.add(given))
     model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None),
                             understanding_loss=lambda latents, ids, *_: ids.mean(),
                             generation_loss=lambda latents, ids, *_, **__: 100 * ids.mean())
     for name, expected in ("vae", 1.0), ("llm", 1.0), ("2", 100.25):
-        found = [loss for loss, _ in stage_losses(config, name, model, batches, train.random.Random(0), None)]
-        assert sum(found).item() == pytest.approx(expected * value.mean().item())
+        for seed in range(20):
+            found = [loss for loss, _ in stage_losses(config, name, model, batches, train.random.Random(seed), None)]
+            assert sum(found).item() == pytest.approx(expected * value.mean().item())
+    assert asked == {(n, 48), (9 * n, 16)}                           # half of the VAE's batches: more, smaller pictures

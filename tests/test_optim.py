@@ -6,7 +6,7 @@ import torch
 
 from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
-from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select
+from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select, set_lr
 from nanoharmon.training.recipe import OptimConfig
 
 
@@ -25,21 +25,22 @@ def test_select_trains_what_begins_with_a_prefix_and_freezes_the_rest(model, par
 
 def test_every_parameter_is_in_one_group_and_matrices_go_to_muon(model):
     params = select(model, "vae.,mar.,llm.,proj_in.,proj_out.")
-    adam, muon = make_optimizers(params, OptimConfig())
-    ids = [id(p) for o in (adam, muon) for g in o.param_groups for p in g["params"]]
-    assert sorted(ids) == sorted(map(id, params.values()))
-    names = {id(p): n for n, p in params.items()}
-    in_muon = {names[id(p)] for p in muon.param_groups[0]["params"]}
-    assert in_muon == {n for n, p in params.items() if is_matrix(n, p)}
-    assert "llm.model.layers.0.self_attn.q_proj.weight" in in_muon and "llm.model.embed_tokens.weight" not in in_muon
-    plain = {names[id(p)] for g in adam.param_groups if g["weight_decay"] == 0 for p in g["params"]}
-    assert {"llm.model.embed_tokens.weight", "mar.fake_latent", "llm.model.norm.weight"} <= plain
+    adam, muon = make_optimizers(params, OptimConfig(beta1=0.8, muon_momentum=0.7))
+    names, groups = {id(p): n for n, p in params.items()}, [*adam.param_groups, *muon.param_groups]
+    decayed, plain, in_muon = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert sorted([*decayed, *plain, *in_muon]) == sorted(params)
+    assert decayed == {"mar.z_proj.weight", "vae.quant_conv.weight", "vae.post_quant_conv.weight", *(
+        f"vae.{half}.conv_{end}.weight" for half in ("encoder", "decoder") for end in ("in", "out"))}
+    # embeddings, and what the diffusion MLP has before and behind its blocks
+    assert sum(params[n].ndim > 1 for n in plain) == 14 and "llm.model.embed_tokens.weight" in plain
+    assert [group["weight_decay"] for group in groups] == [0.02, 0, 0.02]
+    assert (groups[0]["betas"], groups[2]["momentum"]) == ((0.8, 0.95), 0.7)
 
 
 def test_given_weights_get_gentle_rates(model):
     params, config = select(model, "mar.,llm."), OptimConfig(given=0.1)
-    rates = {id(p): g["base_lr"] for o in make_optimizers(params, config, ("llm.", "vae.")) for g in o.param_groups
-             for p in g["params"]}
+    set_lr(optimizers := make_optimizers(params, config, ("llm.", "vae.")), 0.5)
+    rates = {id(p): 2 * g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
     assert len(rates) == len(params)
     for name, p in params.items():
         assert rates[id(p)] == (0.01 if is_matrix(name, p) else 2e-3) * (0.1 if name.startswith("llm.") else 1), name
@@ -61,7 +62,8 @@ def test_muon_steps_each_third_of_a_fused_qkv_by_itself_and_a_convolution_as_a_m
     torch.manual_seed(0)
     named = {"blocks.0.attn.qkv.weight": torch.nn.Parameter(torch.randn(12, 4)),
              "conv.weight": torch.nn.Parameter(torch.randn(4, 4, 3, 3)),
-             "blocks.0.mlp.weight": torch.nn.Parameter(torch.randn(16, 4))}      # tall: its step is twice as long
+             "blocks.0.mlp.weight": torch.nn.Parameter(torch.randn(16, 4)),      # tall: its step is twice as long
+             "res_blocks.0.adaLN_modulation.1.weight": torch.nn.Parameter(torch.randn(12, 4))}
     optimizer, mean = Muon(named, lr=0.1, momentum=0.9, weight_decay=0.5), {n: 0 for n in named}
     for _ in range(2):
         before = {n: p.detach().clone() for n, p in named.items()}
@@ -69,7 +71,7 @@ def test_muon_steps_each_third_of_a_fused_qkv_by_itself_and_a_convolution_as_a_m
             p.grad = torch.randn_like(p)
             mean[name] = 0.9 * mean[name] + 0.1 * p.grad
         optimizer.step()
-        for (name, p), parts, scale in zip(named.items(), (3, 1, 1), (1, 1, 2)):
+        for (name, p), parts, scale in zip(named.items(), (3, 1, 1, 3), (1, 1, 2, 1)):
             wanted = 0.9 * mean[name] + 0.1 * p.grad                  # Nesterov's look ahead
             for moved, part in zip((0.95 * before[name] - p.detach()).flatten(1).chunk(parts),
                                    wanted.flatten(1).chunk(parts)):

@@ -64,16 +64,21 @@ def test_a_saved_pipeline_comes_back_the_same(pipe, tmp_path):
     assert bytes_of(again.draw(["a red circle"], **FAST)) == bytes_of(pipe.draw(["a red circle"], **FAST))
 
 
-def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe):
-    first = bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST))
+def test_the_bytes_depend_on_the_seed_and_the_prompt_and_nothing_else(pipe, monkeypatch):
+    first = bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, redraw=1, **FAST))
     torch.manual_seed(99)                                    # the global generator does not matter
-    assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, **FAST)) == first
+    assert bytes_of(pipe.draw(["a red circle", "a blue ring"], seed=3, redraw=1, **FAST)) == first
     seen = []
     one = bytes_of(pipe.draw("a red circle", on_iteration=seen.append, **FAST))
     assert one == bytes_of(pipe.draw(["a red circle"], **FAST)) != bytes_of(pipe.draw(["a blue ring"], **FAST))
     pipe.draw("a red circle", seed=1, on_iteration=seen.append, **FAST)
     grey = [(np.asarray(pictures[0]) == 128).all(axis=-1) for pictures in (seen[0], seen[4])]
     assert (grey[0] != grey[1]).any()                        # orders differ, too
+    calls, draw = [], pipe.model.mar.draw
+    monkeypatch.setattr(pipe.model.mar, "draw", lambda predict, orders, iters, cfg, **options: calls.append(
+        (orders.shape[1], iters, cfg)) or draw(predict, orders, iters, cfg, **options))
+    pipe.draw("x", redraw=1, cfg=2.0, **FAST)
+    assert calls == [(16, 4, 2.0), (8, 1, 2.0), (8, 1, 2.0)]
 
 
 def test_thoughts_of_a_batch_are_those_of_its_prompts_and_are_drawn(thinker, monkeypatch):

@@ -104,6 +104,7 @@ def test_a_run_ends_with_a_model_that_draws_and_answers_a_log_and_pictures(done)
     assert all(Pipeline.load(done / f"stage_{name}").meta["board"] == 2 for name in STAGES)
     assert [pipe.meta[k] for k in ("look", "turns", "parts", "board", "max_objects")] == [True, 4, False, 2, 4]
     assert picture.size == (32, 32) and pipe.size == 32 and isinstance(pipe.answer(picture, "what is it?"), str)
+    assert pipe.model.config.mar.grid == 4                           # that of stage 3 (own_positions)
     assert {t.dtype for t in weights(done / "final").values()} == {torch.float16}
     assert pipe.model.config.vae.scale != 1.0 and json.loads((done / "results.json").read_bytes())["geneval"] == 0.5
     losses = {e["stage"]: set(e) & {"mse", "text", "generation", "understanding"} for e in entries(done) if "lr" in e}
@@ -142,8 +143,8 @@ def test_a_finished_run_is_left_as_it_is(done, capsys, monkeypatch):
     assert f"nothing to resume in {done}2" in err and "--out" in err and not Path(f"{done}2").exists()
     err = failing([*BASE, *STEPS, "--out", done, "--init", "nowhere"], capsys)
     assert "nowhere: No such file or folder; change --init" in err
-    err = failing([*BASE, *STEPS, "--out", done, "--vae.ch=64"], capsys)
-    assert "vae.ch 32 -> 64" in err and "--out" in err
+    for flag, words in ("--vae.ch=64", "vae.ch 32 -> 64"), ("--data.seed=1", "data.seed 0 -> 1"):
+        assert words in (err := failing([*BASE, *STEPS, "--out", done, flag], capsys)) and "--out" in err
     for plan in [], ["--dry-run"]:
         err = failing([*BASE, *STEPS, "--out", done, "--preset", "micro", *plan], capsys)
         assert "preset pico -> micro" in err and "--out" in err
@@ -246,12 +247,16 @@ def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path,
     assert len(args) == 20 and all(new[label] < 0.95 * old[label] for label in old), (old, new)
 
 
-def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path, unseen):
+def test_fine_tuning_starts_from_a_directory_and_trains_only_the_named_parts(done, tmp_path, unseen, monkeypatch):
+    calls, real = set(), torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda block, *args, **options: (
+        calls.add(type(block).__name__), real(block, *args, **options))[1])
     train.main([*BASE, "--init", str(done / "stage_2"), "--stage", "2", "--stage_2.steps=2", "--optim.checkpointing",
                 "true", "--train-parts", "mar.decoder,proj_out", "--out", str(tmp_path)])
     before, after = weights(done / "stage_2"), weights(tmp_path / "stage_2")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("mar.decoder", "proj_out")) for name in moved)
+    assert calls == {"Block", "DecoderLayer"}                        # both were recomputed
 
 
 def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch, unseen):
@@ -264,7 +269,10 @@ def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch
         train.main(flags)
     err = failing(flags, capsys)                                      # hours of work must not be started over silently
     assert "interrupted" in err and "step 2" in err and "--resume" in err and "--out" in err
-    assert "stage_1.train_parts" in failing([*flags, "--resume", "--stage_1.train_parts=mar."], capsys)
+    for flag in ("stage_1.train_parts=mar.", "stage_1.size=32", "stage_1.own_positions=true", "optim.muon=false",
+                 "optim.given=1"):
+        assert flag.split("=")[0] in failing([*flags, "--resume", f"--{flag}"], capsys)
+    assert "stage_1.steps 4 -> 20" in failing([*BASE, *flags[-4:], "--resume"], capsys)
     train.main([*flags, "--resume"])
     assert "stage 1 at step 2" in capsys.readouterr().out
     assert same(weights(tmp_path / "stage_1"), weights(done / "stage_1"))
@@ -290,18 +298,18 @@ def test_a_full_disk_costs_no_state_and_the_average_is_what_ships(tmp_path, caps
     try:
         with monkeypatch.context() as m:                              # from now on no file may be as large as a state
             at_call(3, "set_lr", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1])), m)
-            err = failing(llm(tmp_path, steps=6), capsys)
+            err = failing(llm(tmp_path, "--optim.ema=0.35", steps=6), capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     good = tmp_path / "stage_llm" / "state" / "step_0000002"
     assert "step_0000004" in err and "free space" in err and f"last good state is {good}" in err and "--resume" in err
     assert latest_state(tmp_path / "stage_llm") == good and [*good.parent.iterdir()] == [good]
     state = load_state(good)
-    train.main(llm(tmp_path, "--resume", "--optim.lr=0", "--optim.muon_lr=0", steps=6))
+    train.main(llm(tmp_path, "--resume", "--optim.ema=0.35", "--optim.lr=0", "--optim.muon_lr=0", steps=6))
     assert "optim.lr 0.002 -> 0" in capsys.readouterr().out
     average, shipped = state["ema"], weights(tmp_path / "stage_llm")
     for step in range(2, 6):                                          # the weights stand still, their average goes on
-        decay = (1 + step) / (10 + step)
+        decay = min(0.35, (1 + step) / (10 + step))
         average = {n: decay * value + (1 - decay) * state["params"][n] for n, value in average.items()}
     assert all(torch.allclose(shipped[n], value, atol=1e-6) for n, value in average.items())
     assert not all(torch.allclose(state["params"][n], value, atol=1e-6) for n, value in average.items())
@@ -325,6 +333,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_in_the_end_stops_the_run(tmp_p
     assert all(torch.isfinite(t).all() for part in ("params", "ema") for t in state[part].values())
     train.main(llm(tmp_path, *advice.split(), steps=10))
     assert "stage_llm.lr 1.0 -> 0.5" in capsys.readouterr().out
+    assert entries(tmp_path)[-1]["lr"] == pytest.approx(2e-3 * 0.5 * 0.216)
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "stage_llm").values())
 
 
