@@ -142,19 +142,20 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 def test_states_are_pruned_replaced_and_skipped_when_damaged(tmp_path):
     assert latest_state(tmp_path) is None
-    (tmp_path / "state" / "step_0000001.tmp-write").mkdir(parents=True)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "step_0000001.safetensors.tmp-write").touch()
     for step in (1, 2, 3, 3, 20):
         final = save_state(tmp_path, step, {"x": torch.full((3,), step), "step": step}, keep=2)
-    assert sorted(os.listdir(tmp_path / "state")) == ["step_0000003", "step_0000020"]
-    assert final == latest_state(tmp_path) == tmp_path / "state" / "step_0000020"
-    for name in ("state.json", "state.safetensors"):
-        raw = (final / name).read_bytes()
-        for broken in raw[:-5], b"", b"{}", raw:
-            (final / name).unlink()
-            (final / name).write_bytes(broken)
-            assert latest_state(tmp_path).name == ("step_0000020" if broken == raw else "step_0000003")
-    save_state(tmp_path, 4, {}, keep=1)                      # a later step is not this run's to delete
-    assert sorted(os.listdir(tmp_path / "state")) == ["step_0000004", "step_0000020"]
+    older = final.with_name("step_0000003.safetensors")
+    assert sorted(final.parent.iterdir()) == [older, final] and final == latest_state(tmp_path)
+    assert final.name == "step_0000020.safetensors"
+    raw = final.read_bytes()
+    for broken in raw[:-5], b"", b"{}", raw.replace(b'"tree"', b'"trea"'), raw:
+        final.unlink()                                       # never change a file that is still mapped
+        final.write_bytes(broken)
+        assert latest_state(tmp_path) == (final if broken == raw else older)
+    newer = save_state(tmp_path, 4, {}, keep=1)              # a later step is not this run's to delete
+    assert sorted(final.parent.iterdir()) == [newer, final]
 
 
 def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch):
@@ -179,7 +180,7 @@ def test_a_kill_before_any_system_call_leaves_a_good_state(tmp_path, monkeypatch
         found, = {x for t in state["tensors"] for x in t.tolist()}               # one number, of the old or new state
         assert (state["step"], found) in ((1, 0), (step, 1)) and found >= (moment == 29)
         save(3, 2)
-        assert os.listdir(folder / "state") == ["step_0000003"]
+        assert os.listdir(folder / "state") == ["step_0000003.safetensors"]
 
 
 class Tied(nn.Module):

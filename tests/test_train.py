@@ -287,7 +287,7 @@ def test_a_signal_saves_and_says_how_to_go_on(done, tmp_path, capsys, monkeypatc
         run_main(lambda: train.main(llm(tmp_path, "--keep", str(keep))))
     assert e.value.code == code and signal.getsignal(number) is before
     kept = sorted(p.name for p in (tmp_path / "stage_llm" / "state").iterdir())
-    assert kept == ["step_0000002", "step_0000003"][-keep:]
+    assert kept == ["step_0000002.safetensors", "step_0000003.safetensors"][-keep:]
     train.main(re.search("go on with: python train.py (.*)", capsys.readouterr().err)[1].split())
     assert same(weights(tmp_path / "stage_llm", "llm."), weights(done / "stage_llm", "llm."))
 
@@ -301,7 +301,7 @@ def test_a_full_disk_costs_no_state_and_the_average_is_what_ships(tmp_path, caps
             err = failing(llm(tmp_path, "--optim.ema=0.35", steps=6), capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    good = tmp_path / "stage_llm" / "state" / "step_0000002"
+    good = tmp_path / "stage_llm" / "state" / "step_0000002.safetensors"
     assert "step_0000004" in err and "free space" in err and f"last good state is {good}" in err and "--resume" in err
     assert latest_state(tmp_path / "stage_llm") == good and [*good.parent.iterdir()] == [good]
     state = load_state(good)

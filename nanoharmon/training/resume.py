@@ -24,7 +24,7 @@ from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
 from ..weights.checkpoint import open_checkpoint
 from ..weights.convert import Assembly, start_from
-from ..weights.states import latest_state, load_state, versions
+from ..weights.states import latest_state, load_state, step_of, versions
 from ..words import training_words
 from ..world.source import training_texts
 from .batches import parse_mix
@@ -101,7 +101,7 @@ def progress(out):
     """The finished stages, and {stage: step of its last state} of the interrupted ones."""
     done = [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
     states = {s: latest_state(out / f"stage_{s}") for s in ALL_STAGES if s not in done}
-    return done, {s: int(path.name.removeprefix("step_").removesuffix(".old")) for s, path in states.items() if path}
+    return done, {s: step_of(path) for s, path in states.items() if path}
 
 
 def to_do(run):

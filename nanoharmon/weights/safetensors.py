@@ -61,7 +61,7 @@ def parse_json(raw):
 
 
 def _parse_header(data):
-    """-> {name: (data, dtype, shape, begin, end)} of a whole file's bytes."""
+    """-> {name: (data, dtype, shape, begin, end)} of a whole file's bytes, and its metadata {text: text}."""
     start = 8 + int.from_bytes(data[:8], "little")
     require(start <= 8 + MAX_HEADER, f"header of {start - 8} bytes, above the {MAX_HEADER} limit")
     require(8 <= len(data) >= start, f"truncated: header needs {start} bytes, got {len(data)}")
@@ -93,7 +93,7 @@ def _parse_header(data):
         require(begin == start, f"tensor {name[:80]!r} overlaps or leaves a hole before it")
         start = end
     require(start == len(data), f"{len(data) - start} bytes after the last tensor")
-    return entries
+    return entries, metadata
 
 
 class SafeTensors(Mapping):
@@ -108,7 +108,7 @@ class SafeTensors(Mapping):
                 if head:  # an empty file cannot be mapped
                     data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
             parse = self._parse_index if self.path.suffix == ".json" else _parse_header
-            self._entries = parse(data)
+            self._entries, self.metadata = parse(data)
         except (ValueError, OSError) as e:
             what = _recognise(head) or getattr(e, "strerror", None) or e
             expected = "" if "expected" in str(what) else "; expected a safetensors file"
@@ -125,7 +125,7 @@ class SafeTensors(Mapping):
             files[name] = SafeTensors(self.path.parent / name)._entries
         for key, name in names.items():
             require(key in files[name], f"tensor {key[:80]!r} is not in its shard {name!r}")
-        return {key: files[name][key] for key, name in names.items()}
+        return {key: files[name][key] for key, name in names.items()}, {}
 
     def __iter__(self):
         return iter(self._entries)

@@ -1,7 +1,8 @@
 """Training states: what an interrupted training goes on from, bit for bit, whenever it was killed.
 
-A training state is any nest of dicts, lists, tuples, tensors and numbers, split into safetensors (safetensors.py) and
-JSON. It is written beside its destination and renamed (files.py): a reader sees the old one or the new one, never half.
+A training state is any nest of dicts, lists, tuples, tensors and numbers: a safetensors file (safetensors.py) of all
+tensors, whose metadata hold the rest as JSON. It is written beside its destination and renamed (files.py): a reader
+sees the old one or the new one, never half.
 
 What train.py puts into a state: trained weights, their average (EMA), optimizers, GradScaler, step (the schedule is a
 function of it), number of processes, versions of the libraries, git commit. No state of a random generator:
@@ -10,11 +11,9 @@ every batch, mask, timestep and noise is drawn anew from (seed, stage, step, sha
 The newest K states are kept, not "the best" one: the learning rate falls to the end of a stage, so its last weights are
 its best, and the generation loss is mostly noise: its minimum is a lucky batch.
 """
+import json
 import math
-import os
 import platform
-import re
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import explained, sync_folder, write_json
-from .safetensors import SafeTensors, parse_json, require, save_safetensors
+from ..files import explained
+from .safetensors import SafeTensors, require, save_safetensors
 
 
 def pack(obj) -> tuple[dict, object]:
@@ -72,43 +71,34 @@ def unpack(tensors, tree):
     return tree
 
 
-def _states(run_dir, last=math.inf):
-    """State folders up to step `last`, newest first; `.old` is one that is being replaced."""
-    found = []
-    for path in Path(run_dir, "state").glob("step_*"):
-        m = re.fullmatch(r"step_(\d+)(\.old)?", path.name)
-        if m and int(m[1]) <= last:
-            found.append((int(m[1]), not m[2], path))
-    return [path for *_, path in sorted(found, reverse=True)]
+def step_of(path):
+    """The step of a state's file; -1 of any other."""
+    number = path.name.removeprefix("step_").removesuffix(".safetensors")
+    return int(number) if number.isdecimal() else -1
 
 
-def save_state(run_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write run_dir/state/step_N, then drop all but the `keep` newest states up to this step.
+def states(stage_dir, last=math.inf):
+    """The files of a stage's states up to step `last`, newest first."""
+    found = Path(stage_dir, "state").glob("step_*.safetensors")
+    return sorted((path for path in found if 0 <= step_of(path) <= last), key=step_of, reverse=True)
+
+
+def save_state(stage_dir: str | Path, step: int, state: dict, keep: int = 2) -> Path:
+    """Write stage_dir/state/step_N.safetensors, then drop all but the `keep` newest states up to this step.
 
     At every moment in between, the newest complete state is there and found by latest_state (tests/stress/kill.py).
     """
-    final = Path(run_dir, "state", f"step_{step:07d}")
-    tmp, old = Path(f"{final}.tmp-write"), Path(f"{final}.old")
+    path = Path(stage_dir, "state", f"step_{step:07d}.safetensors")
     tensors, tree = pack(state)
-    with explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in final.parent.glob("*.tmp-*"):  # of killed writes
-            shutil.rmtree(leftover)
-        try:
-            tmp.mkdir()
-            save_safetensors(tensors, tmp / "state.safetensors")
-            write_json(tmp / "state.json", {"step": step, "tree": tree})
-            if final.exists():  # no rename replaces a folder, so the old one steps aside
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(final, old)
-            os.rename(tmp, final)
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-        sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    for path in _states(run_dir, step)[max(keep, 1):]:
-        shutil.rmtree(path, ignore_errors=True)
-    return final
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob("*.tmp-*"):  # of killed writes
+            leftover.unlink()
+    save_safetensors(tensors, path, {"tree": json.dumps(tree)})
+    for old in states(stage_dir, step)[keep:]:
+        with suppress(OSError):
+            old.unlink()
+    return path
 
 
 def versions() -> dict:
@@ -123,16 +113,16 @@ def versions() -> dict:
 
 def _read_state(path):
     try:
-        tensors = SafeTensors(Path(path, "state.safetensors"))
-        tree = parse_json(Path(path, "state.json").read_bytes())["tree"]
+        tensors = SafeTensors(path)
+        tree = json.loads(tensors.metadata["tree"])
         return tensors, tree, unpack(tensors, tree)
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
         raise ValueError(f"{path}: {e}; expected a training state") from None
 
 
-def latest_state(run_dir: str | Path) -> Path | None:
+def latest_state(stage_dir: str | Path) -> Path | None:
     """The newest state that can be loaded; damaged ones are passed over."""
-    for path in _states(run_dir):
+    for path in states(stage_dir):
         with suppress(ValueError):
             _read_state(path)
             return path

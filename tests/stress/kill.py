@@ -31,7 +31,7 @@ from nanoharmon.training.recipe import STAGES                                   
 from nanoharmon.world.source import training_texts                              # noqa: E402
 
 # (function of os, part of the path): the group dies when a victim is about to call it
-CHOSEN = (("rename", "step_0000002"), ("replace", "state.safetensors"), ("replace", "/model.safetensors"),
+CHOSEN = (("replace", "step_0000002"), ("unlink", "step_0000001"), ("replace", "/model.safetensors"),
           ("replace", "/config.json"), ("rename", ".part.npy"))
 FORK = multiprocessing.get_context("fork")
 

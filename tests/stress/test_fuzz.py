@@ -193,7 +193,7 @@ def prepare(folder):
             "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),
             "index.json": (index, lambda p: open_tensors(p.parent)),
             "safetensors": (folder / "weights.safetensors", read_all),
-            "state.json": (state / "state.json", lambda p: load_state(p.parent)),
+            "state": (state, load_state),
             "metadata.jsonl": (folder / "metadata.jsonl", lambda p: formats.read_entries(p.parent)),
             "metadata.csv": (folder / "table" / "metadata.csv", lambda p: formats.read_entries(p.parent)),
             "shard.tar": (folder / "shard.tar", formats.read_entries),

@@ -29,7 +29,7 @@ def test_killed_runs_end_as_the_unbroken_one(procs, stages):
     done = subprocess.run([sys.executable, "tests/stress/kill.py", *short], cwd=ROOT, capture_output=True,
                           encoding="utf-8", env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert "bit for bit" in done.stdout and "writing a state, before os.rename of step_0000002" in done.stdout
+    assert "bit for bit" in done.stdout and "writing a state, before os.replace of step_0000002" in done.stdout
     assert procs == "1" or re.search(r"process \d alone", done.stdout), done.stdout
 
 
