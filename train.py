@@ -36,7 +36,6 @@ with little memory. On CPU two single-threaded processes work side by side (--pr
 Read on: README.md has the stages beside the paper's, docs/HARDWARE.md memory and GPUs, docs/LOG.md what was tried.
 """
 import math
-import os
 import random
 import shlex
 import shutil
@@ -49,6 +48,7 @@ import nanoharmon          # noqa: F401, before torch: it sets how idle threads 
 import torch
 from tqdm import tqdm
 
+from nanoharmon.arguments import cores
 from nanoharmon.cli import Parser, number, run_main
 from nanoharmon.compiling import compile_blocks
 from nanoharmon.config import PRESETS
@@ -323,7 +323,7 @@ def main(argv=None):
         raise ValueError("--procs is for processes on CPU that train.py starts itself; drop it, and use torchrun "
                          "--nproc_per_node for several GPUs")
     asked = torchrun or (args.procs if run.device.type == "cpu" else 1)
-    usual = asked or min(2, os.cpu_count() or 1)
+    usual = asked or min(2, cores())
     notes = recall(run)
     run.config.optim.shards = count_shards(run.config, run.out, usual)
     world_size = asked or math.gcd(usual, run.config.optim.shards)       # a run of one process goes on with one

@@ -105,6 +105,11 @@ def threads_asked():
     return asked if 1 <= asked <= MOST_THREADS else None
 
 
+def cores():
+    """How many processor cores this process may use: taskset, containers and cluster schedulers leave it some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def shown(value):
     """A value in an error: short, on one line."""
     return f"{' '.join(repr(value).split()):.80}"

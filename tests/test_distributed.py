@@ -159,7 +159,7 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     started = []                                          # (processes, shards)
     monkeypatch.setattr(train, "worker", lambda *args: started.append((args[1], args[4].config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(train, "cores", lambda: 8)
     monkeypatch.setattr(resume, "check_parts", lambda run: (None, []))
 
     def start(*more):

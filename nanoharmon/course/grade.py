@@ -12,11 +12,11 @@ handed in, and says what is wrong. What is wrong in the teacher's flags or files
 """
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..arguments import cores
 from . import check, handout
 from .table import EXERCISES, LABS, find
 
@@ -98,7 +98,7 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda found,
 
     def one(exercise):
         return check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:          # each thread waits for a process of its own
+    with ThreadPoolExecutor(min(2, cores())) as pool:          # each thread waits for a process of its own
         found = list(progress(pool.map(one, exercises), len(exercises)))
     tests, score, most, done = [], 0.0, 0.0, 0
     for exercise, results in zip(exercises, found):

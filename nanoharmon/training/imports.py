@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..arguments import cores
 from ..cli import bar, one_line
 from ..files import advising, content_hash, read_json, write_chunks, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
@@ -35,7 +36,7 @@ from .formats import Found, read_entries
 
 MOST_BROKEN = 0.05
 FEWEST = 8                                   # pictures of which some are held out
-WORKERS = os.cpu_count() or 1                # threads: Pillow decodes and resizes without holding Python's lock
+WORKERS = cores()                # threads: Pillow decodes and resizes without holding Python's lock
 
 
 # --- what a source is, and whether the cache has it -------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..arguments import threads_asked
+from ..arguments import cores, threads_asked
 from ..cli import tolerate_characters
 from .sharding import is_sharded
 
@@ -72,7 +72,7 @@ def join(rank, world_size, store, device):
     store: the file where they meet; torchrun says by itself where.
     """
     if device.type == "cpu":
-        torch.set_num_threads(threads_asked() or max(1, (os.cpu_count() or 1) // world_size))
+        torch.set_num_threads(threads_asked() or max(1, cores() // world_size))
     elif device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
