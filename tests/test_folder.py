@@ -294,12 +294,13 @@ def test_what_is_held_out_is_never_trained_on(photos, tmp_path):
 def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
     cut, rows = (photos / "0.png").read_bytes(), (photos / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     (photos / "cut.png").write_bytes(cut[:len(cut) // 2])
-    add_lines(photos / "metadata.jsonl", [*rows * 4, {"file_name": "cut.png"}, "{", {"file_name": "caf\udce9.png"}])
+    add_lines(photos / "metadata.jsonl", [*rows * 6, {"file_name": "cut.png"}, "{", {"file_name": "caf\udce9.png"},
+                                       {"file_name": "x" * 300}])
     found, name = import_(photos, tmp_path / "cache")
-    assert "3 broken" in found and "cut.png: damaged or truncated" in found and "line 62: " in found
-    assert "caf\\udce9.png: no such file" in found and FolderData(tmp_path / "cache" / name, "").rows
+    assert "4 broken" in found and "cut.png: damaged or truncated" in found and "line 86: " in found
+    assert "caf\\udce9.png: no such file" in found and "xx: File name too long" in found and FolderData(tmp_path / "cache" / name, "").rows
     add_lines(photos / "metadata.jsonl", [{"file_name": "gone.png"}])
-    with pytest.raises(ValueError, match="4 of 64 entries are broken.*5%"):
+    with pytest.raises(ValueError, match="5 of 89 entries are broken.*5%"):
         import_(photos, tmp_path / "new")
 
 

@@ -57,7 +57,7 @@ def wrong_files(path):
     (path / "cut.pth").write_bytes((path / "cut.pth").read_bytes()[:300])
     torch.save({"model": {"weight": 1}}, path / "none.pth")
     usual = {"model": {}, "optim": {}, "data": {}, "stages": {}}
-    for name, wrong in ("run_stages", {"stages": 3}), ("run_command", {"command": 3}):
+    for name, wrong in ("run_stages", {"stages": 3}), ("run_command", {"command": 3}), ("run_bare", {}):
         shutil.copytree(path / "run_list", path / name)
         (path / name / "train_config.json").write_text(json.dumps(usual | wrong), encoding="utf-8")
 
