@@ -248,7 +248,8 @@ def test_the_command_writes_numbers_and_grids(pico, tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
     assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
-    assert len(list(tmp_path.glob("geneval_*.png"))) == 4                   # of what is right, and of failures
+    assert {path.stem for path in tmp_path.glob("*.png")} == {f"{group}{end}" for group in (
+        "geneval_seen", "geneval_unseen", "ours") for end in ("", "_failures")}
 
 
 def test_cells_are_drawn_anew_only_where_there_are_any(pico, tmp_path, monkeypatch):

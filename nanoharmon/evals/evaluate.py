@@ -80,10 +80,12 @@ def run_benchmarks(pipe, benches=BENCHES, n=None, images_per_prompt=4, seed=0, s
     for bench in benches:
         count = n or SIZES[bench]
         if bench == "geneval":
-            results[bench], pictures = draw_scores(pipe, count, images_per_prompt, **common, **options)
+            results[bench], kept = draw_scores(pipe, count, images_per_prompt, **common, **options)
+            pictures |= {f"geneval_{group}": rows for group, rows in kept.items()}
         elif bench == "ours":
-            results[bench] = draw_scores(pipe, count, images_per_prompt, tasks=prompts.OURS, unseen=False, **common,
-                                         **options)[0]["seen"]
+            scores, kept = draw_scores(pipe, count, images_per_prompt, tasks=prompts.OURS, unseen=False, **common,
+                                       **options)
+            results[bench], pictures["ours"] = scores["seen"], kept["seen"]
         elif bench == "vae":
             results[bench] = vae_score(pipe, count, **common)
         elif bench == "probe":

@@ -108,9 +108,9 @@ def tile(verdict, meta, picture):
 
 
 def save_grids(folder, pictures, each=8):
-    """geneval_{seen,unseen}.png, an unpicked sample (the first ones of each task), and *_failures.png.
+    """GROUP.png, an unpicked sample (the first ones of each task), and GROUP_failures.png.
 
-    pictures: {group: [(verdict, meta, picture)]}.
+    pictures: {group: [(verdict, meta, picture)]}, of groups such as geneval_unseen.
     """
     for group, kept in pictures.items():
         for suffix, chosen in (("", kept), ("_failures", [p for p in kept if not p[0]["correct"]])):
@@ -119,4 +119,4 @@ def save_grids(folder, pictures, each=8):
                 by_task.setdefault(p[1]["tag"], []).append(p)
             if by_task:
                 rows = [p for task in by_task.values() for p in (task[:each] if len(by_task) > 1 else task[:4 * each])]
-                picture_grid([tile(*p) for p in rows], each).save(folder / f"geneval_{group}{suffix}.png")
+                picture_grid([tile(*p) for p in rows], each).save(folder / f"{group}{suffix}.png")
