@@ -144,13 +144,13 @@ def fit(words, pen, font, width):
     return words + "..."
 
 
-def write_pictures(args, prompts, rows, films):
-    """The grid of all pictures, and what --gif and --save-each ask for."""
+def write_pictures(args, prompts, rows, films, image):
+    """The grid of all pictures, and what --gif and --save-each ask for. image: that of --image, or None."""
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:
-        grey = [[Image.new("RGB", p.size, (128, 128, 128)) for p in row] for row in rows]
-        films = [*[grey] * (not args.region), *zip(*films)]      # with --region not all is hidden at first
-        frames = [make_grid(prompts, frame) for frame in films]
+        size = rows[0][0].size                                   # first all is hidden, or as it was
+        first = image.resize(size) if image else Image.new("RGB", size, (128, 128, 128))
+        frames = [make_grid(prompts, frame) for frame in ([[first] * args.n] * len(rows), *zip(*films))]
         write_bytes(args.gif, file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0,
                                          optimize=False, duration=[FRAME] * (len(frames) - 1) + [HOLD]))
     if args.save_each:
@@ -220,7 +220,7 @@ def main(argv=None):
     if args.explain:
         print(explain.as_text(walk), end="\n\n")
 
-    write_pictures(args, prompts, rows, films)
+    write_pictures(args, prompts, rows, films, image)
     settings = [f"{name} {plan[name]:g}" if isinstance(plan[name], float) else f"{name} {plan[name]}"
                 for name in ("cfg", "cfg_schedule", "iters", "redraw", "steps", "sampler", "temperature", "think")]
     print(f"wrote {', '.join(filter(None, (args.out, args.gif, args.save_each)))}: {len(prompts)} x {args.n} pictures "
