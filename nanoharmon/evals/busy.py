@@ -21,6 +21,8 @@ PICO = ["--preset", "pico", "--sample-every", "0", "--stage", "vae", "--stage", 
 COMMANDS = {
     "sample": ["sample.py", "--prompt", "a red circle", "--iters", "9", "--steps", "25"],
     "sample, defaults": ["sample.py", "--prompt", "a red circle", "--n", "1"],
+    "Pipeline": ["-c", "from nanoharmon import Pipeline; "
+                       "Pipeline.load('checkpoints/nano').draw(['a red circle'] * 4, iters=9, steps=25)"],
     "chat": ["chat.py", "--image", "docs/scene.png", "--prompt", "what color is the ring?"],
     "evaluate": ["-m", "nanoharmon.evaluate", "--bench", "vqa", "--n", "20"],
     "train, one process": ["train.py", *PICO, "--procs", "1"],
@@ -30,10 +32,12 @@ COMMANDS = {
 def seconds(command):
     """How long one run of a command takes, which writes into a folder that is then thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        out = {"sample.py": ["--out", f"{folder}/grid.png"], "chat.py": []}.get(command[0], ["--out", f"{folder}/out"])
+        out = {"sample.py": ["--out", f"{folder}/grid.png"], "chat.py": [], "-c": []}.get(
+            command[0], ["--out", f"{folder}/out"])
         start = time.perf_counter()
-        subprocess.run([sys.executable, *command, *out], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, *command, *out], cwd=ROOT, capture_output=True, encoding="utf-8")
+        if done.returncode:
+            raise ValueError(f"{command[0]} failed: {done.stderr.strip()[-200:]}")
         return time.perf_counter() - start
 
 
