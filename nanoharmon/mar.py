@@ -5,7 +5,7 @@ sees buffers and the visible image tokens only (hidden ones are left out, not re
 at every hidden place and says there what the token should be, as a vector z, from which the diffusion MLP (diffloss.py)
 draws the token, or in training learns it. Drawing starts with everything hidden and uncovers tokens in random order.
 
-    latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, m, D)
+    latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, m, D) of m hidden places
 
 Which tokens are visible is an *index* tensor: `visible[b]` lists the K uncovered places of picture b in raster order.
 All pictures of a batch hide the same number, so every shape is known on the host and nothing waits for the GPU.

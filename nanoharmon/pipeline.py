@@ -269,7 +269,6 @@ class Pipeline:
         return h * w + self.model.config.mar.buffer_size
 
     def embed(self, ids, images, size):
-        images = as_pictures(images)
         if (ids == IMAGE).sum() != len(images) * self.placeholders(size):
             raise ValueError(f"{len(images)} pictures given, expected one for each None in the messages")
         if not images:

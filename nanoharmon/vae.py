@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         for level in reversed(self.up):
             for block in level.block:
-                h = block(h)                                         # the width of this level
+                h = block(h)                                         # (B, width of the level, as high and wide)
             h = level.upsample(h)                                    # twice the height and width; not after the last
         h = self.conv_out(F.silu(self.norm_out(h)))                  # (B, 3*p*p, H/p, W/p)
         return F.pixel_shuffle(h, self.config.patch_size)            # (B, 3, H, W)

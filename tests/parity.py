@@ -33,8 +33,8 @@ class Rows(list):
         got, ref = torch.as_tensor(got).detach()[where].double(), ref[where].double()
         floor = gold.config.get("noise_floor", {}).get(gold.prefix + key, 0)
         tolerance = max(10 * floor, 1e-4 * max(1, ref.abs().max()))
-        self.append((module, gold.prefix + key, (got - ref).abs().max().item() if got.shape == ref.shape else float("inf"),
-                     float(tolerance)))
+        error = (got - ref).abs().max().item() if got.shape == ref.shape else float("inf")
+        self.append((module, gold.prefix + key, error, float(tolerance)))
 
     def gradients(self, module, gold, key, model, names):
         """Norms of all gradients (-1 = none), and those that are stored whole."""

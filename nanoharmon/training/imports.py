@@ -36,7 +36,7 @@ from .formats import Found, read_entries
 
 MOST_BROKEN = 0.05
 FEWEST = 8                                   # pictures of which some are held out
-WORKERS = cores()                # threads: Pillow decodes and resizes without holding Python's lock
+WORKERS = cores()                            # threads: Pillow decodes and resizes without holding Python's lock
 
 
 # --- what a source is, and whether the cache has it -------------------------------------------------------------------

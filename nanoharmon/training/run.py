@@ -149,7 +149,8 @@ class Run:
         """Save a state every `save_every` steps, and when a signal asks to stop: then end the process."""
         due = bool(self.stop.code or self.save_every and step % self.save_every == 0)
         if self.config.optim.fsdp:           # all gather what rank 0 writes; it decides, for Ctrl-C reaches it alone
-            dist.broadcast(answer := torch.tensor(float(due), device=self.device), 0)
+            answer = torch.tensor(float(due), device=self.device)
+            dist.broadcast(answer, 0)
             due = bool(answer)
         if not (due and self.takes_part):
             return
