@@ -1,7 +1,7 @@
 """Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
 
-In short: a clean token x_0 gets noise in 1000 small steps, x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise, where ac, alpha-bar
-in the papers, is the share of signal that is left. The network sees x_t and t and predicts that noise, eps. Drawing
+In short: 1000 small steps x <- sqrt(1 - beta) x + sqrt(beta) noise lead from a clean token x_0 to
+x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise; ac, alpha-bar in the papers, is the product of 1 - beta so far. The network sees x_t and t and predicts that noise, eps. Drawing
 starts from pure noise at t = 999 and goes back step by step: each step removes some noise and, in the "ancestral"
 sampler of DDPM, adds some. How much it adds is learned, too: v says where the log-variance lies between two bounds.
 

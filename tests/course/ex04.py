@@ -19,6 +19,10 @@ def forward(self, x):
 def forward(self, x):
     return self.weight * F.layer_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 """, "the mean is subtracted"),
+    ("in bfloat16", """
+def forward(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+""", "normalised in bfloat16"),
     ("weight forgotten", """
 def forward(self, x):
     return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)

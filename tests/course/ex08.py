@@ -36,6 +36,8 @@ WRONG = [
     ("labels all", CODE.replace("new if supervised else [IGNORE] * len(new)", "new"), ""),
     ("placeholders of users supervised", CODE.replace('add(new, supervised=role == "assistant")',
      'add(new, supervised=role == "assistant" or isinstance(part, int))'), "placeholders of pictures"),
+    ("in pieces", CODE.replace('add([self.im_start] + self.encode(role + "\\n" + content))',
+     'add([self.im_start] + self.encode(role + "\\n") + self.encode(content))'), "are encoded apart"),
     ("messages changed", CODE.replace("    for message in messages:", "    for message in messages:\n"
      "        if isinstance(message['content'], str): message['content'] = message['content'].strip() + ' '"),
      "changes the messages"),

@@ -38,6 +38,8 @@ WRONG = [
      "tokens of the batch are mixed"),
     ("full cfg at the end", DRAW.replace("max(1, n_next)", "n_next"), "one token counts as hidden"),
     ("share of before", DRAW.replace("(n - max(1, n_next))", "(n - n_now)"), "the share is that before the iteration"),
+    ("share of all tokens", DRAW.replace("max(1, n_next)) / n", "max(1, n_next)) / latents.shape[1]").replace(
+        "(n - max", "(latents.shape[1] - max"), "that of all tokens"),
     ("cfg always constant", DRAW.replace(
         'cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n', "cfg"),
      "cfg_schedule is not used"),

@@ -8,10 +8,16 @@ POINTS = {"test_ids": 1, "test_labels": 1, "test_pictures": 1, "test_open_turn":
 WORDS = "is there a red circle left of the blue square ring cross two yes no what color it".split()
 
 
+class Joining(Tokenizer):
+    """As in Qwen2.5's, two line breaks are one token, here that of the byte \\v."""
+    def encode(self, text):
+        return super().encode(text.replace("\n\n", "\v"))
+
+
 def make(seed):
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(WORDS, k=5)) for _ in range(30)] + ["user\nassistant\nsystem\n"] * 5
-    return rng, Tokenizer.train(texts, 259 + rng.randrange(20, 60))
+    return rng, Joining.train(texts, 259 + rng.randrange(20, 60))
 
 
 def sentence(rng):
@@ -35,9 +41,8 @@ def laid_out(tokenizer, messages, **mistake):
         role, content = message["role"], message["content"]
         mine = role == "assistant" or "all" in mistake
         put([tokenizer.im_start], "head" in mistake and mine)
-        if role != "assistant" and isinstance(content, str):
-            put(tokenizer.encode(role + "\n"), False)
-            put(tokenizer.encode(role + "\n" + content)[len(tokenizer.encode(role + "\n")):], mine)
+        if role != "assistant" and isinstance(content, str) and not {"all", "pieces"} & set(mistake):
+            put(tokenizer.encode(role + "\n" + content))
         else:
             put(tokenizer.encode(role + "\n"), "head" in mistake and mine)
             for part in [content] if isinstance(content, str) else content:
@@ -60,6 +65,7 @@ MISTAKES = {
     "the assistant's im_end is not supervised: the model would never learn to stop": "end_free",
     "the line break after the assistant's im_end is supervised": "break_learned",
     "the assistant's im_start and role are supervised": "head",
+    "role and content of a user are encoded apart": "pieces",
     "what users say is supervised, too": "all",
     "the turn of the assistant that is still to come is missing": "never_open",
     "a turn of the assistant is opened though it has just replied": "always_open",
@@ -94,6 +100,7 @@ def compare(tokenizer, messages, which=(0, 1)):
 def test_ids(seed):
     rng, tokenizer = make(seed)
     compare(tokenizer, turns(rng, "assistant"), which=(0,))
+    compare(tokenizer, [{"role": "user", "content": "\n" + sentence(rng)}], which=(0,))     # "\n\n" is one token
 
 
 def test_labels(seed):

@@ -173,6 +173,11 @@ def test_painting_in(seed):
     picture = torch.randn(B, S, C).double()
     before, known_before = picture.clone(), known.clone()
     result, calls = draw(orders, iters, latents=picture, known=known)
+    _, some = draw(orders, iters, 3.0, cfg_schedule="linear", latents=picture, known=known)
+    same("cfg with known tokens, cfg_schedule linear", [call.cfg for call in some],
+         [1 + 2 * (n - max(1, x)) / n for x in counts_of(n, iters)[1:]], {
+        "the share is that of all tokens, not of those to draw":
+            [1 + 2 * (S - max(1, x)) / S for x in counts_of(n, iters)[1:]]})
     unchanged("latents", before, picture)
     unchanged("known", known_before, known)
     right = before.clone()
