@@ -45,7 +45,7 @@ HELP = """\
   /reset        forget everything so far
   /help         this list
   /quit         leave (so do Ctrl-D and Ctrl-C)
-  anything else is said to the model"""
+  "again" and a picture's file name are understood; all else is said to the model"""
 # how an error of the library begins, and what helps those who typed a line
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
          "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
@@ -63,7 +63,7 @@ def parse_args(argv=None):
         "the model's context, 64 to 512)")
     add("--system", metavar="TEXT", help="a system turn, before the first question (default: none; Qwen2.5's own with "
         "--llm, where the directory's chat template has it)")
-    add("--fast", action="store_true", help="/draw with few iterations and steps: a measured choice (docs/RESULTS.md)")
+    add("--fast", action="store_true", help="/draw and /edit with few iterations: a measured choice (docs/RESULTS.md)")
     add("--look", action=BooleanOptionalAction, help="about a picture: first say what is seen, in brackets, until what "
         "was asked for is found (default: as the checkpoint has learned)")
     add("--llm", metavar="DIR", help="instead of --ckpt: a bare Qwen2.5 directory, to chat in text only")

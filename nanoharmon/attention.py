@@ -13,7 +13,7 @@ def attention(q, k, v, may_attend=None, is_causal=False, dropout=0.0):
 
     q (B, heads, Lq, d), k and v (B, heads, Lk, d); may_attend bool, broadcastable to (B, heads, Lq, Lk), True = may
     attend; None = everything may. is_causal: position i may attend to 0 .. i (Lq = Lk), instead of a mask. A row with
-    nothing to attend to is not allowed (it would be NaN): the callers always let a position see itself.
+    nothing to attend to is not allowed (0 or NaN, by kernel): the callers always let a position see itself.
     Returns (B, heads, Lq, d).
     """
     if dropout == 0.0 or q.device.type != "cpu":

@@ -157,7 +157,7 @@ def chapters():
         ], Harmon.draw),
         Chapter("Latents become pixels", VAE.decode, "When nothing is hidden any more, the VAE makes a picture of the "
                 "tokens.", [
-            Step(VAE.decode, "mean", "B, C, h, w", "The tokens as a grid, h down and w across."),
+            Step(VAE.decode, "mean", "B, C, h, w", "Divided by the latents' scale, on the grid."),
             Step(VAE.decode, "-> image", "B, 3, H, W", "The VAE's decoder: red, green and blue, from -1 to 1."),
         ]),
         Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "

@@ -127,7 +127,8 @@ def drawing_flags(parser):
     the checkpoint's to say."""
     add, own = parser.add_argument, "(default: the checkpoint's own, else {})".format
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
-    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg " + own("constant"))
+    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg, not in --redraw " +
+        own("constant"))
     add("--iters", type=number(int, 1, 10**6), help="iterations, at most the number of tokens " + own(64))
     add("--redraw", type=number(int, 0, 100), help="afterwards, rounds in which one half of the tokens and then the "
         "other is drawn anew, given the rest " + own(0))

@@ -1,7 +1,7 @@
 """Diffusion loss (MAR sec. 3.1-3.3): a small MLP that denoises *one* continuous token, given the MAR decoder's z.
 
 The transformer says what a token should be (z); the diffusion MLP models the distribution p(token | z), so tokens need
-no codebook. It replaces the softmax + cross-entropy of a discrete autoregressive model.
+not be codes. It replaces the softmax + cross-entropy of a discrete autoregressive model.
 
     z (N, D), token (N, C)  ->  loss per token          training: eps + learned variance, timestep drawn per row
     z (N, D)                ->  token (N, C)            sampling: the reverse chain, with classifier-free guidance

@@ -1,9 +1,10 @@
 """Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
 
-In short: 1000 small steps x <- sqrt(1 - beta) x + sqrt(beta) noise lead from a clean token x_0 to
-x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise; ac, alpha-bar in the papers, is the product of 1 - beta so far. The network sees x_t and t and predicts that noise, eps. Drawing
-starts from pure noise at t = 999 and goes back step by step: each step removes some noise and, in the "ancestral"
-sampler of DDPM, adds some. How much it adds is learned, too: v says where the log-variance lies between two bounds.
+In short: 1000 small steps x <- sqrt(1 - beta) x + sqrt(beta) noise lead from a clean token x_0 to x_t = sqrt(ac) x_0 +
+sqrt(1 - ac) noise; ac, alpha-bar in the papers, is the product of 1 - beta so far. The network sees x_t and t and
+predicts that noise, eps. Drawing starts from pure noise at t = 999 and goes back step by step: each step removes some
+noise and, in the "ancestral" sampler of DDPM, adds some. How much it adds is learned, too: v says where the
+log-variance lies between two bounds.
 
 DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
 added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset

@@ -1,8 +1,8 @@
 """MAR: a masked autoregressive image model over continuous tokens (arXiv 2406.11838).
 
-Harmon uses its encoder for both tasks, its decoder and its diffusion MLP only to draw. An MAE-like pair: the *encoder*
-sees buffers and the visible image tokens only (hidden ones are left out, not replaced); the *decoder* puts a mask token
-at every hidden place and says there what the token should be, as a vector z, from which the diffusion MLP (diffloss.py)
+Harmon uses its encoder for both tasks, its decoder and its diffusion MLP only to draw. As in MAE (arXiv 2111.06377) the
+*encoder* sees buffers and the visible image tokens only (hidden ones are left out); the *decoder* puts a mask token at
+every hidden place and says there what the token should be, as a vector z, from which the diffusion MLP (diffloss.py)
 draws the token, or in training learns it. Drawing starts with everything hidden and uncovers tokens in random order.
 
     latents (B, S, C), visible (B, K)  --encode-->  (B, U+K, D)  --decode-->  z (B, m, D) of m hidden places

@@ -3,7 +3,7 @@
 A conversation is a list of messages {"role": "user" | "assistant", "content": ...}; content is a string, or a list of
 strings and integers, an integer n standing for a picture of n placeholders. In ids:
 
-    <|im_start|>user\\n [n x IMAGE] \\n Is there a circle? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>
+    <|im_start|>user\\n [n x IMAGE] \\n is it red? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>\\n
 
 Only what the assistant says, and the <|im_end|> after it, is supervised; not LOOK, with which a reply can be begun for
 the assistant. The special tokens are put in by id: the same characters typed by a user are encoded as plain text, never

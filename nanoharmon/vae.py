@@ -1,8 +1,8 @@
 """The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as in MAR, sec. 4).
 
 picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)  ->  Decoder.
-One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, no
-codebook. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
+One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, not
+a code. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
 
 At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two things
 differ when the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and
@@ -189,9 +189,9 @@ class VAE(nn.Module):
 
 
 def vae_loss(vae, image, kl_weight):
-    """L1 + 10 MSE + kl_weight * KL, and the parts for the log. image (B, 3, H, W).
+    """L1 + 10 MSE + kl_weight * KL, and parts for the log. image (B, 3, H, W).
 
-    KL is the mean over the batch and the latents' numbers of 0.5 (mean^2 + var - 1 - logvar).
+    The decoder gets a sample, mean + std * noise. KL, the mean of 0.5 (mean^2 + var - 1 - logvar), keeps var from 0.
     """
     mean, logvar = vae.moments(image)
     out = vae.reconstruct(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).float()

@@ -70,7 +70,7 @@ class StageConfig:
                                "answered by what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
                             "prompt about that part (sample.py --region)", **SHARE)
-    kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 is enough to keep latents near a unit normal, and "
+    kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps latents from growing (nano: std 2), and is "
                                  "too little to blur them; with 5e-3 they have a fourth of the bits: docs/LOG.md")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")

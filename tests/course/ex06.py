@@ -27,7 +27,8 @@ WRONG = [
     ("always causal", CODE.replace("may_attend is None and L > 1", "may_attend is None"), "as in causal order"),
     ("mask ignored", CODE.replace("attention(q, k, v, may_attend, is_causal=may_attend is None and L > 1)",
                                   "attention(q, k, v, is_causal=L > 1)"), "may_attend is not used"),
-    ("mask ignored for one token", CODE.replace("    x = att", "    may_attend = None if L == 1 else may_attend\n    x = att"),
+    ("mask ignored for one token", CODE.replace(
+        "    x = att", "    may_attend = None if L == 1 else may_attend\n    x = att"),
      "may_attend is not used"),
     ("mask inverted", CODE.replace("v, may_attend, is", "v, None if may_attend is None else ~may_attend, is"),
      "who may NOT attend"),

@@ -94,7 +94,8 @@ def test_mask(seed):
     allowed[:, 0, -1] = True
     got = layer(x, rope_of(B, 0, L, d), allowed[:, None], None, 0)
     same("the result with a mask", got, slow(layer, x, allowed), mistakes(layer, x, allowed), rtol=1e-3, atol=1e-4)
-    causal, cache, padded = torch.ones(B, L, L, dtype=torch.bool).tril(), KVCache(), (torch.arange(L) != 1).view(1, 1, 1, L)
+    causal, padded = torch.ones(B, L, L, dtype=torch.bool).tril(), (torch.arange(L) != 1).view(1, 1, 1, L)
+    cache = KVCache()
     layer(x[:, :-1], rope_of(B, 0, L - 1, d), None, cache, 0)
     same("one token with a mask and a cache", layer(x[:, -1:], rope_of(B, L - 1, L, d), padded, cache, 0),
          slow(layer, x, causal & padded[0])[:, -1:], {"may_attend is not used": slow(layer, x, causal)[:, -1:]},
