@@ -263,9 +263,7 @@ def talk(chat):
         except BrokenPipeError:              # `| head`: nobody reads on
             raise
         except (ValueError, OSError) as e:
-            for start, fix in FIXES.items():                     # in_words would name flags
-                e = f"the {e}; {fix}" if str(e).startswith(start) else e
-            print("error:", in_words(e), file=sys.stderr)
+            print("error:", in_words(e, FIXES), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")
 

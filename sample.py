@@ -20,9 +20,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
-from nanoharmon.cli import (Parser, drawing_flags, explain_flags, first_of, model_flags, number, refuse_beside,
+from nanoharmon.cli import (Parser, bar, drawing_flags, explain_flags, first_of, model_flags, number, refuse_beside,
                             run_main, text)
 from nanoharmon.files import check_folder, check_output, text_of, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
@@ -205,15 +204,15 @@ def main(argv=None):
     start, rows, films = time.time(), [], []
     options |= settled(plan)                 # thinking is done here, to be shown
     n, batch = args.n, args.batch or max(1, 16 // args.n)
-    with walk, tqdm(total=len(prompts) * plan["total"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
+    with walk, bar(total=len(prompts) * plan["total"], desc="drawing", unit="iter") as shown:
         thoughts = think(pipe, prompts, n, args.seed) if plan["think"] else {}       # all, before any is drawn
         for part in (prompts[i:i + batch] for i in range(0, len(prompts), batch)):
             for prompt in part if thoughts else ():
-                bar.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
+                shown.write("\n".join([f"{prompt}:", *(f"  {thought}" for thought in thoughts[prompt])]))
             film, texts = [], [words for prompt in part for words in thoughts.get(prompt, [prompt] * n)]
             # the same seed for every prompt: rows do not depend on each other
             drawn = pipe.draw(texts, seed=args.seed, group=n, on_iteration=film.append if args.gif else None,
-                              progress=lambda: bar.update(len(part)), **options)
+                              progress=lambda: shown.update(len(part)), **options)
             for i in range(0, len(drawn), n):
                 rows.append(drawn[i:i + n])
                 films.append([pictures[i:i + n] for pictures in film])

@@ -168,10 +168,10 @@ def text(words, flag):
     return words
 
 
-def in_words(e):
-    """The message of an exception on one line, for people, and the flag that helps."""
+def in_words(e, fixes=FIXES):
+    """The message of an exception on one line, for people, and what helps. fixes: {how it begins: what helps}."""
     if not getattr(e, "strerror", None):
-        return one_line("; ".join([str(e), *(fix for start, fix in FIXES.items() if str(e).startswith(start))]))
+        return one_line("; ".join([str(e), *(fix for start, fix in fixes.items() if str(e).startswith(start))]))
     full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     fix = "free space or write to another disk" if full else "check that path, or pass another one"
     return one_line(f"{e.filename or 'output'}: {e.strerror}; {fix}")

@@ -6,8 +6,7 @@ What a model says that it looks at (replies.py) stays in the conversation.
 import re
 from pathlib import Path
 
-from tqdm import tqdm
-
+from .cli import bar
 from .files import check_output, write_bytes
 from .pictures import file_bytes
 from .plans import settled
@@ -152,8 +151,8 @@ class Conversation:
             [thought] = self.pipe.think([words], seed)
             if thought.startswith(REFUSAL):
                 return None, thought
-        with tqdm(total=plan["total"], desc="drawing", unit="iter", leave=False, disable=None) as bar:
-            [picture] = self.pipe.draw([thought or words], seed=seed, progress=bar.update,
+        with bar(total=plan["total"], desc="drawing", unit="iter") as shown:
+            [picture] = self.pipe.draw([thought or words], seed=seed, progress=shown.update,
                                        **self.drawing | settled(plan))
         return self.keep(picture), thought
 

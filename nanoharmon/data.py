@@ -6,9 +6,8 @@
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
 
-from .cli import Parser, first_of, one_line, run_main
+from .cli import Parser, bar, first_of, one_line, run_main
 from .files import advising, check_output, write_bytes
 from .pictures import captioned, file_bytes, pad_square, picture_grid, read_image
 from .training import formats
@@ -19,7 +18,7 @@ def report(entries, problems):
     """Lines of text about what `read_entries` has found, and the entries whose pictures can be decoded."""
     total, users, sizes = len(entries) + len(problems), Counter(e.path for e in entries if e.path), {}
     found = try_all({path: path for path in users}, lambda path: read_image(path).size)
-    for path, size in tqdm(found, total=len(users), desc="decode", disable=None):
+    for path, size in bar(found, total=len(users), desc="decode"):
         if isinstance(size, ValueError):
             problems = problems + [str(size)] * users[path]
         else:

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")     # not EPS: Pillow would start Ghostscript
 if "avif" in features.modules and features.check("avif"):          # Pillow 11.3 or later, with its decoder
@@ -21,9 +21,6 @@ if "avif" in features.modules and features.check("avif"):          # Pillow 11.3
 MAX_PIXELS = 64_000_000                                            # larger pictures are refused before decoding
 MAX_BYTES = 5 * 10**8                                              # of a picture: 64 million pixels, uncompressed
 MAX_SIDE = 12_000                                                  # padded to a square, a longer one fills the memory
-TURNS = dict(enumerate((Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-                        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
-                        Image.Transpose.ROTATE_90), start=2))      # by the orientation that EXIF tells
 logging.getLogger("PIL").addHandler(logging.NullHandler())         # or damaged files are lines on stderr, too
 
 
@@ -102,15 +99,9 @@ def as_pictures(given):
 def upright(image):
     """A picture turned as its EXIF says. A sound picture with damaged EXIF is a sound picture."""
     image.load()
-    turn = None
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        turn = TURNS.get(image.getexif().get(0x0112))
-    if turn is None:
-        return image
-    image = image.transpose(turn)
-    for name in "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif":     # or it would be turned again
-        image.info.pop(name, None)
+        return ImageOps.exif_transpose(image)
     return image
 
 
@@ -139,6 +130,11 @@ def file_bytes(picture, format="PNG", **options):
 def to_pixels(array):
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1]."""
     return array.permute(0, 3, 1, 2).float() * (2 / 255) - 1
+
+
+def at_once(size):
+    """How many pictures of a size go through the VAE at once: it needs some KB of memory for each of their pixels."""
+    return max(1, min(64, 2**20 // size**2))
 
 
 def to_pictures(image):

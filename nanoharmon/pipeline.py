@@ -16,7 +16,7 @@ from . import arguments
 from .config import to_dict
 from .files import advising, write_bytes, write_json
 from .mar import random_orders
-from .pictures import as_picture, as_pictures, pad_square, to_pictures, to_pixels
+from .pictures import as_picture, as_pictures, at_once, pad_square, to_pictures, to_pixels
 from .plans import OFFICIAL, plan_drawing
 from .qwen import KVCache, rotary_positions
 from .replies import check_length, check_sampling, readable, seen_and_said, stream
@@ -129,7 +129,8 @@ class Pipeline:
         ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
         options |= {name: plan[name] for name in OFFICIAL if name not in ("think", "fast")}
         latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_iteration=tell, **options)
-        return to_pictures(self.model.vae.decode(latents.to(self.dtype), grid))
+        parts = latents.to(self.dtype).split(at_once(max(plan["size"])))         # (b, S, C) each
+        return [picture for part in parts for picture in to_pictures(self.model.vae.decode(part, grid))]
 
     @torch.no_grad()
     def think(self, prompts, seed=0, temperature=0.5, max_new_tokens=64):

@@ -71,4 +71,4 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
 
 def settled(plan):
     """The options of a plan for drawing finished thoughts: `think` is off, and what `fast` chose is in the numbers."""
-    return {name: plan[name] for name in OFFICIAL if name in plan} | {"think": False, "fast": False}
+    return {name: plan[name] for name in OFFICIAL} | {"think": False, "fast": False}

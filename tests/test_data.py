@@ -155,13 +155,14 @@ def test_a_mix_is_names_and_weights():
     assert parse_mix(["a.json", "b:.5", "a.json:2", "odd:name"]) == [("a.json", 2), ("b", 0.5), ("odd:name", 1)]
 
 
-def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path):
+def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanoharmon.training.latents.at_once", lambda size: 8)
     torch.manual_seed(0)
     vae, found = VAE(pico().vae).eval(), []
     for world_size in (1, 2):
         new_cache(tmp_path / "sub" / "x.npy", 20, 4, 4)
         for rank in range(world_size):
-            encode_share(vae, SCENES, 16, tmp_path / "sub" / "x.npy", rank, world_size, batch=8)
+            encode_share(vae, SCENES, 16, tmp_path / "sub" / "x.npy", rank, world_size)
         found.append(np.load(tmp_path / "sub" / "x.npy"))
     assert found[0].shape == (20, 4, 4) and found[0].dtype == np.float16 and np.array_equal(*found)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path):
 def test_latents_have_unit_variance():
     torch.manual_seed(0)
     config = Config.preset("pico")
-    model, made = Harmon(config.model), Batches([SCENES], [1])
+    model, made = Harmon(config.model), Batches([SCENES], [1], Tokenizer.train(training_texts(CONFIG, 60), 384))
     measure_scale(config, model, made)
     size = config.stages["vae"].size
     with torch.no_grad():

@@ -19,6 +19,7 @@ from nanoharmon.evals.common import batches, fresh_scene, over_processes, rate, 
 from nanoharmon.evals.geneval import draw_scores, match
 from nanoharmon.evals.reading import answer_scores, pope_questions
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.plans import OFFICIAL
 from nanoharmon.tokenizer import DESCRIBE, LOCATE
 from nanoharmon.training.recipe import Config
 from nanoharmon.world import language, prompts, questions, shapes
@@ -40,7 +41,7 @@ class Fake:
         self.draw_one, self.reply, self.say = draw_one, reply, say
 
     def plan(self, prompts, think=None, **options):
-        return {"think": bool(self.say) if think is None else think}
+        return OFFICIAL | {"think": bool(self.say) if think is None else think}
 
     def think(self, prompts, seed):
         rng = random.Random(seed)

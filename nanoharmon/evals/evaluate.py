@@ -65,7 +65,7 @@ def reconstruct_batch(pipe, seed, start, stop, size, unseen=False):
 def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None, unseen=False):
     """How many fresh scenes survive the VAE: "right" (and "original": before it), mean "psnr" in dB. unseen: scenes
     with a pair that training never showed."""
-    jobs = [(seed, part[0], part[-1] + 1, size or pipe.size, unseen) for part in batches(range(n), 32)]
+    jobs = [(seed, part.start, part.stop, size or pipe.size, unseen) for part in batches(range(n), 32)]
     rows = [row for part in over_processes(reconstruct_batch, pipe, jobs, pool, progress, "vae") for row in part]
     right, original, decibels = zip(*rows)
     return {"right": rate(right), "original": rate(original), "psnr": float(np.mean(decibels))}
@@ -110,7 +110,7 @@ def flatten(results, name=""):
 
 
 def quick(pipe, procs=1, progress=None):
-    """A short look at the first five, as one flat dict: what train.py prints at its end."""
+    """The first five benchmarks with few samples, as one flat dict: what train.py prints at its end."""
     with workers(pipe, procs) as pool:
         return flatten(run_benchmarks(pipe, BENCHES[:5], 20, 2, pool=pool, progress=progress)[0])
 

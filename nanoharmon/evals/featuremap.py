@@ -146,7 +146,7 @@ def precision(pipe, n, seed, size, progress=None):
 
 def heat(image, values, mask, grid):
     """A picture (H, W, 3) in grey with values (S,) from 0 to 1 as heat over it; a white line around the mask (S,)."""
-    block = np.ones((SIDE // grid[0], SIDE // grid[1]))
+    block = np.ones([max(1, SIDE // side) for side in grid])
     v = np.kron(values.reshape(grid), block)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L").resize((v.shape[1], v.shape[0])))[..., None]
     hot = np.clip(v * (1.6, 2.4, 3.0) - (0, 1.2, 2.2), 0, 1)                     # black, red, yellow, nearly white

@@ -98,18 +98,18 @@ def against_first(results):
 
 # --- the whole study --------------------------------------------------------------------------------------------------
 
-def run_study(study, base, out, seeds=3, budget=1.0, procs=2, preset="nano", scenes=20000):
+def run_study(study, base, out, seeds, budget, procs):
     """Train and measure the arms of `shared`, `stages` or `mar`: {arm: [figures of each seed]}, and OUT/STUDY.json."""
-    chosen, needed = arms(study, budget, preset), ["vae"] if study == "mar" else ["vae", "llm", "mar"]
+    chosen, needed = arms(study, budget), ["vae"] if study == "mar" else ["vae", "llm", "mar"]
     if missing := [s for s in needed if not (base / f"stage_{s}" / "config.json").exists()]:
         print(f"training the stages {', '.join(missing)} of {base} first", flush=True)
-        code = subprocess.run([sys.executable, str(TRAIN), "--preset", preset, "--out", str(base),
+        code = subprocess.run([sys.executable, str(TRAIN), "--preset", "nano", "--out", str(base),
                                *["--resume"] * (base / "train_config.json").exists(),
                                *(f"--stage={s}" for s in needed)]).returncode
         if code:
             sys.exit(code)                                       # it has said why
     # arm by arm: when the second one begins, the first has encoded the pictures of its seed
-    jobs = [Job(base, out, arm, seed, preset, scenes) for arm in chosen for seed in range(1, seeds + 1)]
+    jobs = [Job(base, out, arm, seed) for arm in chosen for seed in range(1, seeds + 1)]
     for job in jobs:
         note(job)
     tasks = [(train_arm, (job,), job.folder / "study.json") for job in jobs]

@@ -119,7 +119,7 @@ def converse(pipe, seed, start, stop, size, look, options):
 
 def chat_scores(pipe, n=50, seed=0, pool=None, progress=None, look=None, size=None, **options):
     """{"turn": {"1": rate, ...}, "kind": {...}, "sentences": rate} of n conversations."""
-    jobs = [(seed, part[0], part[-1] + 1, size or pipe.size, look, options) for part in batches(range(n), 5)]
+    jobs = [(seed, part.start, part.stop, size or pipe.size, look, options) for part in batches(range(n), 5)]
     rows = [row for part in over_processes(converse, pipe, jobs, pool, progress, "chat") for row in part]
     return {"turn": by_kind([(str(turn + 1), right) for turn, _, right, _ in rows]),
             "kind": by_kind([(kind, right) for _, kind, right, _ in rows]),
@@ -159,7 +159,7 @@ def edit_scores(pipe, n=50, seed=0, pool=None, progress=None, look=None, size=No
     """{"replace": rate, "add": rate, "remove": rate}: n scenes each; nothing else may have changed. Options of
     whole pictures are left out: a cell has fewer tokens than --iters, and needs no thought."""
     options = {k: v for k, v in options.items() if k not in ("think", "iters")}
-    jobs = [(seed, kind, part[0], part[-1] + 1, size or pipe.size, options) for kind in EDITS
+    jobs = [(seed, kind, part.start, part.stop, size or pipe.size, options) for kind in EDITS
             for part in batches(range(n), 10)]
     done = over_processes(edit_batch, pipe, jobs, pool, progress, "edit")
     return by_kind([(job[1], right) for job, part in zip(jobs, done) for right in part])

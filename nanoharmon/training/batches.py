@@ -25,6 +25,7 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
     any       pictures(rows, size) -> uint8 (n, size, size, 3)
               has(kind) -> whether there are usable "pictures", "captions" or "texts"
               learn_all: of a text, whether all words are learned, or only the assistant's
+              corpus() -> texts for the tokenizer (folders; of the shapes world: training_texts)
               leave_out(fits) -> from now on, use no text whose first two turns do not fit; how many these are
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
               content (a text that differs when the pictures do)
@@ -51,10 +52,10 @@ class Batches:
     plain ones, which wait for it: they are small, and the batch was made while the GPU computed the one before.
     """
 
-    def __init__(self, sources, weights, tokenizer=None, buffers=0, room=10**9, device="cpu"):
+    def __init__(self, sources, weights, tokenizer, buffers=0, room=10**9, device="cpu"):
         self.sources, self.tokenizer, self.buffers, self.room, self.device = sources, tokenizer, buffers, room, device
         self.shapes = next((source for source in sources if source.name == "shapes"), None)
-        self.left_out = {source.name: source.leave_out(self.fits) for source in sources} if tokenizer else {}
+        self.left_out = {source.name: source.leave_out(self.fits) for source in sources}
         self.first_class, n = {}, 0                                  # of each source: classes are numbered on and on
         for source in sources:
             self.first_class[source.name] = n

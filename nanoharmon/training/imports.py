@@ -180,7 +180,7 @@ def import_sources(cache, sources):
 
 
 def import_source(source, cache):
-    """Put a Source into `cache`, unless it is there. Returns lines that tell what was found."""
+    """Put a Source into `cache`, unless it is there. Returns what was found, as text."""
     name, found, prints = source.name, source.found, source.prints
     if found is None:
         return "\n".join(source.notes)

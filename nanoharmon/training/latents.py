@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..pictures import to_pixels
+from ..pictures import at_once, to_pixels
 
 
 def measure_scale(config, model, batches):
@@ -22,7 +22,8 @@ def measure_scale(config, model, batches):
     rng = random.Random(f"{config.data.seed}/scale")             # the same pictures in every process
     size = config.stages["vae"].size
     with torch.no_grad():
-        latents = torch.cat([model.vae.moments(batches.images(rng, 64, size))[0] for _ in range(8)])
+        latents = torch.cat([model.vae.moments(part)[0] for _ in range(8)
+                             for part in batches.images(rng, 64, size).split(at_once(size))])
     config.model.vae.scale = model.vae.config.scale = round(1 / latents.std().item(), 4)
 
 
@@ -71,15 +72,10 @@ def new_cache(path, n, tokens, channels):
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 
 
-def at_once(size):
-    """How many pictures of a size go through the VAE at once: it needs some KB of memory for each of their pixels."""
-    return max(1, min(64, 2**20 // size**2))
-
-
-def encode_share(vae, source, size, path, rank, world_size, batch=64):
+def encode_share(vae, source, size, path, rank, world_size):
     """Encode every world_size-th batch of a source's pictures, from the rank-th on, into the file of `new_cache`."""
     out, device = np.load(path, mmap_mode="r+"), next(vae.parameters()).device
-    batch = min(batch, at_once(size))
+    batch = at_once(size)
     starts = range(rank * batch, len(out), world_size * batch)
     for start in tqdm(starts, desc=f"encode {size} px", disable=rank > 0):
         rows = range(start, min(start + batch, len(out)))

@@ -33,7 +33,7 @@ def select(model, trained):
         p.requires_grad_(on)
         if on:
             chosen[name] = p
-    lost = [prefix for prefix in trained if not any(name.startswith(prefix) for name, _ in model.named_parameters())]
+    lost = [prefix for prefix in trained if not any(name.startswith(prefix) for name in chosen)]
     if lost or not chosen:
         raise ValueError(f"no parameter to train has a name that starts with {', '.join(lost or trained)!r}, expected "
                          f"prefixes such as mar.,proj_in.")

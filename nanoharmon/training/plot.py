@@ -41,7 +41,10 @@ def draw_curves(curves, path):
         pen.text((left - MARGIN + 2, top - 4), f"{high:.2g}", "#666666", font)
         pen.text((left - MARGIN + 2, top + height - 8), "0", "#666666", font)
         line = [(left + width * s / steps[-1], top + height * (1 - min(v / high, 1))) for s, v in points]
-        pen.line(line, fill=COLORS[0], width=2) if len(line) > 1 else pen.point(line[0], fill=COLORS[0])
+        if len(line) > 1:
+            pen.line(line, fill=COLORS[0], width=2)
+        else:
+            pen.point(line[0], fill=COLORS[0])
     image.save(path)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..config import BELOW_1, PRESETS, SHARE, HarmonConfig, arg, nearest
 from ..flags import check_fields, check_model, sections
+from .batches import parse_mix
 
 
 @dataclass
@@ -253,7 +254,6 @@ def check_sizes(config):
     if not model.mar.buffer_size:
         raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
                          "that the LLM is given; change that flag, or pass another --mar")
-    names = [entry.rpartition(":")[0] or entry for entry in config.data.mix]
     for name, stage in stages.items():
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
@@ -263,7 +263,7 @@ def check_sizes(config):
         if name in (*HARMON_STAGES, "reca") and tokens + TEXT > limit:
             raise ValueError(f"--stage_{name}.size is {stage.size}, that is {tokens} tokens: with {TEXT} of text they "
                              f"exceed --llm.max_position_embeddings {limit}; change that flag")
-        if stage.parts and "shapes" in names:
+        if stage.parts and "shapes" in dict(parse_mix(config.data.mix)):
             is_free, side = config.data.layout == "free", stage.size // stride
             if is_free or side % config.data.board:
                 what = "--data.layout free has none" if is_free else f"{side} tokens a side do not fit"

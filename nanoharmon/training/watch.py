@@ -10,10 +10,9 @@ from PIL import Image
 
 from ..cli import in_words
 from ..mar import random_orders
-from ..pictures import captioned, picture_grid, psnr, to_pictures, to_pixels
+from ..pictures import at_once, captioned, picture_grid, psnr, to_pictures, to_pixels
 from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
-from .latents import at_once
 from .plot import draw_curves, read_log
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white cross", "two yellow circles",

@@ -51,11 +51,11 @@ def detect(image: np.ndarray) -> list:
         return [Detected(None, None, 0.5, 0.5, 0.5, 0.0)]
     pixels = image.astype(np.float32) - background
     coverage, label = _cover(pixels, PALETTE - background)
-    pieces, piece_of = _pieces(np.where(coverage >= COVERED, label, 0), SMALLEST * label.size)
+    boxes, piece_of = _pieces(np.where(coverage >= COVERED, label, 0), SMALLEST * label.size)
 
     found = []
     explained = np.zeros(label.shape, bool)
-    for piece, (y0, y1, x0, x1) in pieces:
+    for piece, (y0, x0, y1, x1) in enumerate(boxes, 1):
         # two more pixels on each side, for the soft edge; what belongs to other pieces is cut away
         y0, x0 = max(0, y0 - 2), max(0, x0 - 2)
         window = np.s_[y0:y1 + 2, x0:x1 + 2]
@@ -96,46 +96,23 @@ def _cover(pixels, palette):
 def _pieces(label, smallest):
     """Connected pieces (4 neighbours, equal label > 0) of at least `smallest` pixels.
 
-    Returns [(piece number, (y0, y1, x0, x1))] and the map of piece numbers (H, W), 0 where there is none. Works on the
-    horizontal runs of equal label instead of pixels: there are few, so plain Python is fast enough.
+    Returns their boxes [(y0, x0, y1, x1)], and the map (H, W) of which of them each pixel is in, from 1 on; 0 is none.
+    Every pixel begins with a number of its own, and takes the least one of its piece, neighbour by neighbour.
     """
-    H, W = label.shape
-    padded = np.zeros((H, W + 1), label.dtype)              # a run never goes on into the next row
-    padded[:, :W] = label
-    flat = padded.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=-1))
-    ends = np.append(starts[1:], flat.size)
-    parent = list(range(len(starts)))
-
-    def root(i):
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    every = zip(starts.tolist(), ends.tolist(), flat[starts].tolist())
-    runs = [(i, s, e, k) for i, (s, e, k) in enumerate(every) if k]         # i, start, end, label
-    above = 0                                               # the first run not yet out of reach
-    for i, s, e, k in runs:
-        while runs[above][2] + W + 1 <= s:
-            above += 1
-        j = above
-        while runs[j][1] + W + 1 < e:
-            if runs[j][3] == k and runs[j][1] // (W + 1) == s // (W + 1) - 1:
-                parent[root(i)] = root(runs[j][0])
-            j += 1
-    boxes, areas = {}, Counter()
-    for i, s, e, _ in runs:
-        top = root(i)
-        y, x = divmod(s, W + 1)
-        y0, y1, x0, x1 = boxes.get(top, (y, y, x, x))
-        boxes[top] = min(y0, y), max(y1, y + 1), min(x0, x), max(x1, x + e - s)
-        areas[top] += e - s
-    kept = {top: number for number, top in enumerate((t for t in boxes if areas[t] >= smallest), 1)}
-    numbers = np.zeros(len(starts), int)
-    for i, *_ in runs:
-        numbers[i] = kept.get(root(i), 0)
-    piece_of = np.repeat(numbers, ends - starts).reshape(H, W + 1)[:, :W]
-    return [(number, boxes[top]) for top, number in kept.items()], piece_of
+    number, before = np.where(label > 0, np.arange(1, label.size + 1).reshape(label.shape), 0), np.zeros(label.shape)
+    while (number != before).any():
+        before = number.copy()
+        for a, b in (np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]):
+            alike, least = (label[a] == label[b]) & (label[a] > 0), np.minimum(number[a], number[b])
+            for side in a, b:
+                np.minimum(number[side], least, out=number[side], where=alike)
+        number = np.append(0, number)[number]               # a shortcut: what the pixel of that number has by now
+    areas, piece_of = np.bincount(number.ravel(), minlength=label.size + 1), np.zeros(label.size + 1, int)
+    kept = 1 + np.flatnonzero(areas[1:] >= smallest)
+    piece_of[kept] = 1 + np.arange(len(kept))
+    piece_of = piece_of[number]
+    places = [np.argwhere(piece_of == piece) for piece in range(1, len(kept) + 1)]
+    return [(*p.min(axis=0).tolist(), *(1 + p.max(axis=0)).tolist()) for p in places], piece_of
 
 
 # --- the five shapes: distances to the outline in units of the radius, negative inside --------------------------------
