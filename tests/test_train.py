@@ -377,7 +377,7 @@ def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():
     config = Config.preset("nano")
     config.data.board, config.data.mix = 4, ("my/shapes:1", "shapes2")
     check_sizes(config)
-    config.data.mix = "my/shapes:1", "shapes:2"
+    config.data.mix = "my/shapes:1", " shapes:2"                 # typed with a blank behind the comma
     with pytest.raises(ValueError, match="6 tokens a side do not fit; pass --stage_3.parts 0"):
         check_sizes(config)
 
