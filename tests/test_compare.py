@@ -261,15 +261,15 @@ def test_gumbel_noise_draws_codes_as_often_as_their_probabilities_say():
 def test_all_systems_have_as_many_parameters_within_ten_percent():
     for preset in systems.PRESETS:
         with torch.device("meta"):
-            counts = {name: sum(p.numel() for p in systems.build(name, preset, systems.settings(name, preset).model)[0]
-                                .parameters()) for name in systems.SYSTEMS}
+            counts = {name: sum(p.numel() for p in systems.build(name, preset, systems.settings(name, preset).model)[
+                "model"].parameters()) for name in systems.SYSTEMS}
         assert max(counts.values()) < 1.1 * min(counts.values()), counts
 
 
 def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(tmp_path, monkeypatch):
     steps, train = {part: 2 for part in systems.SHARES["toklip"]}, systems.System.train
     monkeypatch.setattr(one_system, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
-    one_system.run_one("toklip", 1, "pico", steps, tmp_path / "unbroken")
+    one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "unbroken")
 
     def interrupted(system, part, steps):
         if part == "toklip":
@@ -277,10 +277,10 @@ def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(t
         train(system, part, steps)
     monkeypatch.setattr(systems.System, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one_system.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+        one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
     assert [p.name for p in (tmp_path / "broken").glob("*.safetensors")] == ["teacher.safetensors"]
     monkeypatch.setattr(systems.System, "train", train)
-    one_system.run_one("toklip", 1, "pico", steps, tmp_path / "broken")
+    one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
     one, other = (open_tensors(tmp_path / name / "3.safetensors") for name in ("unbroken", "broken"))
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
     start = systems.System("toklip", "pico", 1, 16).model.state_dict()
@@ -289,27 +289,40 @@ def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(t
     assert moved == {"vae", "llm", "toklip", "proj_in", "blank", "code_head"}
 
 
-def test_the_benchmarks_of_harmon_measure_a_system_of_codes():
-    """With random weights nothing is drawn right, and a picture is no more than chance; all figures are there."""
-    system = systems.System("toklip", "pico", 1, 16)
-    found, picture = measure(system, "pico")
-    assert {"single_object", "position", "overall", "the four, unseen pairs", "thinking first: overall"} <= set(found["drawing"])
-    assert found["drawing"]["overall"]["right"] == found["reading, looking first"]["caption"]["right"] == 0
-    assert {"color", "shape", "count", "relation"} <= set(found["reading, looking first"]) and set(found["zero-shot, TokLIP"]) == {
-        "pair", "color", "shape", "unseen pair"}
-    assert 0 <= found["tokens"]["bits per token"] <= 6 and found["cost"]["Frechet distance"] > 0
-    text = tables({"toklip": [found, found], "harmon": [{"drawing": found["drawing"]}] * 2})
-    assert "| the four, unseen pairs " in text and text.count("zero-shot") == 2
-    assert picture.width > 8 * 90
+def test_code_systems_of_a_seed_have_the_same_tokenizer():
+    """Here the VQ of one system had begun with other weights, and gave back twice as many unseen pairs: by luck."""
+    learned = []
+    for name in ("toklip", "codes", "masked"):
+        system = systems.System(name, "pico", 1, 64)
+        system.train("vae", 2)
+        learned.append(system.model.vae.state_dict())
+    assert all(torch.equal(vq[key], learned[0][key]) for vq in learned for key in vq)
+
+
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_the_benchmarks_of_harmon_measure_every_system(name):
+    """With random weights nothing is drawn or described right, and no answer is better than chance."""
+    found, picture = measure(systems.System(name, "pico", 1, 16), "pico")
+    drawing, reading = found["drawing"], found["reading, looking first"]
+    assert drawing["overall"]["right"] == drawing["thinking first: overall"]["right"] == 0 == drawing[
+        "colors, unseen pairs"]["right"] == reading["captions of other scenes"]["right"] == found["tokens"][
+            "reconstructions right"]["right"]
+    assert {"color", "shape", "count", "relation"} <= set(reading) and reading["overall"]["low"] < 0.25
+    kinds = [rate for kind, rate in reading.items() if "," not in kind and kind not in (
+        "overall", "existence (random)", "captions of other scenes")]
+    assert sum(r["right"] for r in kinds) == reading["overall"]["right"]         # what is shown is what was counted
+    assert found["Frechet distance"]["drawn"] > found["Frechet distance"]["other renders"]
+    assert ("two rounds of --redraw: overall" in drawing) == (name in systems.HARMON)
+    if name == "toklip":
+        assert set(found["zero-shot, TokLIP"]) == {"pair", "color", "shape", "unseen pair"}
+    text = tables({name: [found, found], "other": [{"drawing": drawing}] * 2})
+    assert "| the four, unseen pairs " in text and picture.width > 8 * 90
 
 
 def test_one_cell_of_several_seeds():
     values = [rate([i < n for i in range(10)]) for n in (2, 8)]
-    alone, both = (over_seeds(v) for v in ([values[0]], values))
-    assert alone.startswith("20.0 [") and both.startswith("50.0 [")
-    # two seeds that differ so much: the interval is wider than that of 20 pictures in one pot, 50.0 [29.9, 70.1]
-    assert float(both.split("[")[1].split(",")[0]) < 25
-    assert over_seeds([1.0, 2.0]) == "1.5 (1 to 2)" and over_seeds([2.0, 2.0]) == "2"
+    assert over_seeds(values[:1]) == "20.0 [5.7, 51.0]" and over_seeds(values) == "50.0 [29.9, 70.1]: 20, 80"
+    assert over_seeds([1.0, 2.0]) == "1.5: 1, 2" and over_seeds([2.0, 2.0]) == "2"
 
 
 def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeypatch, capsys):
@@ -319,6 +332,10 @@ def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeyp
     for name in systems.SYSTEMS:
         took = sum(steps * plan["seconds per step"][name][part] for part, steps in plan["steps"][name].items())
         assert took == pytest.approx(600, rel=1e-3) and sum(systems.SHARES[name].values()) == pytest.approx(1)
+    monkeypatch.setattr(compare, "time_steps", lambda name, preset: dict.fromkeys(systems.SHARES[name], 0.02))
+    more = compare.make_plan(["codes"], "pico", 10, compare.make_plan(["toklip"], "pico", 10) | {"seconds per step": {
+        "toklip": {"vae": 0.04}}})
+    assert more["steps"]["codes"] == {"vae": 3750, "llm": 3000, "2": 7500, "3": 12000}   # the VQ as long as TokLIP's
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     assert compare.read_plan(tmp_path / "plan.json", "pico", 10) == plan
     monkeypatch.setitem(systems.SHARES, "codes", {"vae": 1.0})   # as other code may have it

@@ -28,7 +28,10 @@ from ..files import FolderLock, read_json, write_bytes, write_json
 from ..pictures import file_bytes, open_image, picture_grid
 from .metrics import tables
 from .one import run_one
-from .systems import PRESETS, SHARES, SYSTEMS, System
+from .systems import HARMON, PRESETS, SHARES, SYSTEMS, System
+
+SCENES_A_MINUTE, SCENES = 2000, 20000        # different pictures: so many for each of --minutes, and at most
+
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
@@ -41,11 +44,13 @@ def time_steps(name, preset, steps=10):
 def make_plan(names, preset, minutes, old=None):
     """{"preset", "minutes", "shares": {system: {part: share}}, "seconds per step" and "steps": likewise}; old: a plan
     that is kept, and extended by the systems that it lacks."""
-    plan = old or {"preset": preset, "minutes": minutes, "shares": {}, "seconds per step": {}, "steps": {}}
+    plan = {"preset": preset, "minutes": minutes, "shares": {}, "seconds per step": {}, "steps": {}} | (old or {})
     for name in names:
         if name not in plan["steps"]:
-            plan["shares"][name] = SHARES[name]
-            took = plan["seconds per step"][name] = time_steps(name, preset)
+            took = time_steps(name, preset)
+            for other, known in plan["seconds per step"].items():                # the same tokenizer, the same steps
+                took["vae"] = known["vae"] if (other in HARMON) == (name in HARMON) else took["vae"]
+            plan["shares"][name], plan["seconds per step"][name] = SHARES[name], took
             plan["steps"][name] = {part: max(1, round(60 * minutes * share / took[part]))
                                    for part, share in SHARES[name].items()}
     return plan
@@ -60,7 +65,7 @@ def read_plan(path, preset, minutes):
         if plan.get(flag) != value:
             raise ValueError(f"{path} has {flag} {plan.get(flag)}, got {value}; pass --{flag} {plan.get(flag)} to go "
                              f"on, or another --out")
-    for name in plan["steps"]:
+    for name in plan.get("steps", {}):
         if plan.get("shares", {}).get(name) != SHARES.get(name):
             raise ValueError(f"{path} is of other code, which divides the time of {name} in another way; pass another "
                              f"--out")
@@ -84,10 +89,11 @@ def print_plan(plan, names, seeds, procs):
 def compare(names, seeds, preset, plan, out, procs):
     """{system: [figures of each seed]}, from files where they are there, else trained and measured now."""
     jobs = [(name, seed, out / f"{name}-{seed}") for seed in range(1, seeds + 1) for name in names]
+    scenes = max(16, min(SCENES, int(SCENES_A_MINUTE * plan["minutes"])))
 
     def run(job):
         name, seed, folder = job
-        return run_apart(run_one, (name, seed, preset, plan["steps"][name], folder), folder / "metrics.json")
+        return run_apart(run_one, (name, seed, preset, plan["steps"][name], scenes, folder), folder / "metrics.json")
     with ThreadPool(procs) as pool:                              # each thread waits for one process
         done = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="compare"))
     return {name: [figures for (other, _, _), figures in zip(jobs, done) if other == name] for name in names}
@@ -124,7 +130,7 @@ def main(argv=None):
         write_json(out / "results.json", {"plan": plan, "seeds": args.seeds, "results": results})
         rows = [open_image(out / f"{name}-1" / "pictures.png", "--out") for name in names]
         write_bytes(out / "page.png", file_bytes(picture_grid(rows, 1)))
-    print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures and seeds; (low to high): range over seeds")
+    print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures; after a colon and in brackets: single seeds")
     print(f"wrote {out}/table.md, results.json and page.png")
 
 

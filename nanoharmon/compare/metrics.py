@@ -6,7 +6,6 @@ a picture before its LLM: Harmon's encoded tokens, code vectors, or TokLIP's fea
 """
 import time
 
-import numpy as np
 import torch
 
 from ..cli import markdown_table
@@ -37,21 +36,24 @@ def measure(system, preset):
     """All figures of a trained System, and a row of pictures: (nested dict of rates and numbers, PIL picture)."""
     pipe, size = system.pipeline(), SIZES[preset]
     drawn, thought = (draw_scores(pipe, size["prompts"], 1, think=think)[0] for think in (False, True))
+    anew = draw_scores(pipe, size["prompts"], 1, redraw=2)[0] if system.name in HARMON else None
     seen = answer_scores(pipe, size["scenes"])
     unseen = answer_scores(pipe, max(4, size["scenes"] // 4), unseen=True)
     at_once = answer_scores(pipe, size["scenes"], benches=("vqa",), look=False)
-    eye = train_eye(system.size, placement(pipe), size["eye"])
+    quality = quality_scores(pipe, size["quality"], eye=train_eye(system.size, placement(pipe), size["eye"]))
     found = {
-        "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | overall(drawn) | overall(
-            thought, "thinking first: "),
+        "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | {
+            f"{task}, unseen pairs": drawn["unseen"][task] for task in COLORED} | overall(drawn) | overall(
+            thought, "thinking first: ") | (overall(anew, "two rounds of --redraw: ") if anew else {}),
         "reading, looking first": seen["vqa"] | {
             "overall, unseen": unseen["vqa"]["overall"], "overall, at once": at_once["vqa"]["overall"],
             "existence (random)": seen["pope"]["random"]["accuracy"],
-            "caption": seen["caption"], "caption, unseen": unseen["caption"]},
+            "captions of other scenes": seen["caption"], "captions of other scenes, unseen": unseen["caption"]},
         "linear probe": probe_rates(system, pipe, size["probe"]),
         "tokens": token_figures(system, pipe, size["scenes"]),
-        "cost": {"Frechet distance": quality_scores(pipe, size["quality"], eye=eye, think=False)["drawn"]["Frechet"],
-                 "parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
+        "Frechet distance": {name: quality[name]["Frechet"] for name in ("drawn", "VAE reconstructions",
+                                                                         "other renders")},
+        "cost": {"parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
     del found["reading, looking first"]["likelihood"]
     if system.teacher:
         vq, toklip = system.model.vae, system.model.toklip
@@ -119,20 +121,21 @@ def seconds(pipe, n=16):
         return (time.process_time() - began) / n
     images = [shapes.render(fresh_scene(pipe, 0, i), pipe.size) for i in range(n)]
     return {"seconds per picture": timed(lambda: pipe.draw(["a red circle"] * n, think=False)),
+            "seconds per answer": timed(lambda: pipe.answers(images, ["is there a ring?"] * n)),
             "seconds per caption": timed(lambda: pipe.answers(images, [DESCRIBE] * n))}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 def over_seeds(values):
-    """One cell of several seeds: a rate with its interval, over pictures and seeds; else the mean and the range."""
-    if isinstance(values[0], dict):
-        if len(values) == 1:
-            return cell(values[0])
-        hits = [np.arange(value["n"]) < round(value["rate"] * value["n"]) for value in values]
-        return cell(probe.over_draws(torch.from_numpy(np.stack(hits))))
-    low, high, mean = min(values), max(values), sum(values) / len(values)
-    return f"{mean:.3g}" if low == high else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+    """One cell of several seeds: the rate of all with its interval (of pictures, for seeds are too few for one), then
+    each seed's own; of other numbers, the mean and each seed's."""
+    if not isinstance(values[0], dict):
+        mean, own = f"{sum(values) / len(values):.3g}", [f"{value:.3g}" for value in values]
+    else:
+        hits = [i < round(value["rate"] * value["n"]) for value in values for i in range(value["n"])]
+        mean, own = cell(rate(hits) if len(values) > 1 else values[0]), [f"{100 * v['rate']:.0f}" for v in values]
+    return f"{mean}: {', '.join(own)}" if len(set(own)) > 1 else mean
 
 
 def tables(results):

@@ -8,15 +8,14 @@ from ..pictures import file_bytes
 from .metrics import measure
 from .systems import System
 
-SCENES = 20000               # different pictures of stages 1 to 3, where there are as many steps
 
-
-def run_one(name, seed, preset, steps, folder):
-    """Train what is missing of a system, then measure it: FOLDER/metrics.json. steps: {part: steps}."""
+def run_one(name, seed, preset, steps, scenes, folder):
+    """Train what is missing of a system, then measure it: FOLDER/metrics.json. steps: {part: steps}; scenes: how many
+    different pictures."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(steps)
-    system = System(name, preset, seed, min(SCENES, 64 * (steps["2"] + steps["3"])))
+    system = System(name, preset, seed, scenes)
     done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
     if done:
         system.load(folder / f"{done[-1]}.safetensors")

@@ -1,17 +1,16 @@
 """The systems that are compared: their sizes, what each learns in which order and for how long, and the training loop.
 
-Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time:
+Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time (SHARES):
 
-    part      harmon   reca   toklip   codes, masked   it learns
-    vae       15 %     15 %   25 %     25 %            the picture tokenizer: KL-VAE, or VQ, which needs longer
-    llm       10 %     10 %   10 %     10 %            the LLM, texts without pictures
-    mar       15 %     15 %   -        -               MAR, from class labels
-    teacher   -        -      15 %     -               the contrastive model (teacher.py)
-    toklip    -        -      10 %     -               TokLIP, from the teacher
-    1          5 %      5 %   -        -               Harmon's stage 1: MAR and projectors, the LLM frozen
-    2         20 %     15 %   15 %     25 %            to draw and to read together: mostly pairs, mostly wholly hidden
-    3         35 %     30 %   25 %     40 %            the same, with pictures of all kinds and fewer wholly hidden
-    reca      -        10 %   -        -               to draw a picture from its own understanding of it (RecA)
+    vae       the picture tokenizer: KL-VAE, or VQ, which needs longer. The VQ is the same in all systems of a seed
+    llm       the LLM, texts without pictures
+    mar       MAR, from class labels
+    teacher   the contrastive model (teacher.py)
+    toklip    TokLIP, from the teacher
+    1         Harmon's stage 1: MAR and projectors, the LLM frozen
+    2         to draw and to read together: mostly pairs, and for MAR mostly wholly hidden
+    3         the same, with pictures of all kinds
+    reca      to draw a picture from its own understanding of it (RecA)
 
 Parts 2 and 3 have the settings of the recipe's stages, but small pictures in both, and no --region.
 
@@ -28,6 +27,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..harmon import Harmon
 from ..pipeline import Pipeline
@@ -77,20 +77,21 @@ def settings(name, preset):
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],
                                    num_hidden_layers=OWN[preset]["layers"][name == "toklip"])
-        for stage in joint, last:
-            stage.understanding_weight, stage.train_parts = 1.0, "llm.,proj_in.,blank,code_head."
+        for stage in joint, last:                                # hide_all is a trick for a diffusion loss
+            stage.understanding_weight, stage.hide_all, stage.train_parts = 1.0, 0.0, "llm.,proj_in.,blank,code_head."
     return config
 
 
-def build(name, preset, config):
-    """(model, its teacher or None) with random weights. config: HarmonConfig of `settings`."""
-    if name in HARMON:
-        return Harmon(config), None
-    own, teacher = OWN[preset], None
+def build(name, preset, config, seed=0):
+    """{"model": with random weights, "teacher": only TokLIP has one}. config: HarmonConfig of `settings`."""
+    own, teacher, toklip = OWN[preset], {}, None
     if name == "toklip":
-        teacher = Teacher(config.vae.stride, config.mar.grid ** 2, config.llm.vocab_size, **own["tower"])
-    toklip = TokLIP(teacher, CODE_DIM) if teacher else None
-    return Discrete(config, own["codes"], CODE_DIM, toklip, masked=name == "masked"), teacher
+        torch.manual_seed(random.Random(f"{seed}/new teacher").getrandbits(48))
+        teacher["teacher"] = Teacher(config.vae.stride, config.mar.grid ** 2, config.llm.vocab_size, **own["tower"])
+        toklip = TokLIP(teacher["teacher"], CODE_DIM)
+    torch.manual_seed(seed)                                      # what comes first, the VQ, is the same for all
+    model = Harmon(config) if name in HARMON else Discrete(config, own["codes"], CODE_DIM, toklip, name == "masked")
+    return {"model": model, **teacher}
 
 
 class System:
@@ -103,8 +104,8 @@ class System:
         self.source = ShapesData(self.config.data)
         texts = training_texts(self.config.data, 100 if preset == "pico" else 4000)
         self.tokenizer = Tokenizer.train(texts, self.config.model.llm.vocab_size)
-        torch.manual_seed(seed)
-        self.model, self.teacher = build(name, preset, self.config.model)
+        self.modules = nn.ModuleDict(build(name, preset, self.config.model, seed))
+        self.model, self.teacher = self.modules["model"], dict(self.modules).get("teacher")
         self.batches = Batches([self.source], [1.0], self.tokenizer, self.config.model.mar.buffer_size)
 
     @property
@@ -120,18 +121,11 @@ class System:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def modules(self):
-        return {"model": self.model} | ({"teacher": self.teacher} if self.teacher else {})
-
     def save(self, path):
-        save_safetensors({f"{kind}.{name}": value for kind, module in self.modules().items()
-                          for name, value in module.state_dict().items()}, path)
+        save_safetensors(self.modules.state_dict(), path)
 
     def load(self, path):
-        tensors = open_tensors(path)
-        for kind, module in self.modules().items():
-            module.load_state_dict({name.removeprefix(f"{kind}."): tensors[name].clone() for name in tensors
-                                    if name.startswith(f"{kind}.")})
+        self.modules.load_state_dict({name: value.clone() for name, value in open_tensors(path).items()})
         self.set_scale()
 
     # --- training --------------------------------------------------------------------------------------------------
