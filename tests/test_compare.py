@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanoharmon.compare import __main__ as compare, bits, one as one_system, systems
+from nanoharmon.compare import __main__ as compare, bits, metrics, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
 from nanoharmon.compare.metrics import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
@@ -90,8 +90,8 @@ def test_a_short_training_uses_most_of_the_codebook_and_decodes_what_it_encodes(
 
 def test_the_weight_of_the_kl_is_steered_towards_the_bits(monkeypatch):
     system, weights = bits.tokenizer("held", "pico", 1), []
-    for nats in (99.0, 99.0, 0.0):                               # of each of the numbers of a place
-        monkeypatch.setattr(bits, "kl_divergence", lambda mean, logvar: torch.full_like(mean, nats))
+    for nats in (99.0, 99.0, 0.0):                               # of each place
+        monkeypatch.setattr(bits, "kl_bits", lambda mean, logvar: torch.full_like(mean[:, 0], nats))
         list(system.losses("vae", random.Random(0), None))
         weights.append(math.log(system.kl_weight / bits.FIRST_WEIGHT))
     assert weights == pytest.approx([0.02, 0.04, 0.02])
@@ -268,8 +268,8 @@ def test_all_systems_have_as_many_parameters_within_ten_percent():
 
 def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(tmp_path, monkeypatch):
     steps, train = {part: 2 for part in systems.SHARES["toklip"]}, systems.System.train
-    monkeypatch.setattr(one_system, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
-    one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "unbroken")
+    monkeypatch.setattr(metrics, "measure", lambda *_: ({"cost": {}}, Image.new("RGB", (8, 8))))
+    metrics.run_one("toklip", 1, "pico", steps, 64, tmp_path / "unbroken")
 
     def interrupted(system, part, steps):
         if part == "toklip":
@@ -277,10 +277,10 @@ def test_an_interrupted_system_becomes_the_one_that_an_unbroken_training_makes(t
         train(system, part, steps)
     monkeypatch.setattr(systems.System, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
+        metrics.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
     assert [p.name for p in (tmp_path / "broken").glob("*.safetensors")] == ["teacher.safetensors"]
     monkeypatch.setattr(systems.System, "train", train)
-    one_system.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
+    metrics.run_one("toklip", 1, "pico", steps, 64, tmp_path / "broken")
     one, other = (open_tensors(tmp_path / name / "3.safetensors") for name in ("unbroken", "broken"))
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
     start = systems.System("toklip", "pico", 1, 16).model.state_dict()

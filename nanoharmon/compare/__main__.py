@@ -26,8 +26,7 @@ from ..evals.arm import run_apart
 from ..evals.common import out_folder
 from ..files import FolderLock, read_json, write_bytes, write_json
 from ..pictures import file_bytes, open_image, picture_grid
-from .metrics import tables
-from .one import run_one
+from .metrics import run_one, tables
 from .systems import HARMON, PRESETS, SHARES, SYSTEMS, System
 
 SCENES_A_MINUTE, SCENES = 2000, 20000        # different pictures: so many for each of --minutes, and at most

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from ..cli import Parser, number, run_main
-from ..vae import kl_divergence
 from .metrics import SIZES, tables, token_figures
 from .systems import OWN, PRESETS, System
+from .vq import kl_bits
 
 # of `held`, chosen by hand: bits per place, on average, that are allowed above the limit; the first weight of what is
 # above it; and by how much the weight may change in a step, e to this
@@ -37,8 +37,7 @@ def hold(system, bits):
         image = system.batches.images(rng, system.config.stages["vae"].batch, system.size)
         moments = vae.moments(image)
         out = vae.reconstruct(sample(*moments))
-        said = kl_divergence(*moments).sum(dim=1) / math.log(2)                  # (B, h, w), bits
-        excess = (said - bits).clamp(min=0).mean()
+        excess = (kl_bits(*moments) - bits).clamp(min=0).mean()
         # the first two terms are those of vae_loss, whose KL is a mean over places and knows no limit
         yield F.l1_loss(out, image) + 10 * F.mse_loss(out, image) + system.kl_weight * excess
         system.kl_weight *= math.exp(STEERING * max(-1.0, min(1.0, excess.item() / EXCESS - 1)))

@@ -16,10 +16,11 @@ from ..evals.geneval import COLORED, draw_scores
 from ..evals.quality import quality_scores, train_eye
 from ..evals.reading import answer_scores
 from ..evals.report import cell
-from ..pictures import captioned, picture_grid
+from ..files import read_json, write_bytes, write_json
+from ..pictures import captioned, file_bytes, picture_grid
 from ..tokenizer import DESCRIBE
 from ..world import shapes
-from .systems import HARMON
+from .systems import HARMON, System
 from .teacher import zero_shot
 from .vq import kl_bits, usage
 
@@ -53,7 +54,7 @@ def measure(system, preset):
         "tokens": token_figures(system, pipe, size["scenes"]),
         "Frechet distance": {name: quality[name]["Frechet"] for name in ("drawn", "VAE reconstructions",
                                                                          "other renders")},
-        "cost": {"parameters, millions": system.parameters / 1e6, **seconds(pipe)}}
+        "cost": {"parameters, millions": sum(p.numel() for p in system.model.parameters()) / 1e6, **seconds(pipe)}}
     del found["reading, looking first"]["likelihood"]
     if system.teacher:
         vq, toklip = system.model.vae, system.model.toklip
@@ -108,7 +109,7 @@ def token_figures(system, pipe, n):
     out = {"reconstructions right": score["right"], "of unseen pairs": vae_score(pipe, n, unseen=True)["right"],
            "PSNR, dB": score["psnr"]}
     if system.name in HARMON:
-        return out | {"bits per token": kl_bits(*vae.moments(images))}
+        return out | {"bits per token": kl_bits(*vae.moments(images)).mean().item()}
     used = usage(vae.encode(images), vae.codes)
     return out | {"bits per token": used["bits"], "codes used, %": 100 * used["used"], "perplexity": used["perplexity"]}
 
@@ -123,6 +124,34 @@ def seconds(pipe, n=16):
     return {"seconds per picture": timed(lambda: pipe.draw(["a red circle"] * n, think=False)),
             "seconds per answer": timed(lambda: pipe.answers(images, ["is there a ring?"] * n)),
             "seconds per caption": timed(lambda: pipe.answers(images, [DESCRIBE] * n))}
+
+
+# --- one system ----------------------------------------------------------------------------------------------------
+
+def run_one(name, seed, preset, steps, scenes, folder):
+    """Train what is missing of a system, then measure it: FOLDER/metrics.json. steps: {part: steps}; scenes: how many
+    different pictures."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = list(steps)
+    system = System(name, preset, seed, scenes)
+    done = [part for part in parts if (folder / f"{part}.safetensors").exists()]
+    if done:
+        system.load(folder / f"{done[-1]}.safetensors")
+    took = read_json(folder / "seconds.json") if done else {}
+    for part in parts[parts.index(done[-1]) + 1 if done else 0:]:
+        system.prepare(part)
+        began = time.process_time()
+        system.train(part, steps[part])
+        took[part] = time.process_time() - began
+        write_json(folder / "seconds.json", took)
+        system.save(folder / f"{part}.safetensors")
+        for earlier in parts[:parts.index(part)]:                # the last file holds all of the system
+            (folder / f"{earlier}.safetensors").unlink(missing_ok=True)
+    figures, pictures = measure(system, preset)
+    figures["cost"]["minutes of training"] = sum(took.values()) / 60
+    write_bytes(folder / "pictures.png", file_bytes(pictures))
+    write_json(folder / "metrics.json", figures)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ PRESETS = tuple(OWN)
 def settings(name, preset):
     """The Config of a system: the preset's own, at the picture size of its stage 2."""
     config = Config.preset(preset)
-    vae, joint, last = (config.stages[name] for name in ("vae", "2", "3"))
+    vae, joint, last = (config.stages[stage] for stage in ("vae", "2", "3"))
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
     last.size = config.stages["reca"].size = joint.size
@@ -107,11 +107,6 @@ class System:
         self.modules = nn.ModuleDict(build(name, preset, self.config.model, seed))
         self.model, self.teacher = self.modules["model"], dict(self.modules).get("teacher")
         self.batches = Batches([self.source], [1.0], self.tokenizer, self.config.model.mar.buffer_size)
-
-    @property
-    def parameters(self):
-        """How many the finished system has."""
-        return sum(p.numel() for p in self.model.parameters())
 
     def pipeline(self):
         """A Pipeline that draws and answers, for the benchmarks."""

@@ -13,7 +13,8 @@ so far do not change when the next one comes. Two terms teach it, while codebook
 Where article and released code differ, this follows the code (TencentARC/TokLIP, src/open_clip/loss.py and
 src/timm_local/models/vision_transformer.py): the MLP leads to the width of the tower; what is distilled is the pooled
 feature; InfoNCE has no bias; the weight of the distillation is 1000 times the mean over 1152 numbers.
-Left out: the code's optional distillation of single tokens, which its scripts leave off.
+Left out: the code's optional distillation of single tokens, which its scripts leave off. The temperature begins at
+CLIP's value; the code's begins with the weights of its teacher, and is held between 1 and 100.
 """
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The other picture tokenizer: a vector-quantised autoencoder after LlamaGen's VQ-16 (arXiv 2406.06525, sec. 2.1).
+"""The other picture tokenizer: a vector-quantised autoencoder after LlamaGen's VQ-16 (arXiv 2406.06525).
 
 picture (B, 3, H, W) in [-1, 1] -> Encoder -> one unit vector z per place -> the nearest of all codes -> Decoder
 
@@ -122,8 +122,7 @@ def usage(codes, size):
 
 
 def kl_bits(mean, logvar):
-    """The KL-VAE's counterpart of `usage`'s bits: KL to a unit normal, per token. mean, logvar (B, C, h, w), unscaled.
-
-    What a sample of the posterior tells, at most, in bits; the mean itself, which Harmon uses, has no such limit.
-    """
-    return kl_divergence(mean, logvar).sum(dim=1).mean().item() / math.log(2)
+    """The KL-VAE's counterpart of `usage`'s bits: KL to a unit normal of each place, (B, h, w). mean, logvar
+    (B, C, h, w), unscaled. What a sample of the posterior tells, at most; the mean itself, which Harmon uses, has no
+    such limit."""
+    return kl_divergence(mean, logvar).sum(dim=1) / math.log(2)
