@@ -12,7 +12,8 @@
     > what color is the square?
     (square: at the left a red circle no, in the middle a blue square yes) blue
 
-What a conversation is, and how much of it the model reads: nanoharmon/conversation.py.
+What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. "a cirkle" is read as "a circle",
+and said so, where the model knows nothing but the shapes world: nanoharmon/words.py.
 """
 import json
 import os
@@ -28,13 +29,13 @@ import torch
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.conversation import AGAIN, CHANGE, Conversation, is_request
+from nanoharmon.conversation import AGAIN, CHANGE, Conversation, is_request, wish_in
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
 from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
-from nanoharmon.words import note_unseen
+from nanoharmon.words import note_changed, note_unseen, put_right
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
@@ -141,10 +142,12 @@ def help_for(pipe):
     return lines.replace("; .png: the last picture", "") if cannot(pipe) else lines
 
 
-def note(chat, words):
-    """Say which of these words the model has never met."""
-    if unseen := note_unseen(chat.pipe.meta, [words], chat.noted):
-        print(unseen, file=sys.stderr)
+def read(chat, words):
+    """Words as the model can read them; says which were put right, and which it has never met."""
+    right = put_right(chat.pipe.meta, words)
+    for note in filter(None, (note_changed([words], [right]), note_unseen(chat.pipe.meta, [right], chat.noted))):
+        print(note, file=sys.stderr)
+    return right
 
 
 def save(chat, name):
@@ -192,7 +195,7 @@ def command(chat, line):
         chat.show(open_image(rest, "/image FILE"), rest)
         print(f"({rest}; ask about it)")
     elif name == "/draw":
-        note(chat, rest)
+        rest = read(chat, rest)
         path, thought = chat.draw(rest)
         print(f"({thought and f'{thought}; '}{path}; ask about it)" if path else thought)
     elif name == "/edit":
@@ -201,7 +204,7 @@ def command(chat, line):
             raise ValueError(f"/edit needs a box and a text, got {rest!r:.80}; type /edit x0,y0,x1,y1 TEXT, in pixels "
                              f"of the last picture ({size}), or wish for a whole one")
         *region, words = found.groups()
-        note(chat, words)
+        words = read(chat, words)
         print(f"({chat.edit(tuple(map(int, region)), words)}; ask about it)")
     elif name == "/save":
         save(chat, rest)
@@ -234,7 +237,8 @@ def as_command(chat, line):
     own_world = "words" in chat.pipe.meta                        # of a language model that train.py made: words.py
     if own_world and chat.pictures and CHANGE.fullmatch(line):
         return f"/edit {line}"
-    return f"/draw {line}" if is_request(line, any_wish=own_world) else line
+    wish = wish_in(put_right(chat.pipe.meta, line)) if own_world else is_request(line, any_wish=False) and line
+    return f"/draw {wish}" if wish else line
 
 
 def talk(chat):
@@ -256,8 +260,7 @@ def talk(chat):
                 if not command(chat, line):
                     return
             elif line:
-                note(chat, line)
-                for piece in chat.ask(line):
+                for piece in chat.ask(read(chat, line)):
                     print(piece, end="", flush=True)
                 print()
         except BrokenPipeError:              # `| head`: nobody reads on
@@ -292,9 +295,9 @@ def main(argv=None):
         return talk(chat)
     if is_request(args.prompt, any_wish=False) and not cannot(pipe):
         print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
-    note(chat, args.prompt)
+    prompt = read(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:
-        for piece in chat.ask(args.prompt):
+        for piece in chat.ask(prompt):
             print(piece, end="", flush=True)
     print("\n\n" + explain.as_text(walk) if args.explain else "")
 

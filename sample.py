@@ -25,7 +25,7 @@ from nanoharmon.cli import (Parser, bar, drawing_flags, explain_flags, first_of,
                             run_main, text)
 from nanoharmon.files import check_folder, check_output, text_of, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
-from nanoharmon.words import note_unseen
+from nanoharmon.words import note_changed, note_unseen, put_right
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -188,6 +188,7 @@ def main(argv=None):
         from nanoharmon import explain
     pipe = explain.without_weights(args.dry_run, args.ckpt) if args.dry_run else \
         load_pipeline(args.ckpt, args.device, args.dtype)
+    typed, prompts = prompts, [put_right(pipe.meta, prompt) for prompt in prompts]
     options = {"size": args.size, "image": image, "region": args.region, **{k: getattr(args, k) for k in OFFICIAL}}
     plan = pipe.plan(prompts, **options)      # complains about any prompt before the first is drawn
     for flag, given, idle, why in (
@@ -195,7 +196,7 @@ def main(argv=None):
             ("--cfg-schedule", args.cfg_schedule, plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):
         if given is not None and idle:
             raise ValueError(f"{flag} {given} {why}, or drop {flag}")
-    if note := note_unseen(pipe.meta, prompts):
+    for note in filter(None, (note_changed(typed, prompts), note_unseen(pipe.meta, prompts))):
         print(note, file=sys.stderr)
     if args.dry_run:
         return print(explain.as_text(explain.dry_draw(pipe, prompts[0], args.n, plan)))

@@ -12,8 +12,10 @@ from .pictures import file_bytes
 from .plans import settled
 from .replies import seen_and_said
 from .tokenizer import LOOK, REFUSAL
-from .world.phrases import OTHER_COLORS
+from .world.phrases import OTHER_COLORS, SORRY
 from .world.shapes import COLORS, SHAPES
+
+NO_PICTURE = f"{REFUSAL}there is no picture yet: wish for one, or type /image FILE"
 
 # --- which lines ask for a picture ------------------------------------------------------------------------------------
 
@@ -30,7 +32,7 @@ WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|d
         r"gimme|i wanna(?: see| have)?|"
         r"(?:there|it|the (?:picture|image)) (?:should|must) (?:be|show|have|contain)|(?:let (?:me|us)|lemme) see|"
         r"(?:can|could|may) (?:i|we) (?:please )?(?:have|get)|"
-        r"(?:i|we)(?:'d| would)? (?:want|need|like|love|wish|prefer)(?: to (?:see|have|get))?)")
+        r"(?:i|we)(?:'d| would)? (?:want(?:ed)?|meant?|need|like|love|wish|prefer)(?: to (?:see|have|get))?)")
 PICTURE = (r"(?:(?:an?|another|the) (?:\w+ )?)?(?:picture|image|drawing|painting|photo|pic) "
            r"(?:of|with|showing|where|in which)\b")
 COLOR = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
@@ -50,6 +52,7 @@ SOME = (r"(?:(?:in|at|on) the [a-z ]+ )?"
 PLAIN = (r"(?!(?:and|so) (?!now|then))"
          r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true|or)\b))")
 REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
+WISHED = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE} .+)", re.IGNORECASE)
 
 AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
@@ -64,6 +67,13 @@ def is_request(line, any_wish=True):
     others one may wish "a recipe", and they draw what says "draw", or "a picture of"."""
     line = " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
     return (REQUEST if any_wish else DRAW_ONLY).match(line) is not None
+
+
+def wish_in(line):
+    """The part of a line that asks for a picture: all of it, or what follows a stop; "" if there is none."""
+    parts = re.split(r"(?<=[,.!;:]) +", line)
+    rests = [" ".join(parts[i:]) for i in range(len(parts)) if "?" not in " ".join(parts[:i])]
+    return next((rest for rest in rests if is_request(rest) and (rest == rests[0] or WISHED.match(rest))), "")
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------
@@ -108,6 +118,7 @@ class Conversation:
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer, shown = self.messages + [{"role": "user", "content": content}], "", ""
         recent, pictures = self.recent(messages)
+        own_world = bool(self.pipe.meta.get("turns"))
         reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2, look=self.look, **self.options)
         is_cut = False
         while True:
@@ -116,8 +127,13 @@ class Conversation:
             except StopIteration as end:
                 is_cut = end.value
                 break
-            yield as_shown(answer)[len(shown):]
-            shown = as_shown(answer)
+            if pictures or not own_world:    # else it may speak of a picture that is not there
+                yield as_shown(answer)[len(shown):]
+                shown = as_shown(answer)
+        if own_world and not pictures and not answer.strip().startswith(REFUSAL):
+            answer = NO_PICTURE
+        elif own_world and not is_cut and not seen_and_said(answer)[1].strip():
+            answer = SORRY
         yield as_shown(answer, is_whole=True)[len(shown):] + (" ..." if is_cut else "")
         self.messages, self.waiting = messages + [{"role": "assistant", "content": answer.strip()}], 0
 
@@ -129,17 +145,20 @@ class Conversation:
 
     def recent(self, messages):
         """What the model reads, and the pictures in it: everything; or, where the checkpoint has learned to talk about
-        one picture for so many "turns" (meta), the turn with the last picture, and the last ones after it."""
+        one picture for so many "turns" (meta), the turn with the last picture, and the last ones after it, without
+        those that were refused. It has not learned to go on after these, or without a picture."""
         n, shows = self.pipe.meta.get("turns"), [i for i, m in enumerate(messages)
                                                      if not isinstance(m["content"], str)]
         if not n:
             return messages, self.pictures
         first, rest = [m for m in messages[:1] if m["role"] == "system"], [m for m in messages if m["role"] != "system"]
         if not shows:
-            return first + rest[1 - 2 * n:], []
-        shown, rest = messages[shows[-1]], messages[shows[-1] + 1:]
-        first += [{**shown, "content": shown["content"][-3:]}, *rest[:1]]
-        return first + rest[1:][3 - 2 * n:], self.pictures[-1:]
+            return first + rest[-1:], []
+        shown, said, rest = messages[shows[-1]], messages[shows[-1] + 1:][:1], messages[shows[-1] + 2:]
+        kept = [m for asked, reply in zip(rest[::2], rest[1::2])
+                if not seen_and_said(reply["content"])[1].startswith(REFUSAL) for m in (asked, reply)]
+        kept += rest[len(rest) // 2 * 2:]
+        return first + [{**shown, "content": shown["content"][-3:]}, *said] + kept[3 - 2 * n:], self.pictures[-1:]
 
     def draw(self, words):
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,

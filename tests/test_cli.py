@@ -14,9 +14,11 @@ import chat
 import sample
 from nanoharmon.arguments import threads_asked
 from nanoharmon.cli import run_main, text
+from nanoharmon.conversation import NO_PICTURE
 from nanoharmon.pictures import captioned, font_for, open_image
 from nanoharmon.tokenizer import LOOK
 from nanoharmon.training.parallel import torchrun_says
+from nanoharmon.world.phrases import SORRY
 from test_pipeline import make_pipeline
 
 CONVERSATION = chat.Conversation
@@ -207,9 +209,24 @@ def test_what_is_read_of_a_long_conversation(ckpt):
     assert [m["content"] for m in read] == [[None, "\n", "a"], "b", "c"]
     told = {"role": "system", "content": "be short"}
     read, pictures = talk.recent([told, *[messages[i] for i in (0, 1, 4, 5, 4, 5, 4, 5, 4)]])
-    assert [m["content"] for m in read] == ["be short", "c", "d", "c", "d", "c"] and not pictures
+    assert [m["content"] for m in read] == ["be short", "c"] and not pictures
+    refused = [{"role": "assistant", "content": said} for said in ("sorry, no", "look: nothing. sorry, no")]
+    read, _ = talk.recent([*messages[6:8], messages[8], refused[0], messages[10], refused[1], *messages[12:15]])
+    assert [m["content"] for m in read] == [[None, "\n", "e"], "f", "k", "l", "m"]       # what was refused is left out
     assert talk.recent([told, *messages])[0] == [told, *talk.recent(messages)[0]]
     del pipe.meta["turns"]
+
+
+def test_without_a_picture_nothing_is_said_of_one_and_no_answer_is_empty(ckpt, monkeypatch):
+    pipe = chat.load_pipeline(ckpt)
+    talk = chat.Conversation(pipe)
+    monkeypatch.setattr(pipe, "reply", lambda *_, **__: iter(replies.pop(0).partition(" ")))
+    replies = ["a ring", "sorry, no", "a ring", "look: a ring. ", "look: a ring. red"]
+    assert talk.answer("what is it?") == "a ring"
+    monkeypatch.setitem(pipe.meta, "turns", 3)
+    assert "".join(talk.ask("hi")) == "sorry, no" and "".join(talk.ask("what is it?")) == NO_PICTURE
+    talk.show(Image.new("RGB", (8, 8)), "x.png")
+    assert "".join(talk.ask("what is it?")) == SORRY and "".join(talk.ask("which color?")) == "(a ring) red"
 
 
 def test_a_request_that_the_model_refuses_is_not_drawn(here, capsys, monkeypatch):

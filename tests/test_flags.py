@@ -29,31 +29,17 @@ from nanoharmon.weights import convert
 from test_bad_input import LOAD, MAIN
 from test_pipeline import make_pipeline
 
-# {command: (main, what it needs, {flag: a value that is not its default})}
-COMMANDS = {"sample": (sample.main, "--ckpt heard --prompt x --n 1 --iters 3 --steps 2", {
-        "--prompt": "ring", "--prompts-file": "p.txt", "--n": "2", "--out": "b.png", "--save-each": "each",
-        "--gif": "b.gif", "--size": "16", "--image": "red.png", "--region": "0,0,8,8", "--cfg": "1",
-        "--cfg-schedule": "linear", "--iters": "2", "--steps": "3", "--sampler": "ddim", "--temperature": "0.5",
-        "--redraw": "1", "--think": None, "--fast": None, "--explain": None, "--dry-run": None, "--batch": "2",
-        "--ckpt": "other", "--seed": "3", "--device": "cuda:9", "--dtype": "bfloat16"}),
-    "chat": (chat.main, "--ckpt ckpt --prompt hello", {
-        "--image": "red.png", "--prompt": "two", "--temperature": "3", "--top-p": "0.5", "--max-new-tokens": "1",
-        "--llm": "ckpt", "--ckpt": "other", "--device": "cuda:9", "--system": "ring", "--fast": None,
-        "--explain": None, "--dry-run": None}),
-    "chat about a picture": (chat.main, "--ckpt ckpt --image red.png --prompt x", {"--look": None}),
-    "chat at random": (chat.main, "--ckpt ckpt --prompt x --temperature 2", {
-        "--seed": "5", "--top-p": "0.5", "--temperature": "3", "--dtype": "bfloat16"}),
-    "convert": (convert.main, "--vae ckpt --mar ckpt --llm ckpt --out new", {
-        "--harmon": "ckpt", "--vae": "other", "--mar": "other", "--llm": "other", "--out": "b", "--dtype": "float32",
-        "--preset": "pico", "--report": None}),
-    "train": (train.main, "--preset pico --procs 1", {}),        # its flags: TRAIN
-    "train --dry-run": (train.main, "--preset pico --procs 1 --dry-run", {})}
-TRAIN = {"--preset": "nano", "--out": "b", "--stage": "vae", "--quick": None, "--data": "pictures",
-         "--mix": "shapes:2", "--llava": "p.txt", "--images": "pictures", "--init": "ckpt", "--vae": "other",
-         "--llm": "other", "--mar": "other", "--train-parts": "mar.", "--procs": "2", "--device": "cuda:9",
-         "--save-every": "3", "--keep": "3", "--sample-every": "3", "--resume": None, "--compile": None,
-         "--stage_2.steps": "3", "--optim.beta1": "0.8", "--mar.clip_x0": "3"}
-ONLY = {"train": {"--dry-run": None} | TRAIN, "train --dry-run": TRAIN}
+def table_of(text):
+    """{command: (main, what it needs, {flag: a value that is not its default})}"""
+    mains, found = {"sample": sample, "chat": chat, "convert": convert, "train": train}, {}
+    for title, *rows in (block.strip().split("\n") for block in text.split("\n[")[1:]):
+        name, needs = title.split("] ")
+        found[name] = mains[name.split()[0]].main, needs, {f: v or None for f, _, v in (r.partition(" ") for r in rows)}
+    return found
+
+
+COMMANDS = table_of(Path(__file__).with_name("flags.txt").read_text(encoding="utf-8"))
+COMMANDS["train"][2].update(COMMANDS["train --dry-run"][2])
 # what cannot show: a first start has nothing to resume; one prompt is a batch of its own
 NEVER = {("train", "--resume"), ("train --dry-run", "--resume"), ("sample", "--batch")}
 
@@ -117,17 +103,13 @@ def words(flag, value):
     return [flag] if value is None else [flag, value]
 
 
-def flags_of(command):
-    return ONLY.get(command) or COMMANDS[command][2]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_flag_changes_something_or_is_an_error(command, outcome):
     def made(*flags):
         return re.sub("settings: .*", "", outcome(command, [*flags]))         # that it is printed is not enough
     usual, ignored = made(), []
     assert usual != "error"
-    for flag, value in flags_of(command).items():
+    for flag, value in COMMANDS[command][2].items():
         if (command, flag) not in NEVER and made(*words(flag, value)) == usual:
             ignored.append(flag)
     assert not ignored
@@ -136,7 +118,7 @@ def test_each_flag_changes_something_or_is_an_error(command, outcome):
 @pytest.mark.stress
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_flag_is_ignored_because_of_another(command, outcome):
-    flags, ignored = flags_of(command), []
+    flags, ignored = COMMANDS[command][2], []
     alone = {flag: outcome(command, words(flag, value)) for flag, value in flags.items()}
     for a, b in itertools.combinations(flags, 2):
         both = outcome(command, words(a, flags[a]) + words(b, flags[b]))
@@ -145,7 +127,7 @@ def test_no_flag_is_ignored_because_of_another(command, outcome):
     assert not ignored
 
 
-def test_the_tables_above_name_every_flag(monkeypatch, tmp_path):
+def test_the_table_names_every_flag(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for command in "sample", "chat", "convert", "train":
         main, parsers = COMMANDS[command][0], []
@@ -153,7 +135,7 @@ def test_the_tables_above_name_every_flag(monkeypatch, tmp_path):
         with pytest.raises(SystemExit):
             main([])
         known = {name for action in parsers[0]._actions for name in action.option_strings if name.startswith("--")}
-        listed = {f for c, (m, _, _) in COMMANDS.items() if m is main for f in flags_of(c)}
+        listed = {f for m, _, flags in COMMANDS.values() if m is main for f in flags}
         others = {"sample": {"--no-think"}, "chat": {"--no-look"}}
         assert known - listed == {"--help"} | others.get(command, set())
 

@@ -1,15 +1,18 @@
-"""Words that training never held are noted where they are typed.     python -m pytest -q tests/test_words.py"""
+"""New words are noted where they are typed, typing mistakes put right.     python -m pytest -q tests/test_words.py"""
 import io
+import json
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
 import chat
 import sample
 from nanoharmon import words
+from nanoharmon.conversation import wish_in
 from nanoharmon.training.recipe import Config, quicken
-from nanoharmon.words import note_unseen, training_words, words_of
+from nanoharmon.words import note_changed, note_unseen, put_right, training_words, words_of
 from nanoharmon.world import phrases
 from nanoharmon.world.source import ShapesData
 from test_pipeline import make_pipeline
@@ -52,6 +55,17 @@ def test_whoever_types_other_words_is_told_so_once(tmp_path, monkeypatch, capsys
     chat.main(["--ckpt", "listed", "--max-new-tokens", "2"])
     one, other, error = capsys.readouterr().err.splitlines()
     assert [one, other] == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"] and "type /edit x0" in error
+
+
+def test_what_is_typed_is_put_right_and_searched_for_a_wish_as_is_written_down():
+    here = Path(__file__)
+    meta = json.loads((here.parents[1] / "checkpoints/nano/config.json").read_text(encoding="utf-8"))["meta"]
+    lines, wishes = here.with_name("typed.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    for typed, read in (line.split(" => ") for line in lines.split("\n")[1:]):
+        assert put_right(meta, typed) == read and put_right({"words": meta["words"]}, typed) == typed
+    for typed, wish in (line.split(" =>") for line in wishes.split("\n")[1:]):
+        assert wish_in(typed) == wish.strip(), typed
+    assert note_changed(["a cirkle", '"ring"'], ["a circle", "ring"]) == "note: read as 'a circle'"
 
 
 @pytest.mark.parametrize("text, found", [("Is it a cat's toy, or 2 toys?", "is it a cat's toy or 2 toys"),

@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from ..conversation import Conversation, is_request
+from ..conversation import Conversation, wish_in
 from ..pipeline import Pipeline
 from ..tokenizer import REFUSAL
 from ..world import language, phrases, prompts, questions, shapes
@@ -92,7 +92,8 @@ def one_talk(pipe, seed, i, folder, size, look, options):
         if u < 0.2:                                                          # a drawing; it is talked about next
             meta = rng.choice(prompts.geneval_prompts(rng.choice(TASKS), 100, f"{seed}/chat"))
             words = prompts.wording(meta, rng)
-            path, said = talk.draw(words) if is_request(words) else (None, talk.answer(words))       # as chat.py does
+            wish = wish_in(words)                                            # as chat.py does
+            path, said = talk.draw(wish) if wish else (None, talk.answer(words))
             right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
             yield turn, "draw", right, (not said or questions.is_sentence(said) or
                                         language.parse_description(said) is not None)
@@ -107,7 +108,7 @@ def one_talk(pipe, seed, i, folder, size, look, options):
             asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
         qa = asked.pop(0)
         said = talk.answer(qa.question)
-        right = questions.is_right(said, qa) and not is_request(qa.question)
+        right = questions.is_right(said, qa) and not wish_in(qa.question)
         yield turn, qa.kind, right, questions.is_sentence(said)
 
 
