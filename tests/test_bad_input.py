@@ -1,8 +1,6 @@
-"""Every command line, misused: exit code 2, one line that names what was wrong and what helps, nothing written.
+"""Every command line, misused.     python -m pytest -q tests/test_bad_input.py
 
-    python -m pytest -q tests/test_bad_input.py
-
-Mistakes are the rows of bad_input.txt, one per message; tests/stress has many more wordings, and odd texts.
+Exit 2, one line, nothing written. The rows of bad_input.txt, one per message; many more wordings are in tests/stress.
 """
 import functools
 import json

@@ -14,11 +14,10 @@ import chat
 import sample
 from nanoharmon.arguments import threads_asked
 from nanoharmon.cli import run_main, text
-from nanoharmon.conversation import NO_PICTURE
+from nanoharmon.conversation import NO_PICTURE, SORRY
 from nanoharmon.pictures import captioned, font_for, open_image
 from nanoharmon.tokenizer import LOOK
 from nanoharmon.training.parallel import torchrun_says
-from nanoharmon.world.phrases import SORRY
 from test_pipeline import make_pipeline
 
 CONVERSATION = chat.Conversation
@@ -218,10 +217,9 @@ def test_what_is_read_of_a_long_conversation(ckpt):
 
 
 def test_without_a_picture_nothing_is_said_of_one_and_no_answer_is_empty(ckpt, monkeypatch):
-    pipe = chat.load_pipeline(ckpt)
-    talk = chat.Conversation(pipe)
-    monkeypatch.setattr(pipe, "reply", lambda *_, **__: iter(replies.pop(0).partition(" ")))
+    talk = chat.Conversation(pipe := chat.load_pipeline(ckpt))
     replies = ["a ring", "sorry, no", "a ring", "look: a ring. ", "look: a ring. red"]
+    monkeypatch.setattr(pipe, "reply", lambda *_, **__: iter(replies.pop(0).partition(" ")))
     assert talk.answer("what is it?") == "a ring"
     monkeypatch.setitem(pipe.meta, "turns", 3)
     assert "".join(talk.ask("hi")) == "sorry, no" and "".join(talk.ask("what is it?")) == NO_PICTURE

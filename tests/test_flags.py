@@ -1,7 +1,7 @@
 """A flag that is given is used or refused, never ignored.     python -m pytest -q tests/test_flags.py
 
-Each flag of sample, chat, convert and train is given once beside what a command needs: what it prints, writes or trains
-must differ, or be an error. `-m stress` gives all pairs: neither of the two may be ignored because of the other.
+Each flag of flags.txt is given once beside what its command needs: what that prints, writes or trains must differ, or
+be an error. `-m stress` gives all pairs: neither of the two may be ignored because of the other.
 """
 import ast
 import contextlib

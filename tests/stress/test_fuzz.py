@@ -1,9 +1,7 @@
 """Mutated files: whatever is in a picture, a JSON file or a safetensors header, it is read, or refused in one line,
-soon, and without harm.
+soon, and without harm.     python -m pytest -q tests/stress/test_fuzz.py -m stress
 
-    python -m pytest -q tests/stress/test_fuzz.py -m stress      a few seconds, always the same files
-
-PNGs have the right checksums half of the time, so that the damage comes further. What can be read must be usable, too.
+Always the same files. PNGs have the right checksums half of the time, so that the damage comes further. What can be read must be usable, too.
 """
 import contextlib
 import copy

@@ -1,7 +1,4 @@
-"""Many more mistakes on the command lines, and texts that are odd, but no mistake.
-
-    python -m pytest -q tests/stress/test_more_bad_input.py -m stress
-"""
+"""Many more mistakes, and texts that are odd, but no mistake.     python -m pytest -q tests/stress -m stress -k more"""
 import io
 import json
 import os
