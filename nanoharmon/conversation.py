@@ -23,7 +23,7 @@ NO_PICTURE = f"{REFUSAL}there is no picture yet: wish for one, or type /image FI
 # ("show me where the ring is", "ring color"): what one wishes for is not yet *the* ring, and not made of words ("an
 # explanation"). Lines as people type them, and which of them go the wrong way: tests/requests.txt
 POLITE = (r"(?:(?:please|plz|pls|now|next|again|one more|ok|okay|good|great|nice|cool|well|alright|hello|hi there|hi|"
-          r"hey|just|let's|lets|let us|try to|go on|my wish|be so kind|thanks|thank you|sorry|also|then|and|so|"
+          r"hey|just|kindly|let's|lets|let us|try to|go on|my wish|be so kind|thanks|thank you|sorry|also|then|and|so|"
           r"(?:yes|no)(?=[,.!])|(?:can|could|would|will) (?:you|u|we)|i (?:want|need) you to|"
           r"i(?:'d| would) like you to|you (?:should|can|could|must)|why don't you)[,.!:;]* )*")
 DRAW = r"(?:draw|paint|sketch|depict)\b[ :].+"
@@ -70,10 +70,11 @@ def is_request(line, any_wish=True):
 
 
 def wish_in(line):
-    """The part of a line that asks for a picture: all of it, or what follows a stop; "" if there is none."""
+    """The part of a line that asks for a picture: all of it, or what follows a stop or "i meant"; "" if there is none."""
     parts = re.split(r"(?<=[,.!;:]) +", line)
     rests = [" ".join(parts[i:]) for i in range(len(parts)) if "?" not in " ".join(parts[:i])]
-    return next((rest for rest in rests if is_request(rest) and (rest == rests[0] or WISHED.match(rest))), "")
+    wish = next((rest for rest in rests if is_request(rest) and (rest == rests[0] or WISHED.match(rest))), "")
+    return re.sub(rf"^{POLITE}(?:i|we) (?:meant?|wanted) ", "", wish, flags=re.IGNORECASE)
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------
