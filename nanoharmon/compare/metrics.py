@@ -37,6 +37,7 @@ def measure(system, preset):
     """All figures of a trained System, and a row of pictures: (nested dict of rates and numbers, PIL picture)."""
     pipe, size = system.pipeline(), SIZES[preset]
     drawn, thought = (draw_scores(pipe, size["prompts"], 1, think=think)[0] for think in (False, True))
+    placed = draw_scores(pipe, size["prompts"], 1, tasks=("place",), unseen=False)[0]["seen"]["overall"]
     anew = draw_scores(pipe, size["prompts"], 1, redraw=2)[0] if system.name in HARMON else None
     seen = answer_scores(pipe, size["scenes"])
     unseen = answer_scores(pipe, max(4, size["scenes"] // 4), unseen=True)
@@ -44,6 +45,7 @@ def measure(system, preset):
     quality = quality_scores(pipe, size["quality"], eye=train_eye(system.size, placement(pipe), size["eye"]))
     found = {
         "drawing": {task: drawn["seen"][task] for task in drawn["seen"]["reasons"]} | {
+            "one object at a place": placed} | {
             f"{task}, unseen pairs": drawn["unseen"][task] for task in COLORED} | overall(drawn) | overall(
             thought, "thinking first: ") | (overall(anew, "two rounds of --redraw: ") if anew else {}),
         "reading, looking first": seen["vqa"] | {
