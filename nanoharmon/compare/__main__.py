@@ -129,7 +129,7 @@ def main(argv=None):
         write_json(out / "results.json", {"plan": plan, "seeds": args.seeds, "results": results})
         rows = [open_image(out / f"{name}-1" / "pictures.png", "--out") for name in names]
         write_bytes(out / "page.png", file_bytes(picture_grid(rows, 1)))
-    print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures; after a colon and in brackets: single seeds")
+    print(f"\n{text}\n\n[low, high]: 95 % intervals over pictures; after a colon: each seed")
     print(f"wrote {out}/table.md, results.json and page.png")
 
 

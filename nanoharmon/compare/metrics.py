@@ -1,4 +1,4 @@
-"""What is measured of each system, all by the existing judge and benchmarks, and the tables made of it.
+"""What is measured of each system, all by the existing judge and benchmarks, one system at a time, and the tables.
 
 Drawing, reading, captions and the Frechet distance come from evals/geneval.py, reading.py and quality.py, on scenes and
 prompts that are the same for all systems and seeds. The linear probe is evals/probe.py's, of what each system knows of
@@ -128,7 +128,7 @@ def seconds(pipe, n=16):
             "seconds per caption": timed(lambda: pipe.answers(images, [DESCRIBE] * n))}
 
 
-# --- one system ----------------------------------------------------------------------------------------------------
+# --- one system, in a process of its own (__main__.py) ----------------------------------------------------------------
 
 def run_one(name, seed, preset, steps, scenes, folder):
     """Train what is missing of a system, then measure it: FOLDER/metrics.json. steps: {part: steps}; scenes: how many
