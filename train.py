@@ -28,10 +28,10 @@ When it stops. A finished stage is skipped (delete OUT/stage_NAME and those behi
 one goes on with --resume and the flags of its first start; without --resume it is an error: hours of work are neither
 lost nor mixed. While a run goes on, a second one in its OUT is refused.
 
-More than one process. A batch is cut into shards (--optim.shards), one per process unless told otherwise. Shard s
-depends on nothing but (seed, stage, step, s). So one process with two shards trains the same model as two processes, up
-to rounding; a run may go on with fewer or more processes; more shards than processes is gradient accumulation, for GPUs
-with little memory. On CPU two single-threaded processes work side by side (--procs): 11-18 % faster than two threads.
+More than one process. A batch is cut into shards (--optim.shards): one for each process, and on one core two. Shard s
+depends on nothing but (seed, stage, step, s). So one core trains the same model as two, up to rounding; a run may go on
+with fewer or more processes; more shards than processes is gradient accumulation, for GPUs with little memory. On CPU
+two single-threaded processes work side by side (--procs): 11-18 % faster than two threads.
 
 Read on: README.md has the stages beside the paper's, docs/HARDWARE.md memory and GPUs, docs/LOG.md what was tried.
 """
@@ -325,7 +325,7 @@ def main(argv=None):
     asked = torchrun or (args.procs if run.device.type == "cpu" else 1)
     usual = asked or min(2, cores())
     notes = recall(run)
-    run.config.optim.shards = count_shards(run.config, run.out, usual)
+    run.config.optim.shards = count_shards(run.config, run.out, usual if asked else 2)   # one core makes the same model
     world_size = asked or math.gcd(usual, run.config.optim.shards)       # a run of one process goes on with one
     check_training(run.config, world_size, run.only)
     check_mix(run.config.data)

@@ -1,7 +1,4 @@
-"""Several processes train the same model as one.     python -m pytest -q tests/test_distributed.py
-
-What is trained depends on the number of shards of a batch, not on the number of processes that go through them.
-"""
+"""As many shards, the same model, for any number of processes.     python -m pytest -q tests/test_distributed.py"""
 import contextlib
 import functools
 import json
@@ -159,13 +156,15 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     started = []                                          # (processes, shards)
     monkeypatch.setattr(train, "worker", lambda *args: started.append((args[1], args[4].config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
-    monkeypatch.setattr(train, "cores", lambda: 8)
+    monkeypatch.setattr(train, "cores", lambda: 1)
     monkeypatch.setattr(resume, "check_parts", lambda run: (None, []))
 
     def start(*more):
         resumed = ["--resume"] * (tmp_path / "train_config.json").exists()
         train.main(["--preset", "pico", "--device", "cpu", *resumed, "--out", str(tmp_path), *more])
         return started[-1]
+    assert start("--out", str(tmp_path / "other")) == (1, 2)          # one core makes the model that two make
+    monkeypatch.setattr(train, "cores", lambda: 8)
     assert start("--procs", "1") == (1, 1)
     save_state(tmp_path / "stage_vae", 3, {})             # as if it had been interrupted
     assert start() == (1, 1)

@@ -36,7 +36,7 @@ class OptimConfig:
     fsdp: bool = arg(False, "several GPUs: each keeps its part of the transformer blocks (sharding.py); for models "
                             "that do not fit; needs --optim.muon false and one --stage per start")
     shards: int = arg(0, "parts of a batch; each process goes through shards / processes of them, one after the other "
-                         "(gradient accumulation); 0 = one per process, or as the run began", low=0)
+                         "(gradient accumulation); 0 = one per process, two on one core, or as the run began", low=0)
 
 
 @dataclass
