@@ -237,7 +237,8 @@ def as_command(chat, line):
     own_world = "words" in chat.pipe.meta                        # of a language model that train.py made: words.py
     if own_world and chat.pictures and CHANGE.fullmatch(line):
         return f"/edit {line}"
-    wish = wish_in(put_right(chat.pipe.meta, line)) if own_world else is_request(line, any_wish=False) and line
+    line = line if line.startswith("/") else read(chat, line)
+    wish = wish_in(line) if own_world else is_request(line, any_wish=False) and line
     return f"/draw {wish}" if wish else line
 
 
@@ -260,7 +261,7 @@ def talk(chat):
                 if not command(chat, line):
                     return
             elif line:
-                for piece in chat.ask(read(chat, line)):
+                for piece in chat.ask(line):
                     print(piece, end="", flush=True)
                 print()
         except BrokenPipeError:              # `| head`: nobody reads on

@@ -91,7 +91,7 @@ def spelled(word, known):
     typed = word.lower()
     if typed in known | OTHERS or not typed.isalpha():
         return word
-    for name in sorted(NAMES & known, key=lambda name: (name[-1] != typed[-1], name)):
+    for name in sorted(NAMES & known, key=lambda name: (name[-2:] != typed[-2:], name)):
         if name[0] == typed[0] and differ_in_one(typed, name):
             return name
     for i in range(2, len(typed) - 1):
