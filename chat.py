@@ -12,8 +12,8 @@
     > what color is the square?
     (square: at the left a red circle no, in the middle a blue square yes) blue
 
-What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. "a cirkle" is read as "a circle",
-and said so, where the model knows nothing but the shapes world: nanoharmon/words.py.
+What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. Where the model knows nothing
+but the shapes world, "a cirkle" is read as "a circle", and said so: nanoharmon/words.py.
 """
 import json
 import os
@@ -39,14 +39,14 @@ from nanoharmon.words import note_changed, note_unseen, put_right
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
-  /image FILE   show a picture; the next question is about it, and so are those after
-  /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it ("red ring" does so, too)
+  /image FILE   show a picture (its name alone does so, too); the next question is about it, and so are those after
+  /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it (so do "red ring", "again")
   /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
   /help         this list
   /quit         leave (so do Ctrl-D and Ctrl-C)
-  "again" and a picture's file name are understood; all else is said to the model"""
+  anything else is said to the model"""
 # how an error of the library begins, and what helps those who typed a line
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
          "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",

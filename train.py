@@ -56,7 +56,7 @@ from nanoharmon.evals import evaluate
 from nanoharmon.files import FolderLock, write_json
 from nanoharmon.flags import describe_flags, nearest_field, override
 from nanoharmon.pipeline import Pipeline, pick_device
-from nanoharmon.training.batches import check_mix, make_batches, open_sources, parse_mix
+from nanoharmon.training.batches import check_mix, make_batches, open_sources
 from nanoharmon.training.given import recall
 from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
@@ -64,7 +64,7 @@ from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import (Stop, average_gradients, average_values, is_lost, join, launch, leave,
                                           torchrun_says)
-from nanoharmon.training.recipe import ALL_STAGES, HARMON_STAGES, Config, check_training, quicken
+from nanoharmon.training.recipe import ALL_STAGES, HARMON_STAGES, Config, check_training, parse_mix, quicken
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole

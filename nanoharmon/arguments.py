@@ -106,7 +106,7 @@ def threads_asked():
 
 
 def cores():
-    """How many processor cores this process may use: taskset, containers and cluster schedulers leave it some of them."""
+    """How many processor cores this process may use: taskset, containers and schedulers leave it some of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

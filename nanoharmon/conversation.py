@@ -51,8 +51,8 @@ SOME = (r"(?:(?:in|at|on) the [a-z ]+ )?"
 # alone, without a wish, nothing in it may ask, nor go on from what was asked: "and a ring"
 PLAIN = (r"(?!(?:and|so) (?!now|then))"
          r"(?!.*(?:\?|\b(?:is|are|does|do|did|has|have|there|where|what|which|who|how|why|true|or)\b))")
-REQUEST = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
-WISHED = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)", re.IGNORECASE)
+WISHED = re.compile(rf"{POLITE}(?:{DRAW}|{WISH} {SOME}|{PICTURE} .+)", re.IGNORECASE)       # in so many words
+REQUEST = re.compile(rf"{WISHED.pattern}|{PLAIN}{POLITE}{SOME}", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}|(?:{WISH} )?{PICTURE} .+)", re.IGNORECASE)
 
 AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
@@ -70,7 +70,7 @@ def is_request(line, any_wish=True):
 
 
 def wish_in(line):
-    """The part of a line that asks for a picture: all of it, or what follows a stop or "i meant"; "" if there is none."""
+    """The part of a line that asks for a picture: all of it, or what follows a stop or "i meant"; "" if none does."""
     parts = re.split(r"(?<=[,.!;:]) +", line)
     rests = [" ".join(parts[i:]) for i in range(len(parts)) if "?" not in " ".join(parts[:i])]
     wish = next((rest for rest in rests if is_request(rest) and (rest == rests[0] or WISHED.match(rest))), "")
@@ -119,7 +119,7 @@ class Conversation:
         content = [None, "\n"] * self.waiting + [words] if self.waiting else words
         messages, answer, shown = self.messages + [{"role": "user", "content": content}], "", ""
         recent, pictures = self.recent(messages)
-        own_world = bool(self.pipe.meta.get("turns"))
+        learned = bool(self.pipe.meta.get("turns"))          # to talk about a picture, and nothing else
         reply = self.pipe.reply(recent, pictures, seed=self.seed + len(messages) // 2, look=self.look, **self.options)
         is_cut = False
         while True:
@@ -128,12 +128,12 @@ class Conversation:
             except StopIteration as end:
                 is_cut = end.value
                 break
-            if pictures or not own_world:    # else it may speak of a picture that is not there
+            if pictures or not learned:      # else it may speak of a picture that is not there
                 yield as_shown(answer)[len(shown):]
                 shown = as_shown(answer)
-        if own_world and not pictures and not answer.strip().startswith(REFUSAL):
+        if learned and not pictures and not answer.strip().startswith(REFUSAL):
             answer = NO_PICTURE
-        elif own_world and not is_cut and not seen_and_said(answer)[1].strip():
+        elif learned and not is_cut and not seen_and_said(answer)[1].strip():
             answer = SORRY
         yield as_shown(answer, is_whole=True)[len(shown):] + (" ..." if is_cut else "")
         self.messages, self.waiting = messages + [{"role": "assistant", "content": answer.strip()}], 0

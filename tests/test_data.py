@@ -10,9 +10,9 @@ from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import IGNORE, IMAGE, LOOK, Tokenizer
-from nanoharmon.training.batches import Batches, parse_mix
+from nanoharmon.training.batches import Batches
 from nanoharmon.training.latents import encode_share, latents_path, measure_scale, new_cache
-from nanoharmon.training.recipe import Config, DataConfig
+from nanoharmon.training.recipe import Config, DataConfig, parse_mix
 from nanoharmon.vae import VAE
 from nanoharmon.world import language, phrases, prompts, shapes
 from nanoharmon.world.source import ShapesData, training_texts

@@ -17,11 +17,11 @@ from nanoharmon.harmon import Harmon
 from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
-from nanoharmon.training.batches import make_batches, parse_mix
+from nanoharmon.training.batches import make_batches
 from nanoharmon.training import folder, imports, watch
 from nanoharmon.training.folder import FolderData
 from nanoharmon.training.formats import read_entries
-from nanoharmon.training.recipe import STAGES, Config, DataConfig
+from nanoharmon.training.recipe import STAGES, Config, DataConfig, parse_mix
 from nanoharmon.world.source import ShapesData
 
 TEXTS = ["a red thing", "ein blaues Ding", "зелёная вещь", "黄色的东西", "یک چیز سفید", "a 🙂 of sorts"]

@@ -51,7 +51,7 @@ def test_whoever_types_other_words_is_told_so_once(tmp_path, monkeypatch, capsys
     for ckpt, notes in ("unlisted", []), ("listed", [f"note: {UNKNOWN}"]):
         sample.main(["--ckpt", ckpt, "--prompt", "a Red house", "--prompt", "a red circle, next to a house!"])
         assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == notes
-    monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\na house\nis it mine\nmake it red"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\na house\n/draw a house\nis it mine\nmake it red"))
     chat.main(["--ckpt", "listed", "--max-new-tokens", "2"])
     one, other, error = capsys.readouterr().err.splitlines()
     assert [one, other] == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"] and "type /edit x0" in error

@@ -47,8 +47,9 @@ def make_plan(names, preset, minutes, old=None):
     for name in names:
         if name not in plan["steps"]:
             took = time_steps(name, preset)
-            for other, known in plan["seconds per step"].items():                # the same tokenizer, the same steps
-                took["vae"] = known["vae"] if (other in HARMON) == (name in HARMON) else took["vae"]
+            for other, known in plan["seconds per step"].items():
+                if (other in HARMON) == (name in HARMON):        # the same tokenizer: it gets the same steps
+                    took["vae"] = known["vae"]
             plan["shares"][name], plan["seconds per step"][name] = SHARES[name], took
             plan["steps"][name] = {part: max(1, round(60 * minutes * share / took[part]))
                                    for part, share in SHARES[name].items()}

@@ -83,15 +83,16 @@ def settings(name, preset):
 
 
 def build(name, preset, config, seed=0):
-    """{"model": with random weights, "teacher": only TokLIP has one}. config: HarmonConfig of `settings`."""
-    own, teacher, toklip = OWN[preset], {}, None
+    """(model, its teacher or None) with random weights. config: HarmonConfig of `settings`."""
+    own, teacher = OWN[preset], None
     if name == "toklip":
         torch.manual_seed(random.Random(f"{seed}/new teacher").getrandbits(48))
-        teacher["teacher"] = Teacher(config.vae.stride, config.mar.grid ** 2, config.llm.vocab_size, **own["tower"])
-        toklip = TokLIP(teacher["teacher"], CODE_DIM)
+        teacher = Teacher(config.vae.stride, config.mar.grid ** 2, config.llm.vocab_size, **own["tower"])
+    toklip = TokLIP(teacher, CODE_DIM) if teacher else None
     torch.manual_seed(seed)                                      # what comes first, the VQ, is the same for all
-    model = Harmon(config) if name in HARMON else Discrete(config, own["codes"], CODE_DIM, toklip, name == "masked")
-    return {"model": model, **teacher}
+    if name in HARMON:
+        return Harmon(config), None
+    return Discrete(config, own["codes"], CODE_DIM, toklip, masked=name == "masked"), teacher
 
 
 class System:
@@ -104,8 +105,8 @@ class System:
         self.source = ShapesData(self.config.data)
         texts = training_texts(self.config.data, 100 if preset == "pico" else 4000)
         self.tokenizer = Tokenizer.train(texts, self.config.model.llm.vocab_size)
-        self.modules = nn.ModuleDict(build(name, preset, self.config.model, seed))
-        self.model, self.teacher = self.modules["model"], dict(self.modules).get("teacher")
+        self.model, self.teacher = build(name, preset, self.config.model, seed)
+        self.modules = nn.ModuleDict({"model": self.model} | ({"teacher": self.teacher} if self.teacher else {}))
         self.batches = Batches([self.source], [1.0], self.tokenizer, self.config.model.mar.buffer_size)
 
     def pipeline(self):

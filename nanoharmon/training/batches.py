@@ -31,7 +31,6 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
               content (a text that differs when the pictures do)
 """
 import math
-import os
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ from ..world.shapes import render
 from ..world.source import ShapesData
 from .folder import FolderData
 from .formats import TALKS
+from .recipe import parse_mix
 
 
 class Batches:
@@ -212,28 +212,6 @@ def halves(items, key):
 
 
 # --- sources and their weights ----------------------------------------------------------------------------------------
-
-def parse_mix(entries):
-    """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
-    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". A path that
-    exists, "a:3", has no weight in it."""
-    found = {}
-    for entry in filter(None, map(str.strip, entries)):
-        entry = os.path.expanduser(entry)                # behind a comma, a shell leaves the ~ as it is
-        name, _, weight = entry.rpartition(":")
-        if os.path.exists(entry):
-            name = ""
-        try:
-            weight = float(weight) if name else 1.0
-        except ValueError:                               # a name with a colon
-            name, weight = "", 1.0
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"{entry!r}: the weight is {weight:g}, expected a number above 0; change --mix")
-        typed = name or entry
-        path = typed.rstrip("/") or "/"
-        found["./shapes" if path == "shapes" and typed != "shapes" else path] = weight    # shapes/ is a folder as well
-    return list(found.items())
-
 
 def check_mix(config):
     """Raises ValueError, with the flag to change, for a DataConfig that names no source or pictures of none."""

@@ -30,9 +30,9 @@ from ..cli import bar, one_line
 from ..files import advising, content_hash, read_json, write_chunks, write_json
 from ..pictures import MAX_BYTES, pad_square, read_image
 from ..world.shapes import NUM_CLASSES
-from .batches import parse_mix
 from .folder import FolderData
 from .formats import Found, read_entries
+from .recipe import parse_mix
 
 MOST_BROKEN = 0.05
 FEWEST = 8                                   # pictures of which some are held out

@@ -9,11 +9,11 @@ A new stage needs its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it tr
 compare/ and some of evals/ name 1, 2 or 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1
 --stage 3 --out NEW` trains on.
 """
+import os
 from dataclasses import dataclass, replace
 
 from ..config import BELOW_1, PRESETS, SHARE, HarmonConfig, arg, nearest
 from ..flags import check_fields, check_model, sections
-from .batches import parse_mix
 
 
 @dataclass
@@ -202,6 +202,28 @@ def quicken(config):
         stage.size = size if name != "llm" else 0
     stages["vae"].kl_weight = 5e-3                               # fewer bits, which are sooner drawn right
     data.scenes, data.max_objects = data.scenes // 3, 1
+
+
+def parse_mix(entries):
+    """[(name, weight), ...] from ("shapes:1", "photos:3", "FILE.json"); without a number the weight is 1, and of a name
+    that comes twice the last one counts. "shapes" is the shapes world; a folder of that name is "./shapes". A path that
+    exists, "a:3", has no weight in it."""
+    found = {}
+    for entry in filter(None, map(str.strip, entries)):
+        entry = os.path.expanduser(entry)                # behind a comma, a shell leaves the ~ as it is
+        name, _, weight = entry.rpartition(":")
+        if os.path.exists(entry):
+            name = ""
+        try:
+            weight = float(weight) if name else 1.0
+        except ValueError:                               # a name with a colon
+            name, weight = "", 1.0
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"{entry!r}: the weight is {weight:g}, expected a number above 0; change --mix")
+        typed = name or entry
+        path = typed.rstrip("/") or "/"
+        found["./shapes" if path == "shapes" and typed != "shapes" else path] = weight    # shapes/ is a folder as well
+    return list(found.items())
 
 
 TEXT = 64                                                        # tokens that prompts and questions may take, at least

@@ -27,10 +27,9 @@ from ..weights.convert import Assembly, start_from
 from ..weights.states import latest_state, load_state, step_of, versions
 from ..words import training_words
 from ..world.source import training_texts
-from .batches import parse_mix
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import ALL_STAGES, STAGES, check_sizes
+from .recipe import ALL_STAGES, STAGES, check_sizes, parse_mix
 from .sharding import like, shard_blocks, whole
 
 # --- the state of a stage ---------------------------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 from dataclasses import replace
 
 from ..cli import markdown_table
-from .batches import parse_mix
 from .memory import step_memory
 from .optim import select
-from .recipe import HARMON_STAGES, STAGES
+from .recipe import HARMON_STAGES, STAGES, parse_mix
 from .resume import check, progress
 
 # what each stage learns from (batches.py)
