@@ -232,13 +232,15 @@ def as_command(chat, line):
     with suppress(OSError, ValueError):                          # too long for a file's name, or none that can be
         if Path(name := file_name(line)).suffix and Path(name).is_file():
             return f"/image {line}"
+    if line.startswith("/"):
+        return line
     if chat.wish and AGAIN.fullmatch(line):
         return f"/draw {chat.wish}"
     own_world = "words" in chat.pipe.meta                        # of a language model that train.py made: words.py
     if own_world and chat.pictures and CHANGE.fullmatch(line):
         return f"/edit {line}"
-    line = line if line.startswith("/") else read(chat, line)
-    wish = wish_in(line) if own_world else is_request(line, any_wish=False) and line
+    line = read(chat, line)
+    wish = wish_in(line) if own_world else is_request(line) and line
     return f"/draw {wish}" if wish else line
 
 
@@ -294,7 +296,7 @@ def main(argv=None):
         print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
-    if is_request(args.prompt, any_wish=False) and not cannot(pipe):
+    if is_request(args.prompt) and not cannot(pipe):
         print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
     prompt = read(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:

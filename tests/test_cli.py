@@ -254,7 +254,7 @@ def test_a_part_of_the_last_picture_is_changed(ckpt, here, capsys, monkeypatch):
 def test_lines_as_people_type_them_are_drawn_or_asked_as_is_written_down():
     for lines in Path(__file__).with_name("requests.txt").read_text(encoding="utf-8").split("\n[")[1:]:
         title, *lines = filter(None, lines.split("\n"))
-        assert len(lines) > 20 and not [x for x in lines if chat.is_request(x) != title.startswith("drawn")], title
+        assert len(lines) > 20 and not [x for x in lines if bool(chat.wish_in(x)) != title.startswith("drawn")], title
 
 
 def test_the_loop_survives_every_mistake(ckpt, here, capsys, monkeypatch):

@@ -3,7 +3,7 @@ import random
 import re
 from collections import Counter
 
-from nanoharmon.conversation import is_request
+from nanoharmon.conversation import is_request, wish_in
 from nanoharmon.replies import seen_and_said
 from nanoharmon.world import phrases
 from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
@@ -85,9 +85,9 @@ def test_other_words_have_the_same_answers():
              for end in ("", " please")}
     assert not known & set(map(bare, phrases.HELD_OUT_REQUESTS))
     assert not [text for text in known.union(phrases.HELD_OUT_REQUESTS) for x in (
-        "a red ring", "3 rings", "on the left a ring", "only a ring") if not is_request(text.format(x=x))]
-    assert not any(is_request(text) for ways in phrases.SMALL_TALK for text in ways) and not is_request("a cat", False)
-    assert not any(map(is_request, ("show me where it is", "do two rings touch", "give me a short caption", "a ring?")))
+        "a red ring", "3 rings", "on the left a ring", "only a ring") if not wish_in(text.format(x=x))]
+    assert not any(wish_in(text) for ways in phrases.SMALL_TALK for text in ways) and not is_request("a cat")
+    assert not any(map(wish_in, ("show me where it is", "do two rings touch", "give me a short caption", "a ring?")))
     for table in (phrases.RELATION_WAYS, phrases.PLACE_WAYS):
         words = [w for known, held_out in table.values() for w in {*known, *held_out}]
         assert len(words) == len(set(words))                          # no words with two meanings
@@ -100,7 +100,7 @@ def test_other_words_have_the_same_answers():
                                  if c in COLORS)
                     assert (qa.answer == "yes") == ((color == qa.about.color) == (qa.kind == "is color")), qa
                 yes[qa.kind, qa.answer] += 1
-                assert not is_request(qa.question), qa
+                assert not wish_in(qa.question), qa
     for kind in ("none", "is color", "is not color", "relation"):
         assert 0.8 < yes[kind, "yes"] / yes[kind, "no"] < 1.25, (kind, yes[kind, "yes"], yes[kind, "no"])
 
