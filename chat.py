@@ -29,12 +29,13 @@ import torch
 from nanoharmon import explain
 from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
 from nanoharmon.config import nearest
-from nanoharmon.conversation import AGAIN, CHANGE, Conversation, is_request, wish_in
+from nanoharmon.conversation import Conversation
 from nanoharmon.files import advising, check_output, write_bytes
 from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
 from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
+from nanoharmon.wishes import AGAIN, CHANGE, is_request, wish_in
 from nanoharmon.words import note_changed, note_unseen, put_right
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template

@@ -3,7 +3,6 @@
 A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
 What a model says that it looks at (replies.py) stays in the conversation.
 """
-import re
 from pathlib import Path
 
 from .cli import bar
@@ -12,84 +11,9 @@ from .pictures import file_bytes
 from .plans import settled
 from .replies import seen_and_said
 from .tokenizer import LOOK, REFUSAL
-from .world.phrases import OTHER_COLORS, SORRY
-from .world.shapes import COLORS, SHAPES
+from .world.phrases import SORRY
 
 NO_PICTURE = f"{REFUSAL}there is no picture yet: wish for one, or type /image FILE"
-
-# --- which lines ask for a picture ------------------------------------------------------------------------------------
-
-# A line asks for a picture if it says so ("draw ...", "can you show me two ..."), or if it names a shape and nothing in
-# it asks or tells ("red circle", "my daughter needs a ring"). What one wishes for is not yet *the* ring, and not made of
-# words ("an explanation"). Lines as people type them, and which of them go the wrong way: tests/requests.txt
-POLITE = (r"(?:(?:please|plz|pls|now|next|ok|okay|good(?: morning| evening)?|great|nice|cool|well|hello|hi|hi there|hey|"
-          r"just|kindly|let's|lets|try to|thanks|thank you|sorry|also|then|and|so|yes|no|why don't you|"
-          r"(?:can|could|would|will) (?:you|u|we)|i (?:want|need) you to|i(?:'d| would) like you to|"
-          r"you (?:should|can|could|must))[,.!:;]* )*")
-DRAW = r"(?:draw|paint|sketch|depict)"
-WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|display|visuali[sz]e|illustrate|imagine|"
-        r"get|do(?!.*\b(?:touch|overlap|have|share|look|lie|match)\b))(?: me| us)?|gimme|i wanna(?: see| have)?|"
-        r"(?:there|it|the (?:picture|image)) (?:should|must) (?:be|show|have|contain)|how about|"
-        r"(?:let (?:me|us)|lets|lemme) see|(?:can|could|may) (?:i|we) (?:please )?(?:have|get)|(?:could|may) (?:i|we) see|"
-        r"(?:i|we)(?: (?:want(?:ed)?|meant?|need|wish|like(?= to))|(?:'d| would) (?:like|love))(?: to (?:see|have|get))?)")
-PICTURE = (r"(?:(?:an?|another|the) (?:\w+ )?)?(?:picture|image|drawing|painting|photo|pic) "
-           r"(?:of|with|showing|where|in which)\b")
-COLOR = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
-SHAPE = rf"(?:{'|'.join(SHAPES)})(?:e?s)?\b"
-OF_WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|sentence|hint|joke|story|poem|question|example|"
-            r"reason|guess|idea|look|minute|moment|time|explanation|overview|help|information|detail|clue|break|count|"
-            r"yes|no|test|mistake|error|text|table|bit|lot(?! of)|(?:second|sec|colou?r)(?! \w))s?\b")
-SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|three|four|five|six|seven|eight|nine|ten|"
-        rf"twenty|\d+|some|several) (?!more\W*(?:please\W*)?$)(?!(?:more )?(?:\w+ )?{OF_WORDS})|"
-        rf"(?:(?:{COLOR}|big|large|small|little) )*{SHAPE}|"
-        rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b|\W*$)|{PICTURE} )")
-WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.IGNORECASE)
-DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."
-    r"(?!(?:did|do|does|don't|why|what|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b).*\b"
-    rf"(?:{DRAW}|(?<=if you )drew)(?:ing)? (?:me |us )?{SOME}", re.IGNORECASE)
-NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
-ASKS = re.compile(
-    r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,)|(?:nice|cool|good)(?= ))\b|\?|"
-    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|where|what|which|who|how|why|true|or|whats|wheres|tell|say|name|list|"
-    r"describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|believe|learned|drew|"
-    r"forgot|asked|thank you for|i (?:like|love|hate)|these|those|this(?! time)|the last|the \w+ one|any(?! chance)|"
-    r"add up|(?:colou?r|number|place|position|size|word)s? (?:of|for)|"
-    rf"(?:no|the) {SHAPE}|{SHAPE} (?:colou?r|count|number|position|place|size))\b", re.IGNORECASE)
-NO_VERB = re.compile(                        # of the line: "a ring that is red", "my wish is", "i want to see"
-    r"(?<=\w )(?:(?:that|which|wish|want) (?:is|are|has|have)|to (?:see|have))\b|, both are\b|"
-    r"\b(?:(?:let's|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)
-DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|(?:{WISH} )?{PICTURE} .)", re.IGNORECASE)
-
-AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
-                   r"once (?:again|more)|(?:try|same) again|redo|redraw(?: it)?|repeat|another(?: one)?|"
-                   r"one more(?: time)?)(?: please)?[.!]*", re.IGNORECASE)
-CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|replace) (?!{PICTURE})"
-                    r"(?:it|them|this|that|the)\b|(?:add|remove|delete|erase)\b).+", re.IGNORECASE)
-
-
-def bare(line):
-    return " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
-
-
-def is_request(line):
-    """Whether a line says that it wants a picture drawn, and nothing else can be meant: of a model that knows more than
-    the shapes world one may wish "a recipe"."""
-    return DRAW_ONLY.match(bare(line)) is not None
-
-
-def wish_in(line):
-    """What a line asks a model of the shapes world to draw: all of it, or what follows a stop or "i meant"; "" if it asks
-    about a picture."""
-    parts, whole = re.split(r"(?<=[,.!;:]) +", line), bare(line)
-    rests = [" ".join(parts[i:]) for i in range(len(parts)) if "?" not in " ".join(parts[:i])]
-    if NAMED.match(whole) and not ASKS.search(NO_VERB.sub("", whole)):
-        wish = line
-    else:
-        wish = next((rest for rest in rests if WISHED.match(bare(rest))), line if DRAWING.match(whole) else "")
-    return re.sub(rf"^{POLITE}(?:i|we) (?:meant?|wanted) ", "", wish, flags=re.IGNORECASE)
-
-
-# --- the conversation -------------------------------------------------------------------------------------------------
 
 def as_shown(reply, is_whole=False):
     """A reply for people: "(ring: at the top a red ring one) one"; nothing as long as it only looks."""

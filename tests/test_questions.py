@@ -3,8 +3,8 @@ import random
 import re
 from collections import Counter
 
-from nanoharmon.conversation import is_request, wish_in
 from nanoharmon.replies import seen_and_said
+from nanoharmon.wishes import is_request, wish_in
 from nanoharmon.world import phrases
 from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
 from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,

@@ -10,8 +10,8 @@ import pytest
 import chat
 import sample
 from nanoharmon import words
-from nanoharmon.conversation import wish_in
 from nanoharmon.training.recipe import Config, quicken
+from nanoharmon.wishes import wish_in
 from nanoharmon.words import note_changed, note_unseen, put_right, training_words, words_of
 from nanoharmon.world import phrases
 from nanoharmon.world.source import ShapesData

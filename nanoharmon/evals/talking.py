@@ -15,9 +15,10 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from ..conversation import Conversation, wish_in
+from ..conversation import Conversation
 from ..pipeline import Pipeline
 from ..tokenizer import REFUSAL
+from ..wishes import wish_in
 from ..world import language, phrases, prompts, questions, shapes
 from ..world.judge import detect, judge, judge_scene
 from .common import batches, fresh_scene, over_processes, placement, rate
