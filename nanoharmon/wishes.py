@@ -38,12 +38,13 @@ DRAWING = re.compile(                        # "i'd be glad if you could draw me
     rf"(?:{DRAW}|(?<=if you )drew)(?:ing)? (?:me |us )?{SOME}", re.IGNORECASE)
 NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
 ASKS = re.compile(
-    r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,)|(?:nice|cool|good)(?= ))\b|\?|"
+    r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
     r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|which|who|how|why|true|or|tell|say|name|"
     r"list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|believe|learned|"
     r"drew|forgot|asked|thank you for|i (?:like|love|hate)|these|those|this(?! time)|the last|the \w+ one|"
     r"any(?! chance)|add up|(?:colou?r|number|place|position|size|word)s? (?:of|for)|"
-    rf"(?:no|the) {SHAPE}|{SHAPE} (?:colou?r|count|number|position|place|size))\b", re.IGNORECASE)
+    rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|{SHAPE} (?:colou?r|count|number|position|place|size))\b",
+    re.IGNORECASE)
 NO_VERB = re.compile(                        # of the line: "a ring that is red", "my wish is", "i want to see"
     r"(?<=\w )(?:(?:that|which|wish|want) (?:is|are|has|have)|to (?:see|have))\b|, both are\b|"
     r"\b(?:(?:let'?s|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)
