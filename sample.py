@@ -32,7 +32,7 @@ MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictur
 COLUMNS = 4                                  # at most so many prompts side by side, when each has a single picture
 EACH = "{:03d}_{}.png".format                # a file of --save-each: number of the prompt, and of its picture
 DRAWS = ("batch", "out", "save_each", "gif", "image", "region", "cfg_schedule", "redraw", "steps", "sampler",
-         "temperature", "think", "seed", "device", "dtype")             # flags of the drawing that --dry-run omits
+         "temperature", "think", "seed", "device", "dtype")             # of the drawing itself: --dry-run has none
 HOLD, FRAME = 2000, 120                      # milliseconds of the last and the other frames of a GIF
 
 
@@ -180,7 +180,7 @@ def main(argv=None):
     prompts = read_prompts(args)
     if args.dry_run and len(prompts) > 1:
         raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
-    image = open_image(args.image) if args.image else None           # first: its name may be none that a file can have
+    image = open_image(args.image) if args.image else None           # first: it says so if no file can have that name
     check_outputs(args, len(prompts))
     from nanoharmon.plans import OFFICIAL, settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it

@@ -17,8 +17,8 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     1     the encoder is aligned with the LLM, which stays as it is
     2     everything but the VAE learns both tasks together, to draw and to answer
     3     the same at twice the resolution, and longest
-    reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: it learns to draw a
-          picture that the request shows, as it understands it, without a caption; questions go on
+    reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: the request shows a
+          picture, and the model learns to draw it again, without a caption; questions are trained on as before
 
 What you get. OUT/final is the trained model, for sample.py and chat.py; OUT/stage_NAME the model after a stage.
 --stage reca leaves OUT/final as it is, and ends with OUT/final_reca and OUT/results_reca.json beside it.
@@ -105,15 +105,15 @@ def train_stage(run, name, pipe, batches):
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         norm = clip_gradients(list(state.params.values()), optim.clip)
-        # this waits for a GPU, at little cost: the CPU limits nano, and makes the next batch while the GPU runs the
-        # optimizer. Without waiting, optimizers and average would have to decide on the GPU
+        # this makes the CPU wait for the GPU, at little cost: nano is limited by the CPU, and the next batch is made
+        # while the GPU runs the optimizer. Not to wait, optimizers and average would have to skip a step on the GPU
         if torch.isfinite(norm):
             for optimizer in state.optimizers:
                 state.scaler.step(optimizer)
             state.ema.update(state.params, step)
             bad = 0
         else:
-            bad += state.scaler.get_scale() <= 1         # always 1 without float16; with it, the scale is halved first
+            bad += state.scaler.get_scale() <= 1         # float16 first halves the scale, else it is always 1
             run.skip(name, step + 1, give_up=bad >= 5)
         state.scaler.update()
         pipe.model.zero_grad()

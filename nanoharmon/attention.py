@@ -1,7 +1,8 @@
 """Scaled dot-product attention and dropout, shared by the MAR blocks, the LLM and the VAE.
 
 Attention is torch's `F.scaled_dot_product_attention`, which picks a fused kernel by itself: it never writes the matrix
-of weights to memory. On CPU that kernel knows no dropout, so training with dropout takes the plain way there.
+of weights to memory. The rest is dropout on CPU, where that kernel has none and torch's own is slow: only the official
+presets need it, skip it on a first reading.
 """
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ def attention(q, k, v, may_attend=None, is_causal=False, dropout=0.0):
     """softmax(q k^T / sqrt(d)) v.
 
     q (B, heads, Lq, d), k and v (B, heads, Lk, d); may_attend bool, broadcastable to (B, heads, Lq, Lk), True = may
-    attend; None = everything may. is_causal: position i may attend to 0 .. i (Lq = Lk), instead of a mask. A row with
-    nothing to attend to is not allowed (0 or NaN, by kernel): the callers always let a position see itself.
+    attend; None = everything may. is_causal: position i may attend to 0 .. i (Lq = Lk), instead of a mask. Every
+    row must have something to attend to, else the result is 0 or NaN: callers always let a position see itself.
     Returns (B, heads, Lq, d).
     """
     if dropout == 0.0 or q.device.type != "cpu":

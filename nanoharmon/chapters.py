@@ -119,7 +119,7 @@ def chapters():
                  countdown),
             Step(MAR.draw, "visible", "B, K", "The places that are visible: none yet, or those around a --region.",
                  again=True),
-            Step(MAR.draw, "drawn", "B, m", "The places that this iteration draws, picked at random.", again=True),
+            Step(MAR.draw, "to_draw", "B, m", "The places that this iteration draws, picked at random.", again=True),
             Step(MAR.encode, "buffers", "B, U, D", "The buffers: tokens that are always there, with positions."),
             Step(MAR.encode, "x", "B, K, D", "The visible tokens, as wide as the encoder, with positions."),
             Step(MAR.encode, "x", "B, U+K, D", "Buffers and visible tokens as one sequence."),
@@ -141,9 +141,9 @@ def chapters():
             Step(MAR.decode, "-> z", "R, m, D", "After {mar.decoder_depth} blocks: at each place to draw, a vector "
                  "that says what belongs there.", again=True),
             Step(Diffusion.sample, "(x", "B*m, C", "A token begins as pure noise."),
-            Step(DiffLoss.guided, "cond", "B*m, 2C", "The diffusion MLP, which sees this noise and z: the noise it "
+            Step(DiffLoss.guide, "cond", "B*m, 2C", "The diffusion MLP, which sees this noise and z: the noise it "
                  "believes to be in there (C numbers), and how much new noise the step adds (C more)."),
-            Step(DiffLoss.guided, "eps", "B*m, C", "Guidance: away from what the row without a prompt says, and past "
+            Step(DiffLoss.guide, "eps", "B*m, C", "Guidance: away from what the row without a prompt says, and past "
                  "what the one with it says."),
             Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: what would be left without new noise. In the "
                  "first step nearly all of the old noise goes,"),

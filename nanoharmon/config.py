@@ -38,9 +38,9 @@ class VAEConfig:
                                    high=100)
     num_res_blocks: int = arg(2, "residual blocks per level (one more in the decoder)", **LAYERS)
     z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
-    patch_size: int = arg(1, "fold patches of this many pixels into channels before the first convolution")
+    patch_size: int = arg(1, "side of the pixel patches folded into channels before the first convolution")
     resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
-    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes whose encoder levels have attention (the middle has)")
+    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes whose encoder levels have attention; the middle has")
     scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
 
     @property
@@ -93,7 +93,7 @@ class HarmonConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mar: MARConfig = field(default_factory=MARConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
-    grad_scale: float = arg(0.1, "scale of understanding's gradient into proj_in and encoder (official: 0.1)")
+    grad_scale: float = arg(0.1, "factor on the gradient from the LLM into proj_in and encoder (official: 0.1)")
 
 
 def pico():

@@ -66,7 +66,7 @@ class FinalLayer(nn.Module):
 
 
 class DenoisingMLP(nn.Module):
-    """eps and variance of a noisy token: (x (N, C), t (N,), z (N, D)) -> (N, 2C)."""
+    """eps | v of a noisy token (diffusion.py says what v is): (x (N, C), t (N,), z (N, D)) -> (N, 2C)."""
 
     def __init__(self, channels, z_width, width, depth):
         super().__init__()
@@ -94,7 +94,7 @@ class DenoisingMLP(nn.Module):
         return self.denoise(x, self.time_embed(t) + self.cond_embed(z))
 
     def denoise(self, x, y):
-        """eps and variance (N, 2C) of x (N, C), from y (N, width), the conditions embedded: time plus z."""
+        """eps | v (N, 2C) of x (N, C), from y (N, width), the embedded conditions: time plus z."""
         x = self.input_proj(x.to(self.input_proj.weight.dtype))      # (N, width)
         for block in self.res_blocks:
             x = block(x, y)
@@ -129,10 +129,10 @@ class DiffLoss(nn.Module):
         y = time + self.net.cond_embed(z).repeat(n // z.shape[0], 1)             # (N, width)
         return self.train_diffusion.loss(self.net.denoise(x_t, y), target, x_t, t, noise)
 
-    def guided(self, x, y, cfg):
+    def guide(self, x, y, cfg):
         """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); y (2N, width), the conditional rows first.
 
-        The variance is the conditional row's own (not guided), as in the official code.
+        v, which sets the variance, is the conditional row's own (not guided), as in the official code.
         """
         cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)              # (N, 2C) each
         eps = uncond[:, :self.channels] + cfg * (cond[:, :self.channels] - uncond[:, :self.channels])
@@ -142,8 +142,8 @@ class DiffLoss(nn.Module):
     def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None):
         """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
-        guided: by default, whether cfg != 1; a growing cfg may pass through 1. randn(shape) is the source of noise:
-        called for the initial noise first, then, by ddpm only, once per diffusion step.
+        guided: None = where cfg != 1; MAR.draw says it, for a growing cfg can be 1 while z is doubled all the same.
+        randn(shape) is the source of noise: for the first noise, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
             self._spaced[steps] = Diffusion(steps)
@@ -161,6 +161,6 @@ class DiffLoss(nn.Module):
 
         def network(x, t):
             y = time_of[t] + embedded
-            return self.guided(x, y, cfg) if guided else self.net.denoise(x, y)
+            return self.guide(x, y, cfg) if guided else self.net.denoise(x, y)
         return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
                                 self.clip)

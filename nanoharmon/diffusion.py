@@ -1,21 +1,22 @@
 """Gaussian diffusion: cosine schedule, q(x_t | x_0), the "eps + learned variance" loss, and samplers.
 
-In short: 1000 small steps x <- sqrt(1 - beta) x + sqrt(beta) noise lead from a clean token x_0 to x_t = sqrt(ac) x_0 +
-sqrt(1 - ac) noise; ac, alpha-bar in the papers, is the product of 1 - beta so far. The network sees x_t and t and
-predicts that noise, eps. Drawing starts from pure noise at t = 999 and goes back step by step: each step removes some
-noise and, in the "ancestral" sampler of DDPM, adds some. How much it adds is learned, too: v says where the
-log-variance lies between two bounds.
+In short: 1000 small steps x <- sqrt(1 - beta) x + sqrt(beta) noise turn a clean token x_0 into noise. After the steps
+up to t it is x_t = sqrt(ac) x_0 + sqrt(1 - ac) noise; ac, alpha-bar in the papers, is the product of 1 - beta so far.
+The network sees x_t and t and predicts that noise, eps. Drawing starts from pure noise at t = 999 and goes back step by
+step: each step removes some noise and, in the "ancestral" sampler of DDPM, adds some. How much it adds is learned, too:
+v says where the log-variance lies between two bounds.
 
 DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule eq. 17, learned variance eq. 15, both losses
 added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095). This is the subset
 of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
-eps | v, v in about [-1, 1]. `t` counts from 0 (one step of noise: x_1 in the papers) in the chain of *this* object,
-which may be shorter; only the network gets the original timestep, timestep_map[t].
+eps | v, v in about [-1, 1]. `t` counts from 0 (one step of noise: x_1 in the papers, whose indices the formulas with
+x_{t-1} have; there x_0 is the clean token) in the chain of *this* object, which may be shorter; only the network gets
+the original timestep, timestep_map[t].
 
-The variational bound is in bits, as in the official code; its weight is 1, for eq. 16's 0.001 weighs a sum over all
-timesteps, 1000. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
+The variational bound is in bits, as in the official code. Its weight is 1: eq. 16 has 0.001 times the sum over 1000 t,
+which is the mean over t. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
 """
 import math
 
@@ -35,7 +36,7 @@ def cosine_betas(steps=1000, max_beta=0.999):
 
 
 def space_timesteps(train_steps, steps):
-    """The `steps` of range(train_steps) that a sampler visits, evenly spaced, both ends included."""
+    """The `steps` of range(train_steps) that a sampler visits, evenly spaced, both ends included; of one, the first."""
     if not 1 <= steps <= train_steps:
         raise ValueError(f"{steps} diffusion steps asked for, expected 1 to {train_steps}")
     stride, at, chosen = 1 if steps == 1 else (train_steps - 1) / (steps - 1), 0.0, []

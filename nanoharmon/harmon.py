@@ -15,8 +15,8 @@ plain sequence that continues the text.
 Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MAR width, E LLM width, C channels of an
 image token, L sequence length in the LLM. Five names for five tensors: `latents` are image tokens (B, S, C), `encoded`
 is the MAR encoder's output (B, U+K, D), `embeds` what the LLM reads (B, L, E), of text or of a picture, `summed` the
-encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output (B, S-K, D). Parameter names are the official
-ones (`vae. mar. llm. proj_in. proj_out.`), so that official weights load strictly.
+encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output at the hidden places (B, S-K, D), or at the m
+to draw (B, m, D). Names of parameters are the official ones (`vae. mar. llm. proj_in. proj_out.`): they load strictly.
 """
 import torch
 from torch import nn
@@ -64,9 +64,9 @@ class Harmon(nn.Module):
         works while the LLM's part is small: the encoder says what is there, the LLM what is wanted.
         """
         n, U = embeds.shape[1], self.config.mar.buffer_size                      # n = K + U
-        is_real = torch.cat([is_real.bool(), is_real.new_ones(embeds.shape[:2], dtype=torch.bool)], dim=1)   # (B, T+n)
+        is_real = torch.cat([is_real, is_real.new_ones(embeds.shape[:2])], dim=1)    # (B, T+n)
         positions = rotary_positions(is_real)    # (B, T+n): the picture's go on from the last real text token
-        if cache is None:
+        if cache is None:                        # the last layer only for the picture: nobody reads the text's states
             rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # (B, n)
             states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
                                     rows=rows.flatten()).view(*rows.shape, -1)
@@ -106,10 +106,10 @@ class Harmon(nn.Module):
     def embed_with_images(self, latents, ids, grid=None, grad_scale=1.0):
         """Text embeddings of ids (B, L) with the pictures' embeddings in the IMAGE places -> (B, L, E).
 
-        grad_scale: of the gradient into proj_in and the encoder, 0.1 in the official code: that of answers can be far
-        longer than that of drawing, and both reach the same encoder.
+        grad_scale: factor on the gradient from the LLM into proj_in and the encoder, 0.1 in the official code: that of
+        answers can be much larger than that of drawing, and both reach the same encoder.
         """
-        embeds = self.llm.embed(ids.clamp(min=0))                                # (B, L, E)
+        embeds = self.llm.embed(ids.clamp(min=0))        # (B, L, E); IMAGE as id 0, overwritten below
         if latents is None:
             return embeds
         pictures = self.see(latents, None, grid)[1]                              # (N, S+U, E)
@@ -122,11 +122,11 @@ class Harmon(nn.Module):
     @torch.no_grad()
     def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, redraw=0, **options):
         """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
-        ("Generate an image.", or that of a part: caption_drop has taught the model to draw from them).
+        ("Generate an image.", or that of a part: in training they replace a share of the prompts).
 
-        grid (h, w): tokens down and across, default the native grid. redraw: rounds of MAR.redraw. options:
-        cfg_schedule, temperature, steps, sampler, generator, randn, latents and known (in-painting), on_iteration:
-        MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
+        grid (h, w): tokens down and across, default the native grid. orders: see MAR.draw, None = random. redraw:
+        rounds of MAR.redraw. options: cfg_schedule, temperature, steps, sampler, generator, randn, latents and known
+        (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
         copies = 1 if cfg == 1.0 else 2                          # with guidance, the unconditional prompts follow
@@ -134,12 +134,13 @@ class Harmon(nn.Module):
         if orders is None:
             orders = random_orders(B, grid[0] * grid[1], "cpu").to(is_real.device)
         cache = KVCache()                                                        # the prompt goes through the LLM once
-        self.llm.model(self.llm.embed(ids), is_real=is_real.bool(), cache=cache)
+        self.llm.model(self.llm.embed(ids), is_real=is_real, cache=cache)
         cache.append = False                                                     # the picture changes in each iteration
 
-        def predict(latents, visible, drawn):
+        def predict(latents, visible, to_draw):
             encoded, embeds = self.see(latents, visible, grid)   # the same for both halves of the guided batch
             summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
-            return self.mar.decode(summed, visible.repeat(copies, 1), grid, drawn.repeat(copies, 1))  # (B or 2B, m, D)
+            return self.mar.decode(summed, visible.repeat(copies, 1), grid, to_draw.repeat(copies, 1))  # (2B, m, D)
         latents = self.mar.draw(predict, orders, iters, cfg, **options)
-        return self.mar.redraw(predict, orders, redraw, iters, cfg, **options | {"latents": latents})
+        options["latents"] = latents                             # the drawing, instead of a picture to be in-painted
+        return self.mar.redraw(predict, orders, redraw, iters, cfg, **options)

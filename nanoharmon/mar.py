@@ -35,33 +35,34 @@ from .diffloss import DiffLoss
 
 
 class Attention(nn.Module):
-    """Attention with heads: x (B, L, D) -> (B, L, D); with asking (B, m, D), only these are queries -> (B, m, D)."""
+    """Attention with heads: x (B, L, D) -> (B, L, D); with queries (B, m, D), only these ask -> (B, m, D)."""
     def __init__(self, dim, heads, attn_dropout, proj_dropout):
         super().__init__()
         self.heads, self.attn_dropout, self.proj_dropout = heads, attn_dropout, proj_dropout
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
-    def forward(self, x, asking=None):                               # (B, L, D), and those that ask: (B, m, D)
-        (B, L, D), d = x.shape, x.shape[2] // self.heads
-        if asking is None:                                           # all do: b l (three heads d) -> three b heads l d
-            q, k, v = self.qkv(x).view(B, L, 3, self.heads, d).permute(2, 0, 3, 1, 4)
-        else:                                                        # the same in two, q of those that ask
-            q = F.linear(asking, self.qkv.weight[:D], self.qkv.bias[:D]).view(B, -1, self.heads, d).transpose(1, 2)
-            k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, L, 2, self.heads, d).permute(
-                2, 0, 3, 1, 4)
+    def forward(self, x, queries=None):                              # (B, L, D), (B, m, D)
+        D = x.shape[2]
+        if queries is None:
+            q, k, v = self.qkv(x).chunk(3, dim=2)                    # (B, L, D) each
+        else:                                                        # the same in two parts
+            q = F.linear(queries, self.qkv.weight[:D], self.qkv.bias[:D])                          # (B, m, D)
+            k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=2)             # (B, L, D) each
+        # b l (heads d) -> b heads l d
+        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
         x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # (B, heads, m, d)
         return dropout(self.proj(x.transpose(1, 2).flatten(2)), self.proj_dropout if self.training else 0.0)
 
 
 class Mlp(nn.Module):
     """fc2(gelu(fc1(x))): x (..., D) -> (..., D)."""
-    def __init__(self, dim, hidden, dropout):
+    def __init__(self, dim, width, p):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = dropout
+        self.fc1, self.fc2 = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.p = p                                                   # of dropout
 
     def forward(self, x):
-        p = self.dropout if self.training else 0.0
+        p = self.p if self.training else 0.0
         return dropout(self.fc2(dropout(F.gelu(self.fc1(x)), p)), p)             # exact (erf) GELU
 
 
@@ -113,7 +114,7 @@ class MAR(nn.Module):
 
         self.checkpointing = False                   # recompute each block in backward: less memory
         self.init_weights()
-        self.diffloss = DiffLoss(config)
+        self.diffloss = DiffLoss(config)             # after init_weights, which would undo its own first weights
 
     def init_weights(self):
         for m in self.modules():
@@ -225,16 +226,16 @@ class MAR(nn.Module):
 
     @torch.no_grad()
     def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None,
-             on_iteration=None, **sampler):
+             on_iteration=None, **sampling):
         """Uncover tokens in `iters` iterations: the drawing loop of MAR and of Harmon. Returns latents (B, S, C).
 
-        predict(latents, visible, drawn) -> z (B or 2B, m, D) at the m places that this iteration draws, drawn (B, m);
+        predict(latents, visible, to_draw) -> z (B or 2B, m, D) at the m places of this iteration, to_draw (B, m);
         doubled, conditional rows first, when cfg != 1.
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
         cfg: strength of guidance, 1 = none; cfg_schedule: "constant", or "linear" in the share of uncovered tokens,
         from about 1 to almost cfg. For in-painting: latents (B, S, C), a picture, and known (B, S-n), the places that
         keep their token. on_iteration(latents, visible) is called after every iteration (progress bars, GIFs).
-        **sampler: see DiffLoss.sample.
+        **sampling: see DiffLoss.sample.
         """
         B, n = orders.shape
         if latents is None:
@@ -245,19 +246,19 @@ class MAR(nn.Module):
             if n_now == n_next:
                 continue                             # more iterations than tokens: nothing to draw in this one
             visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
-            drawn = orders[:, n_next:n_now].sort(dim=1).values                   # (B, m), m = n_now - n_next
+            to_draw = orders[:, n_next:n_now].sort(dim=1).values                   # (B, m), m = n_now - n_next
             # max(1, ...): as official, where one token counts as hidden even after the last iteration
             scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
-            z = predict(latents, visible, drawn).flatten(0, 1)                   # (B*m or 2B*m, D)
-            new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampler)         # (B*m, C)
+            z = predict(latents, visible, to_draw).flatten(0, 1)                 # (B*m or 2B*m, D)
+            new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampling)        # (B*m, C)
             new = new.unflatten(0, (B, -1)).to(latents.dtype)                    # (B, m, C)
-            latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
+            latents = latents.scatter(1, to_draw.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
             if on_iteration is not None:
                 on_iteration(latents, torch.cat([known, orders[:, n_next:]], dim=1))
         return latents
 
     def redraw(self, predict, orders, rounds, iters, cfg, latents, known=None, cfg_schedule=None, **options):
-        """Correct a finished drawing, latents. Ours, not the paper's. Arguments as in `draw`, but guidance is constant.
+        """Correct a finished drawing, latents. Ours, not the paper's. Arguments as in `draw`; cfg_schedule is ignored.
 
         In a round one half of the tokens is hidden and drawn anew given the other, then the other half: a token that
         was drawn while little was visible, say with a color between two, has to fit its neighbours then.
@@ -282,10 +283,10 @@ class MAR(nn.Module):
         if cfg != 1.0:
             condition = torch.cat([condition, nothing])                          # (2B, D)
 
-        def predict(latents, visible, drawn):
+        def predict(latents, visible, to_draw):
             copies = len(condition) // B
-            latents, visible, drawn = latents.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
-            return self.decode(self.encode(latents, visible, grid, condition), visible, grid, drawn)
+            latents, visible = latents.repeat(copies, 1, 1), visible.repeat(copies, 1)     # of B or 2B rows
+            return self.decode(self.encode(latents, visible, grid, condition), visible, grid, to_draw.repeat(copies, 1))
         return self.draw(predict, orders, iters, cfg, cfg_schedule, **options)
 
 
@@ -299,15 +300,15 @@ def random_orders(B, S, device, generator=None):
     return torch.rand(B, S, device=device, generator=generator).argsort(dim=1)
 
 
-def unmasking_schedule(S, iters):
-    """How many tokens are hidden before each iteration and after the last: iters+1 numbers from S down to 0.
+def unmasking_schedule(n, iters):
+    """How many of n tokens are hidden before each iteration and after the last: iters+1 numbers from n down to 0.
 
     Cosine (MaskGIT, arXiv 2202.04200): few tokens at first, many at the end; at least one stays hidden until the last
     iteration, and at least one is drawn in each until only that one is left.
     """
-    counts = [S]
+    counts = [n]
     for i in range(iters):
-        left = math.floor(S * math.cos(math.pi / 2 * (i + 1) / iters))
+        left = math.floor(n * math.cos(math.pi / 2 * (i + 1) / iters))
         counts.append(0 if i == iters - 1 else max(1, min(counts[-1] - 1, left)))
     return counts
 

@@ -90,10 +90,10 @@ class Pipeline:
         tokens; steps: diffusion steps per token; redraw: rounds in which each half is drawn anew, given the other;
         think: draw what the method `think` makes of the prompts.
         fast: a measured choice of iters, steps and redraw (plans.FAST). None = the checkpoint's own default.
-        group: draw each so many prompts as if alone with this seed (up to rounding).
+        group: draw every so many prompts as if they were a call of their own, with this seed (up to rounding).
         image, region (x0, y0, x1, y1 in its pixels): draw only that part of a picture anew, the picture being resized
         to `size`. on_iteration(pictures) gets the pictures so far, hidden tokens grey; progress() is called as often,
-        and costs nothing. The same arguments draw the same bytes.
+        and decodes nothing. The same arguments draw the same bytes.
         """
         prompts, seed = arguments.texts("prompts", prompts), arguments.whole("seed", seed, 0, arguments.SEEDS)
         image = None if image is None else as_picture(image)

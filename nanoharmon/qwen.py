@@ -32,7 +32,7 @@ def rotary_positions(is_real):
 
 
 def rope_tables(positions, head_dim, theta):
-    """cos and sin of the rotary angles for positions (B, L): (B, 1, L, head_dim) each, float32; half of sin is negated.
+    """cos and sin of the angles of positions (B, L): (B, 1, L, head_dim) each, float32; the first half of sin negated.
 
     RoPE (arXiv 2104.09864) turns each pair of channels of q and k by an angle that grows with the position, slowly for
     the last pairs: then of two positions only their distance enters q . k.
@@ -44,7 +44,8 @@ def rope_tables(positions, head_dim, theta):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding in the half-rotation form: channel i is paired with i + head_dim/2. x (B, heads, L, d)."""
+    """Turn the pairs (a, b) = (x[i], x[i + d/2]) by their angles: a cos - b sin, b cos + a sin. x (B, heads, L, d).
+    `roll` puts the b before the a; the minus is in the table."""
     return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))
 
 
@@ -144,7 +145,7 @@ class Transformer(nn.Module):
         B*L, only those that somebody reads, (N, E).
 
         positions (B, L): rotary positions, default past, past+1, ...; is_real (B, past + L) bool: False = padding,
-        seen by itself only; cache: a KVCache holding `past` tokens, extended in place.
+        seen by itself only; cache: a KVCache holding `past` tokens, extended in place (see its `append`).
         The causal mask compares indices, the rotary angle uses `positions`: they differ where there is padding.
         """
         B, L, _ = embeds.shape

@@ -1,13 +1,14 @@
-"""Text to token ids: a thin layer over the `tokenizers` package, with Qwen2.5's chat template.
+"""Text to token ids: a thin layer over the `tokenizers` package, with the layout of Qwen2.5's chat template.
 
 A conversation is a list of messages {"role": "user" | "assistant", "content": ...}; content is a string, or a list of
 strings and integers, an integer n standing for a picture of n placeholders. In ids:
 
     <|im_start|>user\\n [n x IMAGE] \\n is it red? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>\\n
 
-Only what the assistant says, and the <|im_end|> after it, is supervised; not LOOK, with which a reply can be begun for
-the assistant. The special tokens are put in by id: the same characters typed by a user are encoded as plain text, never
-as control tokens.
+Only what the assistant says, and the <|im_end|> after it, is supervised; not a LOOK at its beginning, which the program
+writes, so that the model says what it sees before it answers. As in Harmon, there is no system message of its own; the
+\\n after a picture is part of the content. The special tokens are put in by id: the same characters typed by a user are
+encoded as plain text, never as control tokens.
 
 `train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
 """
@@ -24,8 +25,8 @@ GENERATE_ANYTHING = "Generate an image."    # the unconditional ones, for classi
 GENERATE_ANY_PART = "Generate this part of the image."
 DESCRIBE = "describe the image."            # what the captions of training answer
 LOCATE = "say what is where."               # ours: what the fullest description answers
-LOOK = "look:"                              # ours: a reply that is begun so says first what it sees (replies.py)
-REFUSAL = "sorry, "                         # ours: a request to draw that is answered so is not drawn
+LOOK = "look:"                              # ours: a reply that begins so says first what it sees (replies.py)
+REFUSAL = "sorry, "                         # ours: a reply that begins so refuses to draw
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IMAGE = -200                                # stands in the ids for one image token or buffer (the official number)
 IGNORE = -100                               # label of a token that is not supervised

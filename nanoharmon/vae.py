@@ -1,13 +1,13 @@
 """The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as in MAR, sec. 4).
 
-picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)  ->  Decoder.
+picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)
+mean (while training a sample)   ->  Decoder  ->  picture
 One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, not
 a code. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
 
-At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two things
-differ when the config says so: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and
-unfolds them after the last), which is what makes the nano VAE cheap; `attn_resolutions` may be empty
-(the middle has attention all the same).
+At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two settings
+can differ: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds them after
+the last), which makes the nano VAE cheap; an empty `attn_resolutions` leaves attention in the middle only.
 
 Left out of the official training: the adversarial and perceptual losses; what is left is `vae_loss`.
 """
@@ -23,7 +23,7 @@ def norm(channels):
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
-# nn.Identity stands wherever a level has no such layer: it has no parameters, so the official names stay as they are
+# nn.Identity stands where an optional layer is missing: it has no parameters, so the official names stay as they are
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         c = widths[-1]
         self.conv_in = nn.Conv2d(config.z_channels, c, 3, padding=1)
         self.mid = middle(c)
-        levels = []
+        self.up = nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
             level = nn.Module()
             level.block = nn.ModuleList()
@@ -133,8 +133,7 @@ class Decoder(nn.Module):
                 level.block.append(ResnetBlock(c, width))
                 c = width
             level.upsample = Upsample(c) if i > 0 else nn.Identity()
-            levels.insert(0, level)
-        self.up = nn.ModuleList(levels)
+            self.up.insert(0, level)
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 3 * config.patch_size ** 2, 3, padding=1)
 
     def forward(self, x):                                            # (B, C, H/stride, W/stride)

@@ -44,7 +44,7 @@ def test_denoising_mlp_and_guidance_are_official(variant):
         g.check("t_emb", model.net.time_embed(t))
         g.check("mlp", model.net(x, t, c))
         z = torch.cat([c, c.flip(0)])
-        guided = model.guided(x, model.net.time_embed(t.repeat(2)) + model.net.cond_embed(z), 3.0)
+        guided = model.guide(x, model.net.time_embed(t.repeat(2)) + model.net.cond_embed(z), 3.0)
     check("guided", guided, g.output("mlp_with_cfg3")[:len(x)])
 
 

@@ -42,7 +42,7 @@ EXERCISES = tuple(Exercise(i, *row) for i, row in enumerate((
      "The eps loss and the learned variance"),
     ("reverse", "draw", "diffusion.py", ("Diffusion.q_posterior", "Diffusion.predict_x0", "Diffusion.p_mean_variance"),
      35, 4, "One reverse step"),
-    ("guidance", "draw", "diffloss.py", ("DiffLoss.guided",), 20, 3, "Classifier-free guidance"),
+    ("guidance", "draw", "diffloss.py", ("DiffLoss.guide",), 20, 3, "Classifier-free guidance"),
     ("adaln", "draw", "diffloss.py", ("modulate", "ResBlock.forward"), 15, 3, "A block that the condition modulates"),
     ("split", "draw", "mar.py", ("mask_ratio_at", "random_split"), 30, 4, "How many tokens are hidden, and which"),
     ("hide", "draw", "mar.py", ("MAR.encode", "MAR.decode"), 50, 6, "Hide tokens, and restore their places"),

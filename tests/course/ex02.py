@@ -1,11 +1,11 @@
 """Solutions of exercise 02, attention with heads."""
 START = """
-def forward(self, x, asking=None):
-    asking = x if asking is None else asking
-    (B, L, D), m, d = x.shape, asking.shape[1], x.shape[2] // self.heads
+def forward(self, x, queries=None):
+    queries = x if queries is None else queries
+    (B, L, D), m, d = x.shape, queries.shape[1], x.shape[2] // self.heads
     W, b = self.qkv.weight, self.qkv.bias
     p = self.attn_dropout if self.training else 0.0
-    q = F.linear(asking, W[:D], b[:D]).view(B, m, self.heads, d).transpose(1, 2)
+    q = F.linear(queries, W[:D], b[:D]).view(B, m, self.heads, d).transpose(1, 2)
     k = F.linear(x, W[D:2 * D], b[D:2 * D]).view(B, L, self.heads, d).transpose(1, 2)
     v = F.linear(x, W[2 * D:], b[2 * D:]).view(B, L, self.heads, d).transpose(1, 2)
 """
@@ -28,7 +28,7 @@ WRONG = [
     ("keys for values", (START + RIGHT_MIDDLE).replace("k = F", "t = F").replace("v = F", "k = F").replace(
         "t = F", "v = F") + END, "keys and values are exchanged"),
     ("proj forgotten", START + RIGHT_MIDDLE + END.replace("self.proj(", "("), "self.proj is forgotten"),
-    ("queries from x", START.replace("F.linear(asking, W[:D], b[:D])", "F.linear(x[:, :m], W[:D], b[:D])")
+    ("queries from x", START.replace("F.linear(queries, W[:D], b[:D])", "F.linear(x[:, :m], W[:D], b[:D])")
      + RIGHT_MIDDLE + END, "the queries come from x"),
     ("view without transposing back", START + RIGHT_MIDDLE + END.replace("y.transpose(1, 2).reshape", "y.reshape"), ""),
     ("dropout always", START.replace("if self.training else 0.0", "") + RIGHT_MIDDLE + END, ""),
@@ -37,13 +37,13 @@ WRONG = [
 ]
 RIGHT = [
     ("einsum", """
-def forward(self, x, asking=None):
+def forward(self, x, queries=None):
     B, L, D = x.shape
-    if asking is None:
-        asking = x
+    if queries is None:
+        queries = x
     wq, wk, wv = self.qkv.weight.chunk(3)
     bq, bk, bv = self.qkv.bias.chunk(3)
-    q = (asking @ wq.T + bq).reshape(B, -1, self.heads, D // self.heads)
+    q = (queries @ wq.T + bq).reshape(B, -1, self.heads, D // self.heads)
     k = (x @ wk.T + bk).reshape(B, L, self.heads, -1)
     v = (x @ wv.T + bv).reshape(B, L, self.heads, -1)
     scores = torch.einsum("bmhd,blhd->bhml", q, k) * (D // self.heads) ** -0.5
@@ -55,9 +55,9 @@ def forward(self, x, asking=None):
 def one_head(q, k, v, p):
     return attention(q[:, None], k[:, None], v[:, None], dropout=p)[:, 0]
 
-def forward(self, x, asking=None):
-    D, asking = x.shape[-1], x if asking is None else asking
-    q = self.qkv(asking)[..., :D].chunk(self.heads, dim=-1)
+def forward(self, x, queries=None):
+    D, queries = x.shape[-1], x if queries is None else queries
+    q = self.qkv(queries)[..., :D].chunk(self.heads, dim=-1)
     k, v = (part.chunk(self.heads, dim=-1) for part in self.qkv(x)[..., D:].chunk(2, dim=-1))
     on = float(self.training)
     heads = [one_head(a, b, c, on * self.attn_dropout) for a, b, c in zip(q, k, v)]

@@ -1,6 +1,6 @@
 """Solutions of exercise 12, classifier-free guidance."""
 GUIDED = """
-def guided(self, x, y, cfg):
+def guide(self, x, y, cfg):
     C = self.channels
     cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)
     eps = uncond[:, :C] + cfg * (cond[:, :C] - uncond[:, :C])
@@ -8,7 +8,7 @@ def guided(self, x, y, cfg):
 """
 WRONG = [
     ("variance guided, too", """
-def guided(self, x, y, cfg):
+def guide(self, x, y, cfg):
     cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)
     return uncond + cfg * (cond - uncond)
 """, "the guidance is applied to the variance, too"),
@@ -18,7 +18,7 @@ def guided(self, x, y, cfg):
     ("rows interleaved", GUIDED.replace("x.repeat(2, 1)", "x.repeat_interleave(2, 0)"), "x must be a b a b"),
     ("variance of the unconditional row", GUIDED.replace("[eps, cond", "[eps, uncond"), "from the unconditional row"),
     ("three channels, as in DiT", """
-def guided(self, x, y, cfg):
+def guide(self, x, y, cfg):
     cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)
     eps = uncond[:, :3] + cfg * (cond[:, :3] - uncond[:, :3])
     return torch.cat([eps, cond[:, 3:]], dim=-1)
@@ -36,7 +36,7 @@ def guided(self, x, y, cfg):
 ]
 RIGHT = [
     ("two calls", """
-def guided(self, x, y, cfg):
+def guide(self, x, y, cfg):
     N = len(x)
     with_prompt, without = self.net.denoise(x, y[:N]), self.net.denoise(x, y[N:])
     result = with_prompt.clone()
@@ -49,7 +49,7 @@ def weights(cfg, channels, like):
     variance = like.new_tensor([1.0, 0.0])
     return torch.stack([eps] * channels + [variance] * channels)
 
-def guided(self, x, y, cfg):
+def guide(self, x, y, cfg):
     answers = self.net.denoise(torch.cat((x, x), dim=0), y).view(2, x.shape[0], 2 * x.shape[1])
     return torch.einsum("hnc,ch->nc", answers, weights(cfg, x.shape[1], x))
 """),

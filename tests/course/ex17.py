@@ -2,7 +2,7 @@
 DRAW = """
 @torch.no_grad()
 def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
-         **sampler):
+         **sampling):
     B, n = orders.shape
     if latents is None:
         latents = torch.zeros(B, n, self.config.token_dim, device=orders.device)
@@ -14,8 +14,8 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
         visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values
         drawn = orders[:, n_next:n_now].sort(dim=1).values
         scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
-        z = predict(latents, visible, drawn).flatten(0, 1)
-        new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampler)
+        z = predict(latents, visible, to_draw).flatten(0, 1)
+        new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampling)
         new = new.unflatten(0, (B, -1)).to(latents.dtype)
         latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
         if on_iteration is not None:
@@ -44,7 +44,7 @@ WRONG = [
         'cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n', "cfg"),
      "cfg_schedule is not used"),
     ("guided left to the sampler", DRAW.replace(", guided=cfg != 1.0", ""), "growing guidance may pass through 1"),
-    ("options lost", DRAW.replace(", guided=cfg != 1.0, **sampler", ", guided=cfg != 1.0"), "pass **sampler on"),
+    ("options lost", DRAW.replace(", guided=cfg != 1.0, **sampling", ", guided=cfg != 1.0"), "pass **sampling on"),
     ("empty iterations", DRAW.replace("        if n_now == n_next:\n            continue\n", ""),
      "skip an iteration that has none"),
     ("picture changed in place", DRAW.replace("latents = latents.scatter(", "latents.scatter_("), "latents in place"),
@@ -65,7 +65,7 @@ def strength(cfg, schedule, n, left):
 
 @torch.no_grad()
 def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
-         **sampler):
+         **sampling):
     B, n = orders.shape
     result = torch.zeros(B, n, self.config.token_dim) if latents is None else latents.clone()
     if known is None:
@@ -77,7 +77,7 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
             visible, _ = torch.sort(torch.cat((known, orders[:, hidden:]), 1), 1)
             z = predict(result, visible, drawn)
             z = z.reshape(-1, z.shape[-1])
-            tokens = self.diffloss.sample(z, cfg=strength(cfg, cfg_schedule, n, left), guided=cfg != 1, **sampler)
+            tokens = self.diffloss.sample(z, cfg=strength(cfg, cfg_schedule, n, left), guided=cfg != 1, **sampling)
             tokens = tokens.view(B, hidden - left, -1)
             result = result.clone()
             for b in range(B):
@@ -90,7 +90,7 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
     ("a mask of what is visible", """
 @torch.no_grad()
 def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents=None, known=None, on_iteration=None,
-         **sampler):
+         **sampling):
     B, n = orders.shape
     if latents is None:
         latents = orders.new_zeros((B, n, self.config.token_dim), dtype=torch.float32)
@@ -105,7 +105,7 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
             is_drawn = torch.zeros_like(is_visible).scatter(1, orders[:, n_next:n_now], True)
             z = predict(latents, places[is_visible].view(B, -1), places[is_drawn].view(B, -1))
             scale = cfg if cfg_schedule == "constant" else (max(1, n_next) + cfg * (n - max(1, n_next))) / n
-            new = self.diffloss.sample(torch.cat(list(z)), cfg=scale, guided=(cfg != 1.0), **sampler)
+            new = self.diffloss.sample(torch.cat(list(z)), cfg=scale, guided=(cfg != 1.0), **sampling)
             latents = latents.masked_scatter(is_drawn.unsqueeze(-1), new.to(latents.dtype))
             is_visible = is_visible | is_drawn
             if on_iteration is not None:

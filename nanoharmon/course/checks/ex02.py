@@ -21,14 +21,14 @@ def make(seed, heads=None):
     return layer, rng.randrange(2, 4), rng.randrange(4, 8), heads, d
 
 
-def slow(layer, x, asking, heads, scale=None, order="qkv", head_of=None, softmax_over=-1, project=True):
+def slow(layer, x, queries, heads, scale=None, order="qkv", head_of=None, softmax_over=-1, project=True):
     """By loops over pictures and heads, in float64; and with the mistakes that the arguments say."""
     W, b = layer.qkv.weight.detach().double(), layer.qkv.bias.detach().double()
-    D, x, asking = x.shape[2], x.double(), asking.double()
+    D, x, queries = x.shape[2], x.double(), queries.double()
     d = D // heads
     part = {name: slice(i * D, (i + 1) * D) for i, name in enumerate(order)}
-    q, k, v = (source @ W[part[name]].T + b[part[name]] for name, source in (("q", asking), ("k", x), ("v", x)))
-    out = torch.zeros(*asking.shape, dtype=torch.float64)
+    q, k, v = (source @ W[part[name]].T + b[part[name]] for name, source in (("q", queries), ("k", x), ("v", x)))
+    out = torch.zeros(*queries.shape, dtype=torch.float64)
     for n in range(len(x)):
         for h in range(heads):
             own = head_of(h) if head_of else slice(h * d, (h + 1) * d)
@@ -37,35 +37,35 @@ def slow(layer, x, asking, heads, scale=None, order="qkv", head_of=None, softmax
     return out @ layer.proj.weight.detach().double().T + layer.proj.bias.detach().double() if project else out
 
 
-def mistakes(layer, x, asking, heads, d):
+def mistakes(layer, x, queries, heads, d):
     D = heads * d
     return {
-        "the scores are not divided by sqrt(d)": lambda: slow(layer, x, asking, heads, scale=1.0),
+        "the scores are not divided by sqrt(d)": lambda: slow(layer, x, queries, heads, scale=1.0),
         "the scores are divided by sqrt(D), not by the root of a head's width":
-            lambda: slow(layer, x, asking, heads, scale=math.sqrt(D)),
-        "the scores are divided by d, not by its root": lambda: slow(layer, x, asking, heads, scale=float(d)),
-        "there is only one head": lambda: slow(layer, x, asking, 1),
-        "there is only one head, divided by a head's root": lambda: slow(layer, x, asking, 1, scale=math.sqrt(d)),
-        "keys and values are exchanged": lambda: slow(layer, x, asking, heads, order="qvk"),
-        "queries and keys are exchanged": lambda: slow(layer, x, asking, heads, order="kqv"),
+            lambda: slow(layer, x, queries, heads, scale=math.sqrt(D)),
+        "the scores are divided by d, not by its root": lambda: slow(layer, x, queries, heads, scale=float(d)),
+        "there is only one head": lambda: slow(layer, x, queries, 1),
+        "there is only one head, divided by a head's root": lambda: slow(layer, x, queries, 1, scale=math.sqrt(d)),
+        "keys and values are exchanged": lambda: slow(layer, x, queries, heads, order="qvk"),
+        "queries and keys are exchanged": lambda: slow(layer, x, queries, heads, order="kqv"),
         "the channels of a head are not neighbours: (D) was cut into (d, heads), expected (heads, d)":
-            lambda: slow(layer, x, asking, heads, head_of=lambda h: slice(h, None, heads)),
+            lambda: slow(layer, x, queries, heads, head_of=lambda h: slice(h, None, heads)),
         "the softmax goes over those who ask, not over the keys":
-            lambda: slow(layer, x, asking, heads, softmax_over=0),
-        "self.proj is forgotten": lambda: slow(layer, x, asking, heads, project=False),
-        "the queries come from x, not from asking": lambda: slow(layer, x, x[:, :asking.shape[1]], heads),
-        "keys and values come from asking, not from x": lambda: slow(layer, asking, asking, heads)}
+            lambda: slow(layer, x, queries, heads, softmax_over=0),
+        "self.proj is forgotten": lambda: slow(layer, x, queries, heads, project=False),
+        "the queries come from x, not from `queries`": lambda: slow(layer, x, x[:, :queries.shape[1]], heads),
+        "keys and values come from `queries`, not from x": lambda: slow(layer, queries, queries, heads)}
 
 
 @torch.no_grad()
-def compare(layer, x, asking, heads, d, what):
-    before, asked = x.clone(), asking.clone()
-    got = layer(x, asking)
-    if asking is x:                                              # then it may be left out
-        same(what + ", with asking left out", layer(x), got, rtol=1e-3, atol=1e-4)
+def compare(layer, x, queries, heads, d, what):
+    before, asked = x.clone(), queries.clone()
+    got = layer(x, queries)
+    if queries is x:                                             # then it may be left out
+        same(what + ", with queries left out", layer(x), got, rtol=1e-3, atol=1e-4)
     unchanged("x", before, x)
-    unchanged("asking", asked, asking)
-    same(what, got, slow(layer, x, asking, heads), mistakes(layer, x, asking, heads, d), rtol=1e-3, atol=1e-4)
+    unchanged("queries", asked, queries)
+    same(what, got, slow(layer, x, queries, heads), mistakes(layer, x, queries, heads, d), rtol=1e-3, atol=1e-4)
 
 
 def test_one_head(seed):

@@ -31,10 +31,10 @@ def test_guided_noise(seed):
     model, x, y, cond, uncond = a_request(seed)
     N, C = x.shape
     cfg = random.Random(seed).uniform(1.5, 4)
-    before, got = (x.clone(), y.clone()), model.guided(x, y, cfg)
+    before, got = (x.clone(), y.clone()), model.guide(x, y, cfg)
     unchanged("x", before[0], x)
     unchanged("y", before[1], y)
-    assert isinstance(got, torch.Tensor), f"guided gives a {type(got).__name__}, expected a tensor (N, 2C)"
+    assert isinstance(got, torch.Tensor), f"guide gives a {type(got).__name__}, expected a tensor (N, 2C)"
     assert got.shape != (2 * N, 2 * C), "2N rows come back, expected N: one for each row of x"
     assert got.shape == (N, 2 * C), f"the shape is {tuple(got.shape)}, expected (N, 2C) = {(N, 2 * C)}: eps | variance"
     c, u = cond[:, :C], uncond[:, :C]
@@ -61,7 +61,7 @@ def test_variance(seed):
     C = x.shape[1]
     cfg = random.Random(seed).uniform(1.5, 4)
     c, u = cond[:, C:], uncond[:, C:]
-    got = model.guided(x, y, cfg)
+    got = model.guide(x, y, cfg)
     same("the variance half", got[:, C:], c, {
         "the guidance is applied to the variance, too": u + cfg * (c - u),
         "it comes from the unconditional row": u,
@@ -74,12 +74,12 @@ def test_no_guidance_and_no_condition(seed):
     """cfg = 1 is the conditional row, cfg = 0 the unconditional eps; a batch of one is like a row of a larger batch."""
     model, x, y, cond, uncond = a_request(seed)
     N, C = x.shape
-    same("eps with cfg = 1", model.guided(x, y, 1.0)[:, :C], cond[:, :C], {
+    same("eps with cfg = 1", model.guide(x, y, 1.0)[:, :C], cond[:, :C], {
         "the distance is added to the conditional eps": 2 * cond[:, :C] - uncond[:, :C],
         "the halves of y are swapped": uncond[:, :C]})
-    same("eps with cfg = 0", model.guided(x, y, 0.0)[:, :C], uncond[:, :C], {
+    same("eps with cfg = 0", model.guide(x, y, 0.0)[:, :C], uncond[:, :C], {
         "cfg = 0 is taken for no guidance; it means no condition": cond[:, :C]})
     cfg = random.Random(seed).uniform(1.5, 4)
     right = torch.cat([uncond[:, :C] + cfg * (cond[:, :C] - uncond[:, :C]), cond[:, C:]], dim=1)
     for n in range(N):
-        same("a batch of one", model.guided(x[n:n + 1], y[[n, N + n]], cfg), right[n:n + 1])
+        same("a batch of one", model.guide(x[n:n + 1], y[[n, N + n]], cfg), right[n:n + 1])

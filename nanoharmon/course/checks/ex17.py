@@ -205,7 +205,7 @@ def test_callback_and_options(seed):
                          sampler="ddim", on_iteration=lambda latents, visible: seen.append((latents.clone(), visible)))
     wanted = {"temperature": 0.9, "steps": 17, "sampler": "ddim"}
     got = {name: calls[0].options[name] for name in wanted}
-    assert got == wanted, f"the sampler gets {got}, expected {wanted}: pass **sampler on"
+    assert got == wanted, f"the sampler gets {got}, expected {wanted}: pass **sampling on"
     assert len(seen) == len(calls), f"on_iteration is called {len(seen)} times in {len(calls)} iterations"
     done = [{S} for _ in range(B)]
     for (latents, visible), drawn in zip(seen, drawn_sets(orders, iters)):
