@@ -12,8 +12,9 @@
     > what color is the square?
     (square: at the left a red circle no, in the middle a blue square yes) blue
 
-What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. Where the model knows nothing
-but the shapes world, "a cirkle" is read as "a circle", and said so: nanoharmon/words.py.
+What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. Which lines are drawn, and which
+answered: nanoharmon/wishes.py. Where the model knows nothing but the shapes world, "a cirkle" is read as "a circle", and
+said so: nanoharmon/words.py.
 """
 import json
 import os
