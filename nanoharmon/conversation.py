@@ -15,6 +15,7 @@ from .world.phrases import SORRY
 
 NO_PICTURE = f"{REFUSAL}there is no picture yet: wish for one, or type /image FILE"
 
+
 def as_shown(reply, is_whole=False):
     """A reply for people: "(ring: at the top a red ring one) one"; nothing as long as it only looks."""
     seen, said = seen_and_said(reply)

@@ -137,10 +137,10 @@ class Harmon(nn.Module):
         self.llm.model(self.llm.embed(ids), is_real=is_real, cache=cache)
         cache.append = False                                                     # the picture changes in each iteration
 
-        def predict(latents, visible, to_draw):
+        def predict(latents, visible, to_draw):                  # -> z (B or 2B, m, D)
             encoded, embeds = self.see(latents, visible, grid)   # the same for both halves of the guided batch
             summed = self.through_llm(encoded.repeat(copies, 1, 1), embeds.repeat(copies, 1, 1), None, is_real, cache)
-            return self.mar.decode(summed, visible.repeat(copies, 1), grid, to_draw.repeat(copies, 1))  # (2B, m, D)
+            return self.mar.decode(summed, visible.repeat(copies, 1), grid, to_draw.repeat(copies, 1))
         latents = self.mar.draw(predict, orders, iters, cfg, **options)
         options["latents"] = latents                             # the drawing, instead of a picture to be in-painted
         return self.mar.redraw(predict, orders, redraw, iters, cfg, **options)

@@ -10,11 +10,13 @@ import re
 from .world.phrases import OTHER_COLORS
 from .world.shapes import COLORS, SHAPES
 
+# what may stand before a wish
 POLITE = (r"(?:(?:please|plz|pls|now|next|ok|okay|good(?: morning| evening)?|great|nice|cool|well|hello|hi|hi there|"
           r"hey|just|kindly|let's|lets|try to|thanks|thank you|sorry|also|then|and|so|yes|no|why don't you|"
           r"(?:can|could|would|will) (?:you|u|we)|i (?:want|need) you to|i(?:'d| would) like you to|"
           r"you (?:should|can|could|must))[,.!:;]* )*")
 DRAW = r"(?:draw|paint|sketch|depict)"
+# verbs of wishing; "do" also begins questions, "do they touch"
 WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|display|visuali[sz]e|illustrate|imagine|"
         r"get|do(?!.*\b(?:touch|overlap|have|share|look|lie|match)\b))(?: me| us)?|gimme|i wanna(?: see| have)?|"
         r"(?:there|it|the (?:picture|image)) (?:should|must) (?:be|show|have|contain)|how about|"
@@ -25,9 +27,11 @@ PICTURE = (r"(?:(?:an?|another|the) (?:\w+ )?)?(?:picture|image|drawing|painting
            r"(?:of|with|showing|where|in which)\b")
 COLOR = "|".join((*COLORS, *sum(OTHER_COLORS, ())))
 SHAPE = rf"(?:{'|'.join(SHAPES)})(?:e?s)?\b"
+# what is said, and not drawn: "show me a description"
 OF_WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|sentence|hint|joke|story|poem|question|"
             r"example|reason|guess|idea|look|minute|moment|time|explanation|overview|help|information|detail|clue|"
             r"break|count|yes|no|test|mistake|error|text|table|bit|lot(?! of)|(?:second|sec|colou?r)(?! \w))s?\b")
+# what one wishes for begins so: "two ...", "red ring", "something blue"; not "one more", nor "a description"
 SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|three|four|five|six|seven|eight|nine|ten|"
         rf"twenty|\d+|some|several) (?!more\W*(?:please\W*)?$)(?!(?:more )?(?:\w+ )?{OF_WORDS})|"
         rf"(?:(?:{COLOR}|big|large|small|little) ){{0,3}}{SHAPE}|"
@@ -36,6 +40,7 @@ WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.
 DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."
     r"(?!(?:did|do|does|don't|why|what(?! about)|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b).*\b"
     rf"(?:{DRAW}|(?<=if you )drew)(?:ing)? (?:me |us )?{SOME}", re.IGNORECASE)
+# without a verb of wishing: whether there is something to draw, and whether the line asks or tells
 NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
 ASKS = re.compile(
     r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
@@ -58,6 +63,7 @@ CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|re
 
 
 def bare(line):
+    """Without the quotes, dots and brackets around it, with single blanks."""
     return " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
 
 
@@ -69,7 +75,7 @@ def is_request(line):
 
 def wish_in(line):
     """What a line asks a model of the shapes world to draw: all of it, or what follows a stop or "i meant"; "" if it
-    asks for nothing, but about a picture."""
+    wants nothing drawn."""
     parts, whole = re.split(r"(?<=[,.!;:]) +", line), bare(line)
     rests = [" ".join(parts[i:]) for i in range(len(parts)) if "?" not in " ".join(parts[:i])]
     if NAMED.match(whole) and not ASKS.search(NO_VERB.sub("", whole)):
