@@ -12,12 +12,12 @@ def draw(self, predict, orders, iters, cfg=1.0, cfg_schedule="constant", latents
         if n_now == n_next:
             continue
         visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values
-        drawn = orders[:, n_next:n_now].sort(dim=1).values
+        to_draw = orders[:, n_next:n_now].sort(dim=1).values
         scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
         z = predict(latents, visible, to_draw).flatten(0, 1)
         new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampling)
         new = new.unflatten(0, (B, -1)).to(latents.dtype)
-        latents = latents.scatter(1, drawn.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
+        latents = latents.scatter(1, to_draw.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
         if on_iteration is not None:
             on_iteration(latents, torch.cat([known, orders[:, n_next:]], dim=1))
     return latents

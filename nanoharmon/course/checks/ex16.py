@@ -51,7 +51,7 @@ def mistakes(S, iters):
         "the angle is not multiplied by pi / 2": schedule(S, iters, lambda S, share: S * math.cos(share)),
         "the cosine is squared": schedule(S, iters, lambda S, share: S * math.cos(math.pi / 2 * share) ** 2),
         "one iteration off: after the first, the share of iterations is 1 / iters": schedule(S, iters, shift=0),
-        "S at the beginning is missing": schedule(S, iters)[1:],
+        "n at the beginning is missing": schedule(S, iters)[1:],
         "0 at the end is missing": schedule(S, iters)[:-1],
         "the numbers of tokens drawn are returned, and not of those left":
             [a - b for a, b in zip(schedule(S, iters), schedule(S, iters)[1:])],
