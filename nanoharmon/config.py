@@ -121,7 +121,7 @@ def nano():
         MARConfig(grid=3, token_dim=16, encoder_embed_dim=160, encoder_depth=4, encoder_num_heads=5,
                   decoder_embed_dim=160, decoder_depth=4, decoder_num_heads=5, buffer_size=8, class_num=140,
                   mask_ratio="cosine", attn_dropout=0.0, proj_dropout=0.0, diffloss_d=3, diffloss_w=160,
-                  diffusion_batch_mul=4, clip_x0=5.0),
+                  diffusion_batch_mul=12, clip_x0=5.0),
         LLMConfig(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
                   num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=1024), grad_scale=1.0)
 

@@ -92,12 +92,12 @@ def nano_stages():
     stages = {
         "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
         "llm": StageConfig(steps=1300, size=0, batch=96, train_parts="llm."),
-        "mar": StageConfig(steps=1100, size=48, batch=128, lr=2.0, train_parts="mar."),
+        "mar": StageConfig(steps=950, size=48, batch=128, lr=2.0, train_parts="mar."),
         "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.05,
                          hide_all=0.6, train_parts=ALIGN),
-        "2": StageConfig(steps=1100, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
+        "2": StageConfig(steps=1000, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
                          hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.4, train_parts=NOT_VAE),
-        "3": StageConfig(steps=2500, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
+        "3": StageConfig(steps=2250, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
                          caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.15,
                          train_parts=NOT_VAE, own_positions=True),
     }
@@ -195,13 +195,15 @@ def quicken(config):
         size, data.board = stages["3"].size * 2 // data.board, 2         # a cell is as large as in stage 3
         config.model.mar.grid = size // config.model.vae.stride          # stage mar is at the native grid
     for name, stage in stages.items():
-        stage.steps = max(1, stage.steps // {"vae": 2, "llm": 5, "mar": 4, "2": 20, "3": 6, "reca": 4}.get(name, 8))
+        share = {"vae": 2, "llm": 5, "mar": 3.5, "2": 18, "3": 5.4, "reca": 4}.get(name, 8)
+        stage.steps = max(1, int(stage.steps / share))
         stage.warmup = min(stage.warmup, stage.steps // 4)
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
         stage.size = size if name != "llm" else 0
     stages["vae"].kl_weight = 5e-3                               # fewer bits, which are sooner drawn right
     data.scenes, data.max_objects = data.scenes // 3, 1
+    config.model.mar.diffusion_batch_mul = 4                     # twelve pay in hours
 
 
 def parse_mix(entries):

@@ -73,6 +73,19 @@ QUESTIONS = {
         ("{the} is not {color}: yes or no?", "tell me if {the} is not {color}", "{the}: not {color}?",
          "do you see that {the} is not {color}?", "can you see if {the} is not {color}?",
          "in the picture, is {the} not {color}?")),
+    "is place": (
+        ("is {the} {place}?", "is it true that {the} is {place}?", "{the} is {place}, right?", "do you see {the} {place}?",
+         "does {the} lie {place}?", "tell me if {the} is {place}", "would you say {the} is {place}?",
+         "can you see {the} {place}?", "say if {the} is {place}", "is {the} placed {place}?"),
+        ("{the} is {place}: yes or no?", "{the}, is it {place}?", "would you say that {the} is {place}?",
+         "can you tell me if {the} is {place}?", "do you think {the} is {place}?", "{the} lies {place}, right?")),
+    "is count": (
+        ("are there {n} {s}?", "do you see {n} {s}?", "are there {n} {s} in the image?", "does it show {n} {s}?",
+         "is it true that there are {n} {s}?", "there are {n} {s}, right?", "can you see {n} {s}?",
+         "does the picture show {n} {s}?", "are there {n} {s} or not?", "is the number of {s} {n}?",
+         "are there exactly {n} {s}?"),
+        ("are there {n} {s} in the picture?", "does the image contain {n} {s}?", "does the picture have {n} {s}?",
+         "do you count {n} {s}?", "would you say there are {n} {s}?", "is it true that you see {n} {s}?")),
     "relation": (
         ("is {the} {rel} {other}?", "is it true that {the} is {rel} {other}?", "would you say {the} is {rel} {other}?",
          "{the} is {rel} {other}, right?", "do you see {the} {rel} {other}?", "does {the} lie {rel} {other}?",
@@ -190,7 +203,8 @@ SOME = ("some", "a few", "several")                               # two, three o
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
-VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do")
+VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do", "generate",
+         "generate", "sketch", "render", "design", "produce")
 PICTURES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "a picture with ",
             "an image with ", "the picture of ", "a photo of ")
 BARE = ("{x}", "{x}", "{x}", "a picture of {x}", "an image with {x}", "i want {x}", "i want to see {x}", "i'd like {x}",
@@ -203,7 +217,7 @@ HELD_OUT_REQUESTS = (
     "could you please draw {x}?", "i want a picture showing {x}", "let me see {x}", "can i have {x}?",
     "please paint me an image of {x}", "paint me a picture of {x} please", "can you make an image that shows {x}?",
     "i would like to have {x}", "show us {x}", "would you paint {x} for me?", "i want you to make a drawing with {x}",
-    "generate {x}", "now i'd like to see {x}", "draw something with {x}")
+    "depict {x}", "now i'd like to see {x}", "draw something with {x}")
 ALONE = (("{x}", "{x}", "just {x}", "only {x}", "nothing but {x}", "{x}, nothing else", "{x} and no other objects",
           "{x} alone", "{x} and nothing more", "no other objects, just {x}"),
          ("only {x}, nothing else", "{x} and nothing else", "{x} all alone"))
@@ -281,15 +295,20 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
         return rng.choice(pool[held_out])
     color, shape = rng.choice(SEEN)
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.2:
         return of(SMALL_TALK), False
     thing = of(THINGS)
+    if kind < 0.3:
+        way = choose(QUESTIONS[rng.choice(("exist", "place", "color"))], rng, held_out)
+        return way.format(a=phrase(None, thing), s=plural(thing), the=f"the {thing}", thing=thing), False
     if kind < 0.7:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing
         x = phrase(None, words)
         if rng.random() < 0.2:
-            x += rng.choice((f" and a {shape}", f" left of a {shape}", f" with a {of(THINGS)}",
-                             f" above a {of(THINGS)}"))
+            known, other = phrase(rng.choice((color, None)), shape), phrase(None, of(THINGS))
+            first, second = rng.sample((x, known), 2)
+            x = rng.choice((f"{first} and {second}", f"{first} left of {second}", f"{x} with {other}",
+                            f"{x} above {other}"))
     elif kind < 0.85:
         words = f"{color} {shape}" if rng.random() < 0.7 else shape
         x = f"{of(TOO_MANY)} {plural(words)}"

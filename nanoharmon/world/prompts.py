@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import permutations
 
 from .judge import in_place
-from .language import CELLS, NUMBERS, caption, listing, phrase, place_of, think
+from .language import CELLS, NUMBERS, caption, listing, phrase, place_of, plural, think
 from .phrases import ALONE, BESIDE, PLACE_WAYS, RELATION_WAYS, SOME, choose, requested
 from .shapes import PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, beside, random_scene, relation
 
@@ -88,8 +88,10 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
 
     def named(pair, n=1):
         text = phrase(*pair, n)
-        return text if n == 1 or not varied else text.replace(NUMBERS[n], rng.choice((NUMBERS[n], NUMBERS[n], str(n))),
-                                                              1)
+        if n == 1 or not varied:
+            return text
+        ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), "a pair of" if n == 2 else str(n)
+        return text.replace(NUMBERS[n], rng.choice(ways), 1)
 
     kinds = list(Counter(o.pair for o in scene.objects).items())
     rng.shuffle(kinds)
@@ -115,7 +117,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
             options.append((weight, way(ALONE).format(x=phrase(*kind, one=one))))
     elif len(pairs) == 1:
         options.append((12, way(ALONE).format(x=everything) if not varied or rng.random() < 0.8 else
-                        everything.replace(everything.split()[0], rng.choice(SOME), 1)))
+                        f"{rng.choice(SOME)} {plural(' '.join(pairs[0]))}"))
         if varied:
             options.append((6, named(plain[0], len(objects))))
     elif len(objects) == 2:

@@ -22,9 +22,9 @@ from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
 NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
-KINDS = ("exist", "none", "count", "color", "shape", "is color", "is not color", "relation", "where", "place", "what",
-         "locate", "caption")
-NOT_PLAIN = "none", "is color", "is not color"                    # kinds that are not asked in the plain way
+KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where", "place",
+         "is place", "what", "locate", "caption")
+NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
               "below and left of", "below and right of")
@@ -130,7 +130,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
-        looks = look(scene, *zip(sought, targets), count=kind == "count") + f"; {compared}" * bool(compared)
+        looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
         found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
@@ -154,6 +154,13 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
     for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
         add("count", NUMBERS[len(there[words])], wanted=there[words], thing=words)
+    few = [w for w in there if 0 < len(there[w]) < 4]
+    if few and ways != "plain":                                  # "two" of three could be argued about: nobody asks
+        words = rng.choice([w for w in few if len(there[w]) > 1] or few)
+        n, is_so = len(there[words]), len(there[words]) > 1 and rng.random() < 0.6
+        answer = "yes" if is_so else "no"
+        asked = NUMBERS[n if is_so else rng.randint(max(2, n + 1), 4)]
+        add("is count", answer, wanted=there[words], compared=f"{NUMBERS[n]} {answer}", thing=words, n=asked)
 
     # the color of what its shape alone tells apart, the shape of what its color does
     for o in scene.objects:
@@ -171,6 +178,13 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if called[o]:
             words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
             add("place", place_of(o), o, the=f"the {words}")
+
+    if ways != "plain" and any(called.values()):
+        o = rng.choice([o for o in scene.objects if called[o]])
+        is_so, words = rng.random() < 0.5, rng.choice(called[o])
+        place = place_of(o) if is_so else rng.choice([place for place in CELLS if place != place_of(o)])
+        answer = "yes" if is_so else "no"
+        add("is place", answer, o, name=words, compared=f"{place_of(o)} {answer}", the=f"the {words}", place=place)
 
     # relations, asked both ways: yes or no, and by name. half of the "no" ask for the opposite, the likeliest mistake
     pairs = [(a, b, s) for a in scene.objects for b in scene.objects if a is not b and (s := sides(a, b))

@@ -66,9 +66,13 @@ class ShapesData:
 
     def rich_scene(self, rng):
         """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, all
-        different or some of a kind (fewer where max_objects allows no more)."""
+        different or some of a kind (fewer where max_objects allows no more). In half of those with several kinds two share
+        just a color or a shape: so that what is alike in one of the two is told from what is the same (docs/LOG.md)."""
         n = min(rng.choice((1, 2, 2, 3, 3, 4)), self.config.max_objects)
         kinds = rng.sample(shapes.SEEN, rng.choice((n, max(1, n - 1), min(n, 2))))
+        if len(kinds) > 1 and rng.random() < 0.5:
+            k = rng.randrange(2)                                 # color, shape
+            kinds[1] = rng.choice([p for p in shapes.SEEN if p[k] == kinds[0][k] and p not in kinds] or kinds[1:2])
         pairs = kinds + rng.choices(kinds, k=n - len(kinds))
         return shapes.random_scene(rng, pairs, layout=self.config.layout, board=self.config.board)
 
