@@ -99,9 +99,13 @@ def test_other_words_have_the_same_answers():
                     color = next(c for c in qa.question.replace("?", " ").replace(":", " ").replace(",", " ").split()
                                  if c in COLORS)
                     assert (qa.answer == "yes") == ((color == qa.about.color) == (qa.kind == "is color")), qa
+                if qa.kind in ("is place", "is count"):               # what is asked for, and what was found
+                    table = phrases.PLACE_WAYS if qa.kind == "is place" else {n: ((n,), ()) for n in NUMBERS[2:]}
+                    named = [(len(w), name) for name, words in table.items() for w in sum(words, ()) if w in qa.question]
+                    assert (qa.answer == "yes") == (max(named)[1] == qa.look.split("; ")[1].rpartition(" ")[0]), qa
                 yes[qa.kind, qa.answer] += 1
                 assert not wish_in(qa.question), qa
-    for kind in ("none", "is color", "is not color", "relation"):
+    for kind in ("none", "is color", "is not color", "relation", "is place", "is count"):
         assert 0.8 < yes[kind, "yes"] / yes[kind, "no"] < 1.25, (kind, yes[kind, "yes"], yes[kind, "no"])
 
 
@@ -139,12 +143,13 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                     again = words & set(COLORS) and words & set(SHAPES) <= {o.shape}     # the color decides
                     assert len(rest) == bool(name) + bool(again) and rest[:-1] == [o.color] * bool(again)
                     verdicts += rest[-1:]
-                if not name or qa.kind == "count":
+                if not name or qa.kind.endswith("count"):
                     assert part.count(",") == len(objects) - 1 and bool(name) == (qa.kind not in ("locate", "caption"))
                 is_it = [name == place_of(o) or matches(" ".join(words), o) for o in objects[:len(verdicts)]]
-                if qa.kind == "count":                                # counted on the way
+                if qa.kind.endswith("count"):                         # counted on the way
                     assert verdicts == [NUMBERS[sum(is_it[:k + 1])] if it else "no" for k, it in enumerate(is_it)]
-                    assert qa.answer == next((v for v in reversed(verdicts) if v != "no"), "zero")
+                    n = next((v for v in reversed(verdicts) if v != "no"), "zero")
+                    assert n == qa.answer or qa.kind == "is count" and looks == [f"{n} {qa.answer}"]
                 elif name:
                     assert verdicts == ["yes" if it else "no" for it in is_it] and "yes" not in verdicts[:-1]
                     assert verdicts[-1] == "yes" or len(verdicts) == len(objects)
@@ -158,9 +163,10 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                 assert [side for side in found if found[side] == "yes"] == sorted(sides(qa.about, qa.other),
                                                                                   key=list(found).index)
                 assert list(found) == list(phrases.RELATION_WAYS)
-            if qa.kind == "relation":
+            if qa.kind in ("relation", "is place", "is count"):       # what decides, then whether it is so
                 related, _, answer = looks.pop(0).rpartition(" ")
-                assert answer == found[related] == qa.answer
+                assert answer == qa.answer == (found[related] if qa.other else answer)
+                assert related == (place_of(qa.about) if qa.kind == "is place" else related)
             assert not looks and seen_and_said(qa.reply) == (qa.look, qa.answer)
     assert seen_and_said("look: at the top a red") == ("at the top a red", "")           # cut in the middle of it
     assert seen_and_said("look: sorry, no.") == ("", "sorry, no.")
