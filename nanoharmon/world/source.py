@@ -60,8 +60,13 @@ class ShapesData:
             return self.thought(rng)
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
             return turns([questions.sorry(rng)], look=False)
-        scene = self.rich_scene(rng)
-        (_, question), reply = self.questions(scene, rng, 1, look=rng.random() < 0.9)[:2]
+        scene, look = self.rich_scene(rng), rng.random() < 0.9
+        if rng.random() < 0.2:                                   # which things are alike is hard to learn
+            ways = rng.choice(("plain", "training"))
+            asked = turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
+        else:
+            asked = self.questions(scene, rng, 1, look)
+        (_, question), reply = asked[:2]
         return [("user", language.locate(scene) + "\n" + question), reply]
 
     def rich_scene(self, rng):
