@@ -17,7 +17,7 @@ same learned vector does. After the encoder, the LLM's states are added to the o
 (harmon.py, `through_llm`): when everything is hidden, the buffers alone bring the prompt to the decoder.
 
 Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP that learns
-from it, so each z is used several times.
+from it, so each z is used several times (the preset nano has twelve).
 
 This file also holds MAR's own use, drawing from class labels (`class_loss`, `class_sample`): the stage `mar` of
 train.py, and what the official MAR checkpoints do. Names of parameters are the official ones.
