@@ -5,7 +5,7 @@ Every kind of question, relation, place and request has two lists: ways that tra
 learned by heart. The first of each list is the plain way, which the other benchmarks use.
 
 In the patterns, {thing} is "red circle", {a} "a red circle", {s} "red circles", {the} "the red circle", {other} "the
-blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {x} what is to be drawn.
+blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn.
 """
 import random
 import re
@@ -74,8 +74,9 @@ QUESTIONS = {
          "do you see that {the} is not {color}?", "can you see if {the} is not {color}?",
          "in the picture, is {the} not {color}?")),
     "is place": (
-        ("is {the} {place}?", "is it true that {the} is {place}?", "{the} is {place}, right?", "do you see {the} {place}?",
-         "does {the} lie {place}?", "tell me if {the} is {place}", "would you say {the} is {place}?",
+        ("is {the} {place}?", "is it true that {the} is {place}?", "{the} is {place}, right?",
+         "do you see {the} {place}?", "does {the} lie {place}?", "tell me if {the} is {place}",
+         "would you say {the} is {place}?",
          "can you see {the} {place}?", "say if {the} is {place}", "is {the} placed {place}?"),
         ("{the} is {place}: yes or no?", "{the}, is it {place}?", "would you say that {the} is {place}?",
          "can you tell me if {the} is {place}?", "do you think {the} is {place}?", "{the} lies {place}, right?")),
@@ -203,8 +204,8 @@ SOME = ("some", "a few", "several")                               # two, three o
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
-VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do", "generate",
-         "generate", "sketch", "render", "design", "produce")
+VERBS = ("draw", "draw", "draw me", "paint", "make", "make me", "show", "show me", "give me", "create", "do",
+         "generate", "generate", "sketch", "render", "design", "produce")
 PICTURES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "a picture with ",
             "an image with ", "the picture of ", "a photo of ")
 BARE = ("{x}", "{x}", "{x}", "a picture of {x}", "an image with {x}", "i want {x}", "i want to see {x}", "i'd like {x}",
@@ -299,8 +300,9 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
         return of(SMALL_TALK), False
     thing = of(THINGS)
     if kind < 0.3:
-        way = choose(QUESTIONS[rng.choice(("exist", "place", "color"))], rng, held_out)
-        return way.format(a=phrase(None, thing), s=plural(thing), the=f"the {thing}", thing=thing), False
+        ways = QUESTIONS[rng.choice(("exist", "place", "color"))]             # "mans" would be no plural
+        way = choose(tuple([w for w in part if "{s}" not in w] for part in ways), rng, held_out)
+        return way.format(a=phrase(None, thing), the=f"the {thing}", thing=thing), False
     if kind < 0.7:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing
         x = phrase(None, words)

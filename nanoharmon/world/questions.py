@@ -5,7 +5,8 @@ them, or in ways that training never uses. No question names a pair of `UNSEEN` 
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
 picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
-of two things, on which sides of the second the first is, one by one. So at each word there is one thing to find out:
+of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many, where
+it is, or how many, and whether that is so. So at each word there is one thing to find out:
 what was meant, what is at the next place, whether that is it. The answer can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
@@ -22,8 +23,8 @@ from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
 NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
-KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where", "place",
-         "is place", "what", "locate", "caption")
+KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where",
+         "place", "is place", "what", "locate", "caption")
 NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
@@ -181,10 +182,10 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 
     if ways != "plain" and any(called.values()):
         o = rng.choice([o for o in scene.objects if called[o]])
-        is_so, words = rng.random() < 0.5, rng.choice(called[o])
-        place = place_of(o) if is_so else rng.choice([place for place in CELLS if place != place_of(o)])
-        answer = "yes" if is_so else "no"
-        add("is place", answer, o, name=words, compared=f"{place_of(o)} {answer}", the=f"the {words}", place=place)
+        is_so, words, here = rng.random() < 0.5, rng.choice(called[o]), place_of(o)
+        answer = "yes" if is_so else "no"                        # at the top left is at the top, in a way: nobody asks
+        place = here if is_so else rng.choice([p for p in CELLS if not set(p.split()) <= set(here.split())])
+        add("is place", answer, o, name=words, compared=f"{here} {answer}", the=f"the {words}", place=place)
 
     # relations, asked both ways: yes or no, and by name. half of the "no" ask for the opposite, the likeliest mistake
     pairs = [(a, b, s) for a in scene.objects for b in scene.objects if a is not b and (s := sides(a, b))
