@@ -106,7 +106,7 @@ def train_stage(run, name, pipe, batches):
             state.scaler.unscale_(optimizer)
         norm = clip_gradients(list(state.params.values()), optim.clip)
         # this makes the CPU wait for the GPU, at little cost: nano is limited by the CPU, and the next batch is made
-        # while the GPU runs the optimizer. Not to wait, optimizers and average would have to skip a step on the GPU
+        # while the GPU runs the optimizer. Without waiting, optimizers and average would have to decide on the GPU
         if torch.isfinite(norm):
             for optimizer in state.optimizers:
                 state.scaler.step(optimizer)

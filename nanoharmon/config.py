@@ -40,7 +40,7 @@ class VAEConfig:
     z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
     patch_size: int = arg(1, "side of the pixel patches folded into channels before the first convolution")
     resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
-    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes whose encoder levels have attention; the middle has")
+    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes of encoder levels with attention; the middle has it")
     scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
 
     @property

@@ -16,7 +16,7 @@ Letters: B batch, T text tokens, S image tokens, K visible ones, U buffers, D MA
 image token, L sequence length in the LLM. Five names for five tensors: `latents` are image tokens (B, S, C), `encoded`
 is the MAR encoder's output (B, U+K, D), `embeds` what the LLM reads (B, L, E), of text or of a picture, `summed` the
 encoder's output plus the LLM's (B, U+K, D), `z` the MAR decoder's output at the hidden places (B, S-K, D), or at the m
-to draw (B, m, D). Names of parameters are the official ones (`vae. mar. llm. proj_in. proj_out.`): they load strictly.
+to draw (B, m, D). Parameters have the official names (`vae. mar. llm. proj_in. proj_out.`): official weights load.
 """
 import torch
 from torch import nn

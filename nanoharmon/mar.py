@@ -246,7 +246,7 @@ class MAR(nn.Module):
             if n_now == n_next:
                 continue                             # more iterations than tokens: nothing to draw in this one
             visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
-            to_draw = orders[:, n_next:n_now].sort(dim=1).values                   # (B, m), m = n_now - n_next
+            to_draw = orders[:, n_next:n_now].sort(dim=1).values                 # (B, m), m = n_now - n_next
             # max(1, ...): as official, where one token counts as hidden even after the last iteration
             scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
             z = predict(latents, visible, to_draw).flatten(0, 1)                 # (B*m or 2B*m, D)

@@ -89,6 +89,7 @@ def draw(root, steps, out="draw.png"):
     grid, labels, rng = pipe.model.vae.grid_of(size, size), list(shapes.SEEN_CLASSES), random.Random(0)
     labels = [label for label in labels if label < len(shapes.PAIRS)]            # one object
     torch.manual_seed(0)
+    config.model.mar.diffusion_batch_mul = 4                                     # as in draw.json; 12 take longer
     mar = MAR(config.model.mar)                                                  # nothing learned yet
     seen = np.stack([shapes.render(shapes.class_scene(label, rng), size) for label in labels for _ in range(100)])
     with torch.no_grad():                                                        # (n, S, C), n = 100 of each class

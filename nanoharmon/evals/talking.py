@@ -2,7 +2,7 @@
 
     phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
               (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have,
-              small talk also beside a picture
+              small talk and questions about such things also beside a picture
     chat      conversations of eight turns through conversation.py, as chat.py has them: own pictures, two at once,
               drawings, questions that go on from the one before; right by the number of the turn
     edit      one cell of a scene drawn anew (sample.py --region): an object replaced, added, removed

@@ -203,7 +203,7 @@ def quicken(config):
         stage.size = size if name != "llm" else 0
     stages["vae"].kl_weight = 5e-3                               # fewer bits, which are sooner drawn right
     data.scenes, data.max_objects = data.scenes // 3, 1
-    config.model.mar.diffusion_batch_mul = 4                     # twelve pay in hours
+    config.model.mar.diffusion_batch_mul = min(4, config.model.mar.diffusion_batch_mul)   # 12 pay only in longer runs
 
 
 def parse_mix(entries):

@@ -5,9 +5,9 @@ them, or in ways that training never uses. No question names a pair of `UNSEEN` 
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
 picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
-of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many, where
-it is, or how many, and whether that is so. So at each word there is one thing to find out:
-what was meant, what is at the next place, whether that is it. The answer can be read off the last words.
+of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many,
+where it is, or how many, and whether that is so. So at each word there is one thing to find out: what was meant,
+what is at the next place, whether that is it. The answer can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.

@@ -61,7 +61,7 @@ class ShapesData:
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
             return turns([questions.sorry(rng)], look=False)
         scene, look = self.rich_scene(rng), rng.random() < 0.9
-        if rng.random() < 0.2:                                   # which things are alike is hard to learn
+        if rng.random() < 0.2:                                   # for a caption: what is alike is hard to learn
             ways = rng.choice(("plain", "training"))
             asked = turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
         else:
@@ -71,8 +71,8 @@ class ShapesData:
 
     def rich_scene(self, rng):
         """A scene for texts: where nothing must be drawn, there can be more to talk about. One to four objects, all
-        different or some of a kind (fewer where max_objects allows no more). In half of those with several kinds two share
-        just a color or a shape: so that what is alike in one of the two is told from what is the same (docs/LOG.md)."""
+        different or some of a kind (fewer where max_objects allows no more). Of those with several kinds at least half
+        have two that share their color or their shape, not both: it must learn to compare both (docs/LOG.md)."""
         n = min(rng.choice((1, 2, 2, 3, 3, 4)), self.config.max_objects)
         kinds = rng.sample(shapes.SEEN, rng.choice((n, max(1, n - 1), min(n, 2))))
         if len(kinds) > 1 and rng.random() < 0.5:

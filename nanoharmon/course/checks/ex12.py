@@ -36,7 +36,7 @@ def test_guided_noise(seed):
     unchanged("y", before[1], y)
     assert isinstance(got, torch.Tensor), f"guide gives a {type(got).__name__}, expected a tensor (N, 2C)"
     assert got.shape != (2 * N, 2 * C), "2N rows come back, expected N: one for each row of x"
-    assert got.shape == (N, 2 * C), f"the shape is {tuple(got.shape)}, expected (N, 2C) = {(N, 2 * C)}: eps | variance"
+    assert got.shape == (N, 2 * C), f"the shape is {tuple(got.shape)}, expected (N, 2C) = {(N, 2 * C)}: eps | v"
     c, u = cond[:, :C], uncond[:, :C]
     three = torch.cat([u[:, :3] + cfg * (c[:, :3] - u[:, :3]), c[:, 3:]], dim=1)
     paired = model.net.denoise(x.repeat_interleave(2, dim=0), y)

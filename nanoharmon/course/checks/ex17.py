@@ -44,11 +44,11 @@ def draw(orders, iters, cfg=1.0, **options):
                                   decoder_embed_dim=D, decoder_depth=1, decoder_num_heads=2, buffer_size=1,
                                   class_num=2, diffloss_d=1, diffloss_w=8)), [], len(orders)
 
-    def predict(latents, visible, drawn):
-        assert drawn.shape[1] > 0, "predict is called for no token; skip an iteration that has none to draw"
-        calls.append(Call(latents.clone(), visible, drawn))
+    def predict(latents, visible, to_draw):
+        assert to_draw.shape[1] > 0, "predict is called for no token; skip an iteration that has none to draw"
+        calls.append(Call(latents.clone(), visible, to_draw))
         z = torch.stack([torch.stack([torch.tensor([1.0, b, s, 0.0]) for s in row.tolist()])
-                         for b, row in enumerate(drawn)])
+                         for b, row in enumerate(to_draw)])
         return z if cfg == 1.0 else torch.cat([z, -z])                       # the unconditional half is negative
 
     def sample(z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None, **more):
