@@ -30,7 +30,7 @@ def truth(question, scene):
     if question.startswith("how many"):
         return NUMBERS[len(find(words[2:-2]))]
     if match := re.match("what is ((?:at|in) .+)[?]", question):
-        there = [phrase(*o.pair) for o in scene.objects if place_of(o) == match[1]]
+        there = [phrase(o.color, o.shape) for o in scene.objects if place_of(o) == match[1]]
         return there[0] if there else "nothing"
     if question.startswith("what"):
         return getattr(*find(words[4:]), words[1])

@@ -25,7 +25,7 @@ class Knowing:
 
     def answer(self, question):
         said = self.heard.get(question, phrases.SORRY)           # a request that sounds like a question: what to draw
-        return "what?" if self.rng.random() < self.wrong or isinstance(said, dict) else said
+        return "what?" if self.rng.random() < self.wrong else phrases.SORRY if isinstance(said, dict) else said
 
     def draw(self, prompt):
         scene = prompts.scene_for(self.heard[prompt], self.rng)
