@@ -133,7 +133,7 @@ class Pipeline:
         return [picture for part in parts for picture in to_pictures(self.model.vae.decode(part, grid))]
 
     @torch.no_grad()
-    def think(self, prompts, seed=0, temperature=0.5, max_new_tokens=64):
+    def think(self, prompts, seed=0, temperature=0.2, max_new_tokens=64):
         """What to draw for each prompt, in the LLM's words: all that the prompt left open, and what will be where.
 
         "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
