@@ -196,8 +196,9 @@ def finish(run, pipe, batches):
         prompt = captions[0] if captions and not batches.shapes else prompt
     run.log(stage="evaluation", **figures)
     write_json(results, figures)
-    run.say(*summary(figures), f"all figures: {results}", f"{(time.time() - run.start) / 60:.1f} minutes. "
-            f"Try: python sample.py {shlex.join(['--ckpt', str(final), '--prompt', prompt])}")
+    run.say(*summary(figures, run.config.data.max_objects), f"all figures: {results}",
+            f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py "
+            f"{shlex.join(['--ckpt', str(final), '--prompt', prompt])}")
 
 
 def worker(rank, world_size, store, stop, run, lock=None):

@@ -72,8 +72,10 @@ def test_shares_of_a_batch_are_as_asked(data):
         found = np.mean([nothing, bare, two], axis=1)
         expected = share, share, share + 0.45 * (1 - share)           # by chance 0.45 are of two different objects
         assert (np.abs(found - expected) <= 0.1).all() and (share == 0.25 or tuple(found[:2]) == (share, share)), found
-    single = ShapesData(DataConfig(scenes=20, max_objects=1))         # a world without pairs: any scene will do
-    assert len(single.scene(single.generation_item(random.Random(0), 1.0)[0]).objects) == 1
+    single, rng = ShapesData(DataConfig(scenes=20, max_objects=1)), random.Random(0)
+    assert len(single.scene(single.generation_item(rng, 1.0)[0]).objects) == 1       # without pairs any scene will do
+    told = [sum(w.prompt(i, rng) == language.think(w.scene(i), "") for i in range(20)) for w in (single, SCENES)]
+    assert told[0] > 14 and told[1] < 10                              # --quick draws thoughts
 
 
 def test_understanding_supervises_answers_only_and_holds_places_for_the_picture(data):

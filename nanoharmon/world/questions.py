@@ -102,6 +102,11 @@ def exist_question(words: str) -> str:
     return f"is there {phrase(None, words)}?"
 
 
+def reaches(o: Object, place: str) -> bool:
+    """Whether some of an object lies in a ninth of the picture."""
+    return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
+
+
 def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
     """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
     training uses), "held out"."""
@@ -204,11 +209,12 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         answer = "yes" if is_so else "no"
         add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
-    # what is at a place: mostly a taken one. (Two objects may share one, but not on a 3x3 board.)
+    # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
+    # share one, or one reach into others, which are then neither its place nor empty
     at = {place_of(o): o for o in scene.objects}
     alone = len(at) == len(scene.objects)
     place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
-    if alone and (place not in at or at[place].pair in may_name):
+    if alone and (at[place].pair in may_name if place in at else not any(reaches(o, place) for o in scene.objects)):
         add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=place)
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))

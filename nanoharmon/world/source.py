@@ -133,7 +133,10 @@ class ShapesData:
         return i, i
 
     def prompt(self, i, rng):
-        return prompts.draw_prompt(self.scene(i), rng)
+        scene = self.scene(i)
+        if self.config.max_objects == 1 and rng.random() < 0.8:  # --quick has no time for more than thoughts
+            return language.think(scene, "")
+        return prompts.draw_prompt(scene, rng)
 
     def part(self, rng, across, down):
         """A scene of which one part is to be drawn anew: its number, the part (x0, y0, x1, y1 in cells of the board),
