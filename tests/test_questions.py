@@ -58,6 +58,9 @@ def test_answers_are_true_and_balanced_and_checked_by_their_content():
             asked[qa.kind] += 1
             exist[qa.answer] += qa.kind == "exist"
     assert set(asked) == set(KINDS) - set(NOT_PLAIN) and abs(exist["yes"] - exist["no"]) < 0.02 * exist.total()
+    for scene in (random_scene(rng, n=1, board=2) for _ in range(99)):     # at the top left of four, it is at the top, too
+        empty = [set(qa.question[8:-1].split()) for qa in questions(scene, rng) if qa.answer == "nothing"]
+        assert not any(place <= set(place_of(scene.objects[0]).split()) for place in empty)
 
 
 def test_other_words_have_the_same_answers():

@@ -82,8 +82,7 @@ def test_descriptions_parse_back_and_decide_the_relations_of_a_board():
     rng = random.Random(5)
     for scene in [random_scene(rng, allow_unseen=True) for _ in range(300)]:
         again = parse_description(describe(scene, rng))
-        where = [sorted((o.pair, int(o.y * 3), int(o.x * 3)) for o in s.objects) for s in (scene, again)]
-        assert where[0] == where[1]
+        assert len({tuple(sorted((o.pair, int(o.y * 3), int(o.x * 3)) for o in s.objects)) for s in (scene, again)}) == 1
         if len(scene.objects) == len({o.pair for o in scene.objects}) == 2:
             a, b = scene.objects
             x, y = sorted(again.objects, key=lambda o: o.pair != a.pair)
