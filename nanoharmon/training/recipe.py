@@ -185,9 +185,10 @@ def quicken(config):
 
     Scenes have one object: more cannot be learned in minutes. The board has two cells a side, and all stages are at the
     resolution at which a cell has as many tokens as in stage 3 (nano: 64 px, 2 x 2 tokens): a shape of one token, as in
-    nano's stage 2, was often a wrong one. vae and mar keep the largest shares of their steps: the VAE says how good
-    anything can look, mar teaches the diffusion MLP. Half of the pictures to understand will do for scenes of one
-    object. (Shares and the weight of the KL: tried by hand, docs/LOG.md.)
+    nano's stage 2, was often a wrong one. vae, llm and mar keep the largest shares of their steps: the VAE says how
+    good anything can look, the LLM must learn to compare, mar teaches the diffusion MLP. Half of the pictures to
+    understand will do for scenes of one object. What is drawn is mostly what a thought would say (world/source.py).
+    (Shares and the weight of the KL: tried by hand, docs/LOG.md.)
     """
     data, stages = config.data, config.stages
     size = stages["2"].size
@@ -195,7 +196,7 @@ def quicken(config):
         size, data.board = stages["3"].size * 2 // data.board, 2         # a cell is as large as in stage 3
         config.model.mar.grid = size // config.model.vae.stride          # stage mar is at the native grid
     for name, stage in stages.items():
-        share = {"vae": 2.2, "llm": 3.25, "mar": 3.5, "2": 18, "3": 5.4, "reca": 4}.get(name, 8)
+        share = {"vae": 2, "llm": 3.25, "mar": 3.5, "2": 18, "3": 5.4, "reca": 4}.get(name, 8)
         stage.steps = max(1, int(stage.steps / share))
         stage.warmup = min(stage.warmup, stage.steps // 4)
         stage.understanding_batch //= 2
