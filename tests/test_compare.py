@@ -211,7 +211,7 @@ def test_greedy_drawing_reproduces_the_codes_of_a_few_pictures_learned_by_heart(
     assert not torch.equal(model.draw(ids, is_real, **options), codes)
     # a batch of texts alone, without pictures, has a loss: by chance that of 384 words, 5.95
     assert 5 < model.understanding_loss(torch.zeros(0, 4, 1), ids[1:2], ids[1:2]).item() < 7
-    learn(trained, lambda step: model.generation_loss(codes.float(), ids, is_real, order_generator=order), 90, lr=1e-2,
+    learn(trained, lambda step: model.generation_loss(codes.float(), ids, is_real, order_generator=order), 120, lr=1e-2,
           muon_lr=0.05)
     assert torch.equal(model.draw(ids, is_real, **options), codes)
 
