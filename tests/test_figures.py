@@ -76,8 +76,7 @@ def test_the_drawing_that_is_shown_is_the_one_that_is_drawn():
     kept = spy.drawing(pipe, "a ring", seed=3)
     [picture] = pipe.draw(["a ring"], seed=3)
     assert plates.decoded(pipe, kept.latents[-1], kept.grid).tobytes() == picture.tobytes()
-    counts = unmasking_schedule(16, 4)
-    assert [v.shape[1] for v in kept.visible] == [16 - n for n in counts[1:]]
+    assert [v.shape[1] for v in kept.visible] == [16 - n for n in unmasking_schedule(16, 4)[1:]]
     assert [len(chain) for chain in kept.chains] == [3] * 4
     i, row, place = plates.liveliest(pipe, kept)
     t, x_t, x0 = kept.chains[i][-1]

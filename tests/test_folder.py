@@ -181,7 +181,8 @@ LAYOUTS = {
                              ["a", "b", "c", None], ["tall cat", 3, None, 7],
                              ['1 "width"', "left out: 1 .json"]),
     "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": ""}, "cat", [None] * 5,
-                      ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),}
+                      ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
