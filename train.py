@@ -20,7 +20,7 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: the request shows a
           picture, and the model learns to draw it again, without a caption; questions are trained on as before
 
-What you get. OUT/final is the trained model, for sample.py and chat.py; OUT/stage_NAME the model after a stage.
+What you get. OUT/final, for sample.py and chat.py, when all stages are done; OUT/stage_NAME, the model after a stage.
 --stage reca leaves OUT/final as it is, and ends with OUT/final_reca and OUT/results_reca.json beside it.
 OUT/samples, OUT/curves.png and OUT/log.jsonl show how it goes; OUT/results.json is the evaluation at the end.
 

@@ -94,7 +94,7 @@ def chapters():
             Step(Tokenizer.drawing, "-> ids", "", "The request, in lower case, cut into tokens (_: a space):", tokens),
             Step(Pipeline.think, "ids", "B, T", "The number of each token in the vocabulary."),
             Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
-            *next_token("One is picked at random (temperature 0.2)."),
+            *next_token("One is picked at random, hardly ever an unlikely one."),
             Step(Pipeline.think, "thoughts", "", "What the LLM has said."),
         ]),
         Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "With guidance, every iteration runs for two "

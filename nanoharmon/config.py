@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 SAMPLERS = "ddpm", "ddim", "dpm++"                               # of the diffusion MLP (diffusion.py)
 SCHEDULES = "constant", "linear"                                 # of the guidance, while drawing (mar.py)
 
-# ranges for arg(): they catch mistakes in typing, and do not say what works well
+# ranges for arg(): they catch typos, and do not say what works well
 SHARE = {"low": 0, "high": 1}
 BELOW_1 = {"low": 0, "high": 0.999999}
 POSITIVE = {"low": 1e-12, "high": 1e12}
@@ -93,7 +93,7 @@ class HarmonConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mar: MARConfig = field(default_factory=MARConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
-    grad_scale: float = arg(0.1, "factor on the gradient from the LLM into proj_in and encoder (official: 0.1)")
+    grad_scale: float = arg(0.1, "factor on the gradient of understanding into proj_in and encoder (official: 0.1)")
 
 
 def pico():
@@ -112,7 +112,7 @@ def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
     class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: just inside the latents' range: 99.99 %
-    of the numbers are below 5.6. diffusion_batch_mul: twelve draw better than four and more steps (LOG).
+    of the numbers are below 5.6. diffusion_batch_mul: twelve draw better than four in more training steps.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(

@@ -116,15 +116,14 @@ class DiffLoss(nn.Module):
 
         t (N,) and noise (N, C) are random when not given.
         """
-        n, device = target.shape[0], target.device
+        n, steps, device = target.shape[0], len(self.train_diffusion), target.device
         if t is None:
-            t = torch.randint(0, len(self.train_diffusion), (n,), device=device, generator=generator)
+            t = torch.randint(0, steps, (n,), device=device, generator=generator)
         if noise is None:
             noise = torch.randn(target.shape, device=device, generator=generator)
         target = target.float()
         x_t = self.train_diffusion.q_sample(target, t, noise)        # (N, C)
         # embed each timestep once, however many rows have it, and z before it is repeated
-        steps = len(self.train_diffusion)
         time = self.net.time_embed(torch.arange(steps, device=device))[t] if n > steps else self.net.time_embed(t)
         y = time + self.net.cond_embed(z).repeat(n // z.shape[0], 1)             # (N, width)
         return self.train_diffusion.loss(self.net.denoise(x_t, y), target, x_t, t, noise)
@@ -142,7 +141,7 @@ class DiffLoss(nn.Module):
     def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None):
         """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
-        guided: None = where cfg != 1; MAR.draw says it, for a growing cfg can be 1 while z is doubled all the same.
+        guided: whether z is doubled, None = if cfg != 1; MAR.draw says it, whose growing cfg is 1 for a single token.
         randn(shape) is the source of noise: for the first noise, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
@@ -162,5 +161,4 @@ class DiffLoss(nn.Module):
         def network(x, t):
             y = time_of[t] + embedded
             return self.guide(x, y, cfg) if guided else self.net.denoise(x, y)
-        return diffusion.sample(network, randn((n, self.channels)), lambda x: randn(x.shape), temperature, sampler,
-                                self.clip)
+        return diffusion.sample(network, randn((n, self.channels)), randn, temperature, sampler, self.clip)

@@ -11,9 +11,9 @@ added as in eq. 16), DDIM (arXiv 2010.02502), DPM-Solver++ 2M (arXiv 2211.01095)
 of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it gives the same numbers.
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
-eps | v, v in about [-1, 1]. `t` counts from 0 (one step of noise: x_1 in the papers, whose indices the formulas with
-x_{t-1} have; there x_0 is the clean token) in the chain of *this* object, which may be shorter; only the network gets
-the original timestep, timestep_map[t].
+eps | v, v in about [-1, 1]. `t` is an index into the chain of *this* object, which may be shorter than the 1000 steps;
+only the network gets the original timestep, timestep_map[t]. t = 0 is one step of noise. In formulas with x_{t-1} the
+indices are those of the papers: x_0 is the clean token, x_1 has one step of noise.
 
 The variational bound is in bits, as in the official code. Its weight is 1: eq. 16 has 0.001 times the sum over 1000 t,
 which is the mean over t. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
@@ -30,8 +30,8 @@ LN2 = math.log(2.0)
 
 def cosine_betas(steps=1000, max_beta=0.999):
     """Noise variances of the cosine schedule, float64 (steps,). Improved DDPM eq. 17."""
-    def alpha_bar(t):
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    def alpha_bar(u):                                # at the share u of all steps
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
 
 
@@ -94,7 +94,7 @@ class Diffusion:
         return self.at("sqrt_alphas_cumprod", t) * x0 + self.at("sqrt_one_minus_alphas_cumprod", t) * noise
 
     def q_posterior(self, x0, x_t, t):
-        """Mean and log-variance of q(x_{t-1} | x_t, x_0), DDPM eq. 6-7."""
+        """Mean (N, C) and log-variance (N, 1), a float for an int t, of q(x_{t-1} | x_t, x_0): DDPM eq. 6-7."""
         mean = self.at("posterior_mean_coef1", t) * x0 + self.at("posterior_mean_coef2", t) * x_t
         return mean, self.at("posterior_log_variance_clipped", t)
 
@@ -140,10 +140,10 @@ class Diffusion:
 
     # --- sampling --------------------------------------------------------------------------------------------------
 
-    def sample(self, network, x, noise_like, temperature=1.0, sampler="ddpm", clip=0.0):
+    def sample(self, network, x, randn, temperature=1.0, sampler="ddpm", clip=0.0):
         """Run the reverse chain. network(x, t) -> (N, 2C), t an original timestep; x (N, C) is the initial noise.
 
-        noise_like(x) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
+        randn(shape) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
         "dpm++" second order multistep (no noise, either). temperature scales ddpm's noise, nothing else.
         clip: see `predict_x0`.
         """
@@ -154,7 +154,7 @@ class Diffusion:
             output = network(x, self.timestep_map[i])
             if sampler == "ddpm":
                 mean, logvar, _ = self.p_mean_variance(output, x, i, clip)
-                noise = noise_like(x)                # drawn at the last step too, though not used: as official
+                noise = randn(x.shape)               # drawn at the last step too, though not used: as official
                 x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
                 continue
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]

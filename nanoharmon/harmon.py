@@ -69,10 +69,10 @@ class Harmon(nn.Module):
         if cache is None:                        # the last layer only for the picture: nobody reads the text's states
             rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # (B, n)
             states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
-                                    rows=rows.flatten()).view(*rows.shape, -1)
+                                    rows=rows.flatten()).view(*rows.shape, -1)        # (B, n, E)
         else:
-            states = self.llm.model(embeds, positions[:, -n:], is_real, cache)
-        states = self.proj_out(states)                                           # (B, K+U, E) -> (B, K+U, D)
+            states = self.llm.model(embeds, positions[:, -n:], is_real, cache)   # (B, n, E)
+        states = self.proj_out(states)                                           # (B, n, D)
         return encoded + torch.cat([states[:, n - U:], states[:, :n - U]], dim=1)          # buffers back to the front
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -106,8 +106,8 @@ class Harmon(nn.Module):
     def embed_with_images(self, latents, ids, grid=None, grad_scale=1.0):
         """Text embeddings of ids (B, L) with the pictures' embeddings in the IMAGE places -> (B, L, E).
 
-        grad_scale: factor on the gradient from the LLM into proj_in and the encoder, 0.1 in the official code: that of
-        answers can be much larger than that of drawing, and both reach the same encoder.
+        grad_scale: factor on the gradient of these pictures into proj_in and the encoder, 0.1 in the official code: the
+        gradient of answers can be much larger than that of drawing, and both reach the same encoder.
         """
         embeds = self.llm.embed(ids.clamp(min=0))        # (B, L, E); IMAGE as id 0, overwritten below
         if latents is None:
@@ -121,7 +121,7 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, redraw=0, **options):
-        """Draw pictures. ids (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
+        """Draw. ids, is_real (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
         ("Generate an image.", or that of a part: in training they replace a share of the prompts).
 
         grid (h, w): tokens down and across, default the native grid. orders: see MAR.draw, None = random. redraw:

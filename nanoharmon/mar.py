@@ -12,8 +12,8 @@ All pictures of a batch hide the same number, so every shape is known on the hos
 (The official code passes a float mask, 1 = hidden, and gathers with booleans; the results are the same.)
 
 Why buffers: with everything hidden the encoder would have no input at all. The U buffers are tokens that are always
-there, and they carry the condition. In MAR a class embedding goes into them before the encoder. In Harmon always the
-same learned vector does. After the encoder, the LLM's states are added to the outputs of buffers and visible tokens
+there, and they carry the condition. In MAR a class embedding goes into them before the encoder, in Harmon always the
+same learned vector. After the encoder, the LLM's states are added to the outputs of buffers and visible tokens
 (harmon.py, `through_llm`): when everything is hidden, the buffers alone bring the prompt to the decoder.
 
 Why four timesteps per token (`diffusion_batch_mul`): the transformer's z costs far more than the small MLP that learns
@@ -138,8 +138,8 @@ class MAR(nn.Module):
         return torch.cat([buffers, image.flatten(2).transpose(1, 2)], dim=1)     # (1, n_buffers + h*w, D)
 
     @torch.no_grad()
-    def resize_positions(self, grid):
-        """Make grid x grid the native size: replace each table by its interpolation, which is then trained directly.
+    def resize_positions(self, side):
+        """Make side x side the native size: replace each table by its interpolation, which is then trained directly.
 
         The official code never does this; at 512 px it goes on training the 16 x 16 table through the interpolation.
         But 36 positions that are interpolated from nano's nine would be hard to tell apart.
@@ -147,9 +147,9 @@ class MAR(nn.Module):
         U = self.config.buffer_size
         for name, n_buffers in (("encoder_pos_embed_learned", U), ("decoder_pos_embed_learned", U),
                                 ("diffusion_pos_embed_learned", 0)):
-            table = self.pos_embed(getattr(self, name), (grid, grid), n_buffers)
+            table = self.pos_embed(getattr(self, name), (side, side), n_buffers)
             setattr(self, name, nn.Parameter(table.clone()))
-        self.config.grid = grid
+        self.config.grid = side
 
     # --- encoder and decoder ---------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class MAR(nn.Module):
         orders (B, n): the places to draw; the *last* entry of each row is drawn first, as in the official code.
         cfg: strength of guidance, 1 = none; cfg_schedule: "constant", or "linear" in the share of uncovered tokens,
         from about 1 to almost cfg. For in-painting: latents (B, S, C), a picture, and known (B, S-n), the places that
-        keep their token. on_iteration(latents, visible) is called after every iteration (progress bars, GIFs).
+        keep their token. on_iteration(latents, visible), here unsorted, is called after every one (for GIFs).
         **sampling: see DiffLoss.sample.
         """
         B, n = orders.shape
@@ -263,7 +263,7 @@ class MAR(nn.Module):
         In a round one half of the tokens is hidden and drawn anew given the other, then the other half: a token that
         was drawn while little was visible, say with a color between two, has to fit its neighbours then.
         """
-        n, chance = orders.shape[1], torch.Generator().manual_seed(0)            # orders are random: so are the halves
+        n, chance = orders.shape[1], torch.Generator().manual_seed(0)      # `orders` are random: so are the halves
         for _ in range(rounds if n > 1 else 0):
             halves = orders[:, torch.randperm(n, generator=chance).to(orders.device)].chunk(2, dim=1)      # (B, n/2)
             for hidden, kept in (halves, halves[::-1]):

@@ -166,12 +166,12 @@ class Transformer(nn.Module):
 
 
 def causal_mask(past, L, is_real, device):
-    """Who may attend to whom, bool, True = may: (L, past + L), with padding (B, 1, L, past + L); None = plain causal.
+    """Who may attend to whom, bool, True = may: (L, past + L), with padding (B, 1, L, past + L); None = no mask needed.
 
     A position may always attend to itself, also when it is padding, so that no row of the softmax is empty.
     """
     if is_real is None and (past == 0 or L == 1):
-        return None                                  # attention's own causal order, which needs no mask
+        return None                                  # all causal, as attention knows it; or one that may see all
     query = torch.arange(past, past + L, device=device)[:, None]                 # (L, 1)
     key = torch.arange(past + L, device=device)                                  # (past + L,)
     if is_real is None:
@@ -227,7 +227,7 @@ class Qwen(nn.Module):
     def generate(self, embeds, stop_ids, max_new_tokens=64, temperature=0.0, top_p=1.0, generator=None, is_real=None):
         """Continue prompts given as embeddings (B, L, E). Yields one tensor of ids (B,) per token.
 
-        temperature 0 = greedy. Rows that met a stop id yield that id for ever; the loop ends when all have.
+        temperature 0 = greedy. A prompt that met a stop id yields it for ever; the loop ends when all have.
         is_real (B, L) marks left padding, so that prompts of different lengths end together.
         """
         B, cache = embeds.shape[0], KVCache()
@@ -253,7 +253,7 @@ def sample_token(logits, temperature, top_p, generator=None):
         raise ValueError("the LLM's output is not finite, expected numbers; float32 may hold them")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)       # (B, V) each
     outside = probs.cumsum(dim=-1) - probs >= top_p                              # the first one is never outside
-    chosen = torch.multinomial(probs.masked_fill(outside, 0), 1, generator=generator)
+    chosen = torch.multinomial(probs.masked_fill(outside, 0), 1, generator=generator)      # (B, 1)
     return ids.gather(1, chosen).squeeze(1)

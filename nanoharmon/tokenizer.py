@@ -1,14 +1,14 @@
-"""Text to token ids: a thin layer over the `tokenizers` package, with the layout of Qwen2.5's chat template.
+r"""Text to token ids: a thin layer over the `tokenizers` package, with the layout of Qwen2.5's chat template.
 
-A conversation is a list of messages {"role": "user" | "assistant", "content": ...}; content is a string, or a list of
+A conversation is a list of {"role": "system" | "user" | "assistant", "content": ...}; content is a string, or a list of
 strings and integers, an integer n standing for a picture of n placeholders. In ids:
 
-    <|im_start|>user\\n [n x IMAGE] \\n is it red? <|im_end|>\\n <|im_start|>assistant\\n yes <|im_end|>\\n
+    <|im_start|>user\n [n x IMAGE] \n is it red? <|im_end|>\n <|im_start|>assistant\n yes <|im_end|>\n
 
 Only what the assistant says, and the <|im_end|> after it, is supervised; not a LOOK at its beginning, which the program
-writes, so that the model says what it sees before it answers. As in Harmon, there is no system message of its own; the
-\\n after a picture is part of the content. The special tokens are put in by id: the same characters typed by a user are
-encoded as plain text, never as control tokens.
+writes, so that the model says what it sees before it answers. As in Harmon, no system message is added (Qwen's own
+template would); the \n after a picture is part of the content. The special tokens are put in by id: the same characters
+typed by a user are encoded as plain text, never as control tokens.
 
 `train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
 """
@@ -41,9 +41,7 @@ class Tokenizer:
         missing = [s for s in SPECIAL if tokenizer.token_to_id(s) is None]
         if missing:
             raise ValueError(f"tokenizer.json: no {', '.join(missing)}; expected a Qwen2.5 chat tokenizer")
-        tokenizer.add_special_tokens(SPECIAL)        # a file may call them ordinary ones, which are always recognised
-        tokenizer.no_truncation()                    # a file may ask for both, and prompts would silently change
-        tokenizer.no_padding()
+        tokenizer.add_special_tokens(SPECIAL)        # `decode` skips only these; a file may call them ordinary ones
         self.plain = HFTokenizer(tokenizer.model)    # knows no added token: "<|im_end|>" in a user's text is text
         self.plain.normalizer, self.plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)
@@ -89,13 +87,6 @@ class Tokenizer:
 
     def to_bytes(self):                                  # the content of a tokenizer.json
         return self.inner.to_str(pretty=True).encode()
-
-    def __getstate__(self):
-        return self.inner.to_str()
-
-    def __setstate__(self, text):
-        """For pickle and copy: the text does not hold all settings that __init__ makes, so they are made again."""
-        self.__init__(HFTokenizer.from_str(text))
 
     def __len__(self):
         """One more than the largest id: the rows that an embedding needs."""

@@ -9,7 +9,7 @@ At the official config (VAEConfig's defaults) the layers and the parameter names
 can differ: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds them after
 the last), which makes the nano VAE cheap; an empty `attn_resolutions` leaves attention in the middle only.
 
-Left out of the official training: the adversarial and perceptual losses; what is left is `vae_loss`.
+Not as official: the adversarial and perceptual losses are left out, and `vae_loss` has ten times the MSE instead.
 """
 import torch
 import torch.nn.functional as F
@@ -109,14 +109,14 @@ class Encoder(nn.Module):
         h = self.conv_in(x)                                          # (B, ch, H/p, W/p)
         for level in self.down:
             for block, attn in zip(level.block, level.attn):
-                h = attn(block(h))                                   # (B, ch * ch_mult[level], as high and wide)
+                h = attn(block(h))                                   # (B, width of the level, as high and wide)
             h = level.downsample(h)                                  # half the height and width; not after the last
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))   # (B, c, H/stride, W/stride)
         return self.conv_out(F.silu(self.norm_out(h)))               # (B, 2*C, H/stride, W/stride)
 
 
 class Decoder(nn.Module):
-    """Latents to pixels. `up` is stored from full resolution down and run from its end (names of the official file)."""
+    """Means to pixels. `up` is stored from full resolution down and run from its end (names of the official file)."""
 
     def __init__(self, config):
         super().__init__()

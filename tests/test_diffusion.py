@@ -91,7 +91,7 @@ def test_samplers_reach_a_known_gaussian(sampler, steps, tolerance):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20000, 1, dtype=torch.float64, generator=generator)
     x = (x - x.mean()) / x.std()                                             # no sampling error left at the start
-    got = Diffusion(steps).sample(exact_network, x, lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype),
+    got = Diffusion(steps).sample(exact_network, x, lambda n: torch.randn(n, generator=generator, dtype=x.dtype),
                                   sampler=sampler)
     assert abs(got.mean().item() - MEAN) < tolerance and abs(got.std().item() - STD) < tolerance
 
