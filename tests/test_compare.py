@@ -335,7 +335,7 @@ def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeyp
     assert compare.read_plan(tmp_path / "plan.json", "pico", 10) == plan
     monkeypatch.setitem(systems.SHARES, "codes", {"vae": 1.0})   # as other code may have it
     for flags, message in ((["--minutes", "5"], "minutes 10, got 5"), (["--systems", "code"], "did you mean 'codes'"),
-                           (["--minutes", "10"], "divides the time of codes in another way")):
+                           (["--minutes", "10"], "plan.json has shares")):
         with pytest.raises(ValueError, match=message):
             compare.main(["--preset", "pico", "--out", str(tmp_path), *flags])
     compare.main(["--dry-run", "--preset", "pico", "--seeds", "3"])

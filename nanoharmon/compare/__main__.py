@@ -4,16 +4,12 @@
     python -m nanoharmon.compare --minutes 60           all systems, an hour of one core for each and each of two seeds
     python -m nanoharmon.compare --systems codes,masked --minutes 10        two of them, sooner
 
-What the systems are and in which parts they learn: compare/systems.py. What is measured: compare/metrics.py. What can
-be concluded and what cannot: docs/COMPARE.md.
+What is equal, what is not, and what can be concluded: docs/COMPARE.md.
 
-Equal time is made to measure. First, a few steps of every part of every system are timed on this machine (processor
-time of one thread); from these and --minutes follow the numbers of steps, OUT/plan.json. From then on all depends on
-the plan and the seed, however busy the machine is. What is not counted: encoding the scenes once, and measuring.
-
-OUT/SYSTEM-SEED holds the weights after the last finished part, and metrics.json with the pictures at the end. The
-same command again goes on: finished parts and systems are not repeated, an interrupted part begins anew. More --seeds
-or --systems may be added later.
+First, a few steps of every part are timed on this machine (processor time of one thread); from these and --minutes
+follow the numbers of steps, OUT/plan.json. From then on all depends on the plan and the seed. Not counted: encoding the
+scenes, and measuring. OUT/SYSTEM-SEED holds the weights after the last finished part, at the end metrics.json. The same
+command again goes on; an interrupted part begins anew. More --seeds or --systems may be added later.
 """
 from multiprocessing.pool import ThreadPool
 
@@ -57,18 +53,13 @@ def make_plan(names, preset, minutes, old=None):
 
 
 def read_plan(path, preset, minutes):
-    """The plan of an earlier start, or None. Raises ValueError where it was another comparison."""
-    if not path.exists():
-        return None
-    plan = read_json(path)
-    for flag, value in (("preset", preset), ("minutes", minutes)):
-        if plan.get(flag) != value:
-            raise ValueError(f"{path} has {flag} {plan.get(flag)}, got {value}; pass --{flag} {plan.get(flag)} to go "
-                             f"on, or another --out")
-    for name in plan.get("steps", {}):
-        if plan.get("shares", {}).get(name) != SHARES.get(name):
-            raise ValueError(f"{path} is of other code, which divides the time of {name} in another way; pass another "
-                             f"--out")
+    """The plan of an earlier start, or {}. Raises ValueError where it was another comparison."""
+    plan = read_json(path) if path.exists() else {}
+    now = {"preset": preset, "minutes": minutes, "shares": {name: SHARES.get(name) for name in plan.get("steps", {})}}
+    for name, value in now.items() if plan else ():
+        if plan.get(name) != value:
+            raise ValueError(f"{path} has {name} {plan.get(name)!s:.60}, got {value!s:.60}; pass what it has, or "
+                             f"another --out")
     return plan
 
 

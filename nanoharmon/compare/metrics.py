@@ -2,7 +2,7 @@
 
 Drawing, reading, captions and the Frechet distance come from evals/geneval.py, reading.py and quality.py, on scenes and
 prompts that are the same for all systems and seeds. The linear probe is evals/probe.py's, of what each system knows of
-a picture before its LLM: Harmon's encoded tokens, code vectors, or TokLIP's features.
+a picture before its LLM: Harmon's encoded tokens without its buffers, code vectors, or TokLIP's features.
 """
 import time
 
@@ -30,7 +30,6 @@ SIZES = {"nano": {"prompts": 100, "scenes": 200, "quality": 300, "eye": 200, "pr
          "pico": {"prompts": 1, "scenes": 4, "quality": 6, "eye": 2, "probe": 20}}
 PAGE = ("a red circle", "a white ring", "three green crosses", "a circle and a square", "a blue ring above a red cross",
         "a yellow circle left of a purple square", "a purple cross", "a white triangle and a red ring")
-PROBED = {"single": ("shape", "color", "place"), "pair": ("bound", "relation")}
 
 
 def measure(system, preset):
@@ -74,7 +73,8 @@ def overall(scores, title=""):
     """Rates of all pictures of `draw_scores`. Unseen pairs can be asked for in the tasks that name colors alone, so
     seen pairs have a row of the same tasks."""
     right, n = (sum(scores["seen"][task][key] for task in COLORED) for key in ("right", "n"))
-    return {f"{title}overall": scores["seen"]["overall"],
+    words = {f"{title}its words": scores["seen"]["words"]["overall"]} if "words" in scores["seen"] else {}
+    return {f"{title}overall": scores["seen"]["overall"], **words,
             f"{title}the four tasks with colors": rate([i < right for i in range(n)]),
             f"{title}the four, unseen pairs": scores["unseen"]["overall"]}
 
@@ -92,7 +92,7 @@ def probe_rates(system, pipe, n):
     """{task: rate}: a linear layer on all tokens, fitted on few labels (see evals/probe.py); n scenes to fit, n / 2 to
     test, of each kind."""
     side, out = pipe.grid_of(None), {}
-    for kind, tasks in PROBED.items():
+    for kind, tasks in ("single", ("shape", "color", "place")), ("pair", ("bound", "relation")):
         scenes = [probe.probe_scene(pipe, 0, kind, i) for i in range(n + max(1, n // 2))]
         labels = [probe.labels(scene, kind, placement(pipe)["board"]) for scene in scenes]
         where = torch.tensor([(scene.objects[0].x, scene.objects[0].y) for scene in scenes])
@@ -164,8 +164,11 @@ def over_seeds(values):
     if not isinstance(values[0], dict):
         mean, own = f"{sum(values) / len(values):.3g}", [f"{value:.3g}" for value in values]
     else:
-        hits = [i < round(value["rate"] * value["n"]) for value in values for i in range(value["n"])]
-        mean, own = cell(rate(hits) if len(values) > 1 else values[0]), [f"{100 * v['rate']:.0f}" for v in values]
+        if "draws" in values[0]:             # the probe's interval allows for its draws; all seeds have its scenes
+            mean = {key: sum(v[key] for v in values) / len(values) for key in ("rate", "low", "high")}
+        else:
+            mean = rate([i < round(v["rate"] * v["n"]) for v in values for i in range(v["n"])])
+        mean, own = cell(mean), [f"{100 * v['rate']:.0f}" for v in values]
     return f"{mean}: {', '.join(own)}" if len(set(own)) > 1 else mean
 
 

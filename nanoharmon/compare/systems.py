@@ -12,14 +12,9 @@ Each system is trained from nothing, in parts, one after the other. A part gets 
     3         the same, with pictures of all kinds
     reca      to draw a picture from its own understanding of it (RecA)
 
-Parts 2 and 3 have the settings of the recipe's stages, but small pictures in both, and no --region.
-
-All else is the same: the pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and optimizer of the preset's
-stages (training/recipe.py), one thread, the moving average of the weights at the end. Shares are ours, and not tuned.
-
-What differs beside the design, on purpose: the LLM is larger where there is no MAR, so that all systems have the same
-number of parameters within 10 % (the teacher is not counted: nobody needs it after training). Understanding has weight
-1 where both losses are cross-entropies.
+Pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and rates are those of the preset's stages
+(training/recipe.py), without --region. The LLM is larger where there is no MAR, so that all have the same number of
+parameters within 10 %. What else is equal, and what is not: docs/COMPARE.md.
 """
 import random
 import time
@@ -111,9 +106,8 @@ class System:
 
     def pipeline(self):
         """A Pipeline that draws and answers, for the benchmarks."""
-        draw = {"cfg": 3.0, "iters": 64, "steps": 25, "think": False}
         return Pipeline(self.model, self.tokenizer, {"size": self.size, **self.batches.world(), "look": True,
-                                                     "draw": draw})
+                                                     "draw": {"steps": 25, "think": False}})     # else as official
 
     # --- files -----------------------------------------------------------------------------------------------------
 

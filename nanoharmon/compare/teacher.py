@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Pool(nn.Module):
-    """Tokens (B, S, D) -> one feature (B, D): a learned query attends to all of them (SigLIP's "map" head)."""
+    """Tokens (B, S, D) -> one feature (B, D), of length 1: a learned query attends to all (SigLIP's "map" head)."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -58,8 +58,8 @@ class Pool(nn.Module):
         B, S, D = x.shape
         q = self.query.view(1, 1, self.heads, -1).expand(B, -1, -1, -1).transpose(1, 2)          # (B, heads, 1, d)
         k, v = self.kv(x).view(B, S, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)      # (B, heads, S, d) each
-        x = self.proj(attention(q, k, v).reshape(B, D))
-        return x + self.mlp(self.norm(x))
+        x = self.proj(attention(q, k, v).reshape(B, D))                          # (B, D)
+        return F.normalize(x + self.mlp(self.norm(x)), dim=-1)
 
 
 class PictureTower(nn.Module):
@@ -79,10 +79,6 @@ class PictureTower(nn.Module):
         for block in self.blocks:
             x = block(x, is_causal=is_causal)
         return self.norm(x)
-
-    def pooled(self, tokens):
-        """Token features (B, S, D) -> the picture's feature (B, D), of length 1."""
-        return F.normalize(self.pool(tokens), dim=-1)
 
 
 class TextTower(nn.Module):
@@ -116,13 +112,10 @@ class Teacher(nn.Module):
         # SigLIP's first values: with a bias of -10, all pairs are taken for strangers at first, as most of them are
         self.log_scale, self.bias = nn.Parameter(torch.tensor(math.log(10.0))), nn.Parameter(torch.tensor(-10.0))
 
-    def patches(self, image):
-        """image (B, 3, H, W) -> (B, S, 3 * stride^2), raster order."""
-        return F.pixel_unshuffle(image, self.stride).flatten(2).transpose(1, 2)
-
     def features(self, image):
         """image (B, 3, H, W) in [-1, 1] -> (B, D), of length 1."""
-        return self.picture.pooled(self.picture.tokens(self.patches(image)))
+        patches = F.pixel_unshuffle(image, self.stride).flatten(2).transpose(1, 2)         # (B, S, 3 * stride^2)
+        return self.picture.pool(self.picture.tokens(patches))
 
     def loss(self, image, ids, is_real, same):
         """The sigmoid loss of a batch of `contrast_batch`."""

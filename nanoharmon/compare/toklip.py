@@ -10,11 +10,8 @@ so far do not change when the next one comes. Two terms teach it, while codebook
     InfoNCE       its pooled feature against the texts'
     distillation  squared distance of its pooled feature to the teacher's, of the same picture
 
-Where article and released code differ, this follows the code (TencentARC/TokLIP, src/open_clip/loss.py and
-src/timm_local/models/vision_transformer.py): the MLP leads to the width of the tower; what is distilled is the pooled
-feature; InfoNCE has no bias; the weight of the distillation is 1000 times the mean over 1152 numbers.
-Left out: the code's optional distillation of single tokens, which its scripts leave off. The temperature begins at
-CLIP's value; the code's begins with the weights of its teacher, and is held between 1 and 100.
+Where article and released code (TencentARC/TokLIP) differ, this follows the code: docs/COMPARE.md. Left out: its
+optional distillation of single tokens. The temperature begins at CLIP's value, and has no limits.
 """
 import copy
 import math
@@ -45,7 +42,7 @@ class TokLIP(nn.Module):
 
     def features(self, vectors):
         """Code vectors (B, S, code_dim) -> the picture's feature (B, D), of length 1."""
-        return self.tower.pooled(self.tokens(vectors))
+        return self.tower.pool(self.tokens(vectors))
 
 
 def toklip_loss(toklip, vq, teacher, image, ids, is_real, same):

@@ -6,7 +6,7 @@ One place is one whole number, its *code*, where the KL-VAE (nanoharmon/vae.py) 
 are the KL-VAE's own classes, so that only the bottleneck differs:
 
     KL-VAE   2C maps: mean and log-variance. Training adds noise, and a KL term prices the bits.
-    VQ       `code_dim` maps, scaled to length 1. The nearest code replaces them: log2(codes) bits, and no fewer.
+    VQ       `code_dim` maps, scaled to length 1. The nearest code replaces them: log2(codes) bits at most, unpriced.
 
 Rounding has no gradient. *Straight-through* (VQ-VAE, arXiv 1711.00937): forward the code, backward as if z had been
 passed on. Two terms pull the pair together, the codebook towards z, and z (more weakly) towards its code.
@@ -31,7 +31,7 @@ IDLE = 20                    # batches in a row without a code before it is move
 
 
 class VQ(nn.Module):
-    """Encoder, codebook, decoder. `config`: VAEConfig, of which z_channels is the width on both sides of the codebook.
+    """Encoder, codebook, decoder. `config`: VAEConfig; z_channels is the width behind the codebook, twice that before.
 
     It stands where Harmon has its VAE. Batches, pipeline and benchmarks take codes as they take latents, for a code is
     an "image token" of one channel, (B, S, 1). They are whole numbers up to `codes`, which float32 holds exactly.
