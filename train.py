@@ -1,7 +1,7 @@
 """Train Harmon from nothing: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
 
     python train.py --dry-run                   what would be done: a table of the stages, and their memory
-    python train.py --quick                     a first try: an eighth of the time
+    python train.py --quick                     a first try: a seventh of the time
     python train.py                             the default: preset nano, the shapes world: 98 minutes on 2 cores
     python train.py --resume                    go on after Ctrl-C, a crash, a power cut; on a CPU bit for bit
     python train.py --data DIR                  your own pictures and texts, laid out as docs/DATA.md says
@@ -239,7 +239,7 @@ def make_parser():
     add("-h", "--help", action="store_true", help="this text; with --preset NAME, the values of that preset")
     add("--dry-run", action="store_true", help="print the table of stages, and stop")
     add("--preset", default="nano", metavar="NAME", help=f"sizes and stages: {', '.join(PRESETS)} (default nano)")
-    add("--quick", action="store_true", help="an eighth of the time, for a first try: fewer steps, "
+    add("--quick", action="store_true", help="a seventh of the time, for a first try: fewer steps, "
         "scenes of one object, small pictures (--quick --dry-run lists them)")
     add("--stage", action="append", choices=ALL_STAGES, metavar="NAME", help="run only this stage (several times "
         f"for several): {', '.join(ALL_STAGES)} (which never runs unless it is named)")

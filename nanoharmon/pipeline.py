@@ -138,7 +138,7 @@ class Pipeline:
 
         "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
         request to draw with text instead of a picture. A prompt that it has no answer to stays as it is. Hotter, it
-        errs more about relations; colder, all answers to "a circle" are the same (docs/LOG.md). An answer that begins
+        errs more about relations; colder, about mixed counts, and says less that is new (docs/LOG.md). An answer that begins
         with REFUSAL says that it cannot be drawn; `draw` then draws the prompt itself.
         """
         prompts = arguments.texts("prompts", prompts)

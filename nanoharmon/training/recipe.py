@@ -181,7 +181,7 @@ class Config:
 
 
 def quicken(config):
-    """Change a Config in place so that a first try takes an eighth of the time (train.py --quick).
+    """Change a Config in place so that a first try takes a seventh of the time (train.py --quick).
 
     Scenes have one object: more cannot be learned in minutes. The board has two cells a side, and all stages are at the
     resolution at which a cell has as many tokens as in stage 3 (nano: 64 px, 2 x 2 tokens): a shape of one token, as in

@@ -8,7 +8,7 @@ from .recipe import HARMON_STAGES, STAGES, parse_mix
 from .resume import check, progress
 
 # what each stage learns from (batches.py)
-LEARNS_FROM = {"vae": "pictures", "llm": "texts only: descriptions, questions, answers",
+LEARNS_FROM = {"vae": "pictures", "llm": "texts only: thoughts, questions, answers",
                "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions"),
                "reca": "pictures shown; captions, questions"}
 
