@@ -57,7 +57,6 @@ from nanoharmon.files import FolderLock, write_json
 from nanoharmon.flags import describe_flags, nearest_field, override
 from nanoharmon.pipeline import Pipeline, pick_device
 from nanoharmon.training.batches import check_mix, make_batches, open_sources
-from nanoharmon.training.given import recall
 from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
@@ -65,7 +64,7 @@ from nanoharmon.training.optim import lr_factor, set_lr
 from nanoharmon.training.parallel import (Stop, average_gradients, average_values, is_lost, join, launch, leave,
                                           torchrun_says)
 from nanoharmon.training.recipe import ALL_STAGES, HARMON_STAGES, Config, check_training, parse_mix, quicken
-from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, to_do
+from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, recall, to_do
 from nanoharmon.training.run import Run
 from nanoharmon.training.sharding import clip_gradients, whole
 from nanoharmon.training.table import print_stages
@@ -125,8 +124,9 @@ def train_stage(run, name, pipe, batches):
         if not last:                                     # after the last one, train() saves the stage, then shows it
             run.save_if_due(state, name, step + 1)
             if run.shows(step + 1):
-                with state.ema.swapped(state.params):    # pictures and answers come from the averaged weights
-                    show(run, name, step + 1, pipe, batches)
+                state.ema.swap(state.params)             # pictures and answers come from the averaged weights
+                show(run, name, step + 1, pipe, batches)
+                state.ema.swap(state.params)
     state.ema.swap(state.params)
     pipe.model.eval()
 
@@ -190,7 +190,7 @@ def finish(run, pipe, batches):
         figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
         prompt = "a red circle left of a blue square" if run.config.data.max_objects > 1 else "a red circle"
     if own:
-        figures_of_own, captions = show_final(run, pipe, own)
+        figures_of_own, captions = show_final(run.out, pipe, own)
         run.say(*(f"{name}: {value:.4g}" for name, value in figures_of_own.items()))
         figures |= figures_of_own
         prompt = captions[0] if captions and not batches.shapes else prompt

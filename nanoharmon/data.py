@@ -6,7 +6,6 @@
 from collections import Counter
 from pathlib import Path
 
-
 from .cli import Parser, bar, first_of, one_line, run_main
 from .files import advising, check_output, write_bytes
 from .pictures import captioned, file_bytes, pad_square, picture_grid, read_image

@@ -2,7 +2,6 @@
 
 Errors say what helps.
 """
-import errno
 import hashlib
 import json
 import os
@@ -179,15 +178,12 @@ def sync_folder(folder):
 
 @contextmanager
 def explained(path):
-    """An OSError inside becomes one that says what could not be written, why, and what helps."""
+    """An OSError inside names the file that could not be written; cli.in_words says what helps."""
     try:
         yield
     except OSError as e:
-        if not e.strerror:  # explained already, by an inner one
-            raise
-        is_full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        hint = "free space, or write to another disk" if is_full else "check that folder, or write elsewhere"
-        raise OSError(f"could not write {path}: {e.strerror}; {hint}") from e
+        e.filename = str(path)
+        raise
 
 
 def write_chunks(path, chunks):

@@ -96,18 +96,12 @@ def as_pictures(given):
     return [as_picture(picture) for picture in given]
 
 
-def upright(image):
-    """A picture turned as its EXIF says. A sound picture with damaged EXIF is a sound picture."""
+def to_rgb(image):
+    """Any PIL picture -> RGB, turned as its EXIF says. A sound picture with damaged EXIF is a sound picture."""
     image.load()
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def to_rgb(image):
-    """Any PIL picture -> upright, RGB."""
-    image = upright(image)
+        image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":                          # 16 or 32 bits, or floats: Pillow would clip, not scale
         array = np.nan_to_num(np.asarray(image, dtype=np.float64))
         white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 1 if array.max() <= 1 else 255

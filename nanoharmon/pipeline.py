@@ -138,8 +138,8 @@ class Pipeline:
 
         "a circle and a square" -> "a red circle at the top left and a blue square in the middle". The LLM answers the
         request to draw with text instead of a picture. A prompt that it has no answer to stays as it is. Hotter, it
-        errs more about relations; colder, about mixed counts, and says less that is new (docs/LOG.md). An answer that begins
-        with REFUSAL says that it cannot be drawn; `draw` then draws the prompt itself.
+        errs more about relations; colder, about mixed counts, and says less that is new (docs/LOG.md). An answer that
+        begins with REFUSAL says that it cannot be drawn; `draw` then draws the prompt itself.
         """
         prompts = arguments.texts("prompts", prompts)
         temperature, _, max_new_tokens, seed = check_sampling(self.model.config.llm, temperature, 1.0, max_new_tokens,

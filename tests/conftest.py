@@ -1,12 +1,17 @@
 """What several test files start from."""
+import itertools
+
 import pytest
 import torch
 
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
+from nanoharmon.qwen import Qwen
 from nanoharmon.tokenizer import Tokenizer
 from nanoharmon.training.recipe import Config
 from nanoharmon.world.source import training_texts
+
+torch.set_num_threads(1)                                         # models are small here
 
 
 def fill_zeros(model, std=0.1):
@@ -16,7 +21,14 @@ def fill_zeros(model, std=0.1):
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def short_replies(monkeypatch):
+    """Random weights talk on until the limit: four tokens do where only the reply's being there counts."""
+    whole = Qwen.generate
+    monkeypatch.setattr(Qwen, "generate", lambda *args, **options: itertools.islice(whole(*args, **options), 4))
+
+
+@pytest.fixture(scope="session")
 def pico(tmp_path_factory):
     """A checkpoint directory with random weights."""
     config = Config.preset("pico")

@@ -150,14 +150,11 @@ def state(folder):
 @pytest.fixture
 def nothing_starts(monkeypatch):
     """Whatever is wrong is noticed before the work begins."""
-    threads = torch.get_num_threads()
     monkeypatch.setattr(Pipeline, "load", LOAD)
     work = [(module, name) for main in MAIN.values() for module in [sys.modules[main.__module__]]
             for name in WORK & set(vars(module))]
     for owner, name in [*work, (Harmon, "draw"), (Qwen, "generate")]:
         monkeypatch.setattr(owner, name, lambda *_, name=name, **__: pytest.fail(f"{name} began"))
-    yield
-    torch.set_num_threads(threads)
 
 
 def pytest_generate_tests(metafunc):

@@ -297,7 +297,7 @@ def test_code_systems_of_a_seed_have_the_same_tokenizer():
 
 
 @pytest.mark.parametrize("name", ["harmon", "toklip", "masked"])
-def test_the_benchmarks_of_harmon_measure_every_kind_of_system(name):
+def test_the_benchmarks_of_harmon_measure_every_kind_of_system(name, short_replies):
     found, picture = measure(systems.System(name, "pico", 1, 16), "pico")        # random weights: all at chance
     drawing, reading = found["drawing"], found["reading, looking first"]
     assert drawing["overall"]["right"] == drawing["thinking first: overall"]["right"] == 0 == drawing[
@@ -318,6 +318,7 @@ def test_one_cell_of_several_seeds():
     values = [rate([i < n for i in range(10)]) for n in (2, 8)]
     assert over_seeds(values[:1]) == "20.0 [5.7, 51.0]" and over_seeds(values) == "50.0 [29.9, 70.1]: 20, 80"
     assert over_seeds([1.0, 2.0]) == "1.5: 1, 2" and over_seeds([2.0, 2.0]) == "2"
+    assert over_seeds([v | {"draws": 5} for v in values]) == "50.0 [27.3, 72.7]: 20, 80"         # the mean of both
 
 
 def test_the_plan_gives_every_system_the_same_time_and_is_kept(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Wrong prompts are wrong in one thing; who cannot hear has no rise.    python -m pytest -q tests/test_contrast.py"""
 import torch
 
-from nanoharmon.evals.contrast import contrast, main, wrong_prompts
+from nanoharmon.evals.contrast import contrast, main, wrong_about_one, wrong_prompts
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.world import language, shapes
 
@@ -19,6 +19,16 @@ def test_each_prompt_is_true_or_wrong_in_one_thing():
         assert where != elsewhere and {" ".join(o.pair) in elsewhere for o in scene.objects} == {True}
         described = {language.describe(scene, shapes.random.Random(k)) for k in range(20)}
         assert where in described and elsewhere not in described and prompts["nothing"][i] == (true, None)
+
+
+def test_of_one_object_one_thing_is_another():
+    scenes, prompts = wrong_about_one(50, 0, board=2)
+    for i, scene in enumerate(scenes):
+        for k, pairs in enumerate(prompts.values()):             # color, shape, place, nothing
+            true, *wrong = ((o.color, o.shape, language.place_of(o)) for s in (scene, *map(
+                language.parse_description, filter(None, pairs[i]))) for o in s.objects)
+            assert [[a != b for a, b in zip(true, other)] for other in wrong] == [
+                [False] * 3, *[[j == k for j in range(3)]] * (k < 3)]
 
 
 def test_who_does_not_hear_has_no_rise(pico, capsys):

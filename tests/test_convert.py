@@ -17,7 +17,7 @@ from nanoharmon.pipeline import Pipeline
 from nanoharmon.weights import convert
 from nanoharmon.weights.convert import Assembly, Stored, load_llm, start_from
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
-from nanoharmon.weights.sizes import llm_config, mar_config, vae_config
+from nanoharmon.weights.stored import llm_config, mar_config, vae_config
 
 
 def test_all_golden_outputs_through_the_public_loader(tmp_path):

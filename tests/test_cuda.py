@@ -119,7 +119,7 @@ def group(device, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.stress), pytest.param("cuda", marks=gpu)])
 def test_gradients_and_sharded_blocks_in_a_process_group(device, tmp_path):
     """As much of data parallel training and of FSDP2 as one device can run."""
     with group(device, tmp_path):

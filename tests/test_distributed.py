@@ -22,8 +22,8 @@ from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import save_state
 from nanoharmon.world.source import training_texts
 
-STEPS = {"vae": 1, "llm": 2, "mar": 2, "2": 7}                   # one stage for each kind of loss
-SAVED = 5                                                        # the step of stage 2 where a state is saved
+STEPS = {"vae": 1, "llm": 2, "mar": 2, "2": 4}                   # one stage for each kind of loss
+SAVED = 2                                                        # the step of stage 2 where a state is saved
 FSDP = ["--optim.muon", "false", "--optim.shards", "4", "--optim.checkpointing", "true"]
 
 

@@ -97,7 +97,8 @@ def test_wrong_pictures_get_nothing(draw_one, reason):
     assert reason is None or set(scores["reasons"]["position"]) == {reason} and scores["shape"]["right"] == 0
 
 
-def test_another_prompt_or_picture_is_right_by_chance_only():
+def test_another_prompt_or_picture_is_right_by_chance_only(monkeypatch):
+    monkeypatch.setattr(prompts, "TASKS", ("colors", "position"))
     assert [round(found["rate"], 1) for found in controls.drawn(Fake(right_picture), 65)] == [1.0, 0.0]
     found = controls.controls(make_pipeline(draw={"steps": 1, "iters": 1}), 2)
     assert {f"questions: {kind}" for kind in set(questions.KINDS) - set(questions.NOT_PLAIN)} < set(found)
@@ -229,23 +230,19 @@ def test_results_depend_on_the_seed_only(pico, monkeypatch):
         assert len(pictures["seen"]) == 2 * geneval.KEEP        # of two batches
         return (results, [p.tobytes() for _, _, p in pictures["seen"]], answer_scores(pipe, 4, seed, pool=pool),
                 evaluate.vae_score(pipe, 40, seed, pool=pool))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     first, other = everything(), everything(seed=1)
     with workers(pipe, 2) as pool:
         assert everything(pool) == first and other[1] != first[1]
         with pytest.raises(ValueError, match="was killed.*pass --procs 1"):      # and no waiting for ever
             over_processes(sys.exit, pipe, [()], pool)
     monkeypatch.setattr(reading, "batches", lambda rows: batches(rows, 3))
-    assert answer_scores(pipe, 4) == first[2]
-    torch.set_num_threads(threads)
+    assert answer_scores(pipe, 4, benches=("pope", "caption")).items() <= first[2].items()
 
 
-def test_the_command_writes_numbers_and_grids(pico, tmp_path, monkeypatch):
+def test_the_command_writes_numbers_and_grids(pico, tmp_path, monkeypatch, short_replies):
     monkeypatch.setattr(quality.train_eye, "__defaults__", (3, None))       # steps
-    threads, sizes = torch.get_num_threads(), ["--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1"]
+    sizes = ["--n", "4", "--images-per-prompt", "1", "--steps", "3", "--procs", "1"]
     evaluate.main(["--ckpt", str(pico), "--out", str(tmp_path), *sizes])
-    torch.set_num_threads(threads)
     stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert stored["results"]["geneval"]["seen"]["overall"]["n"] == 24
     assert set(stored["results"]) == set(evaluate.BENCHES) and stored["draw"]["iters"] == 4
@@ -258,7 +255,5 @@ def test_cells_are_drawn_anew_only_where_there_are_any(pico, tmp_path, monkeypat
     free.meta["layout"] = "free"
     monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: free)
     monkeypatch.setattr(evaluate, "run_benchmarks", lambda pipe, benches, *_, **__: asked.extend(benches) or ({}, {}))
-    threads = torch.get_num_threads()
     evaluate.main(["--out", str(tmp_path), "--procs", "1"])
-    torch.set_num_threads(threads)
     assert set(asked) == set(evaluate.BENCHES) - {"edit"}

@@ -107,7 +107,7 @@ def test_scripts_explain_what_they_do(tmp_path, monkeypatch, capsys):
     chat.main(["--image", "a.png", "--prompt", "what is it?", "--explain"])
     assert "places for the picture>" in (out := " ".join(capsys.readouterr().out.split())) and "The LLM answers" in out
     monkeypatch.setenv("COLUMNS", "1")
-    for main, flags in (sample.main, ["--dry-run", "harmon-1.5b"]), (chat.main, ["--image", "a.png", "--dry-run"]):
+    for main, flags in (sample.main, ["--dry-run", "pico"]), (chat.main, ["--image", "a.png", "--dry-run"]):
         before = set(Path().iterdir())
         main(["--prompt", "a ring", "--explain", *flags])
         assert "Letters:" in capsys.readouterr().out and set(Path().iterdir()) == before

@@ -32,7 +32,6 @@ def drawn(pico, tmp_path_factory):
     """The prompts file and a finished folder, two pictures each."""
     folder = tmp_path_factory.mktemp("geneval")
     add_lines(prompts := folder / "evaluation_metadata.jsonl", PROMPTS)
-    torch.set_num_threads(1)
     command(pico, "--prompts", prompts, "--images-per-prompt", 2, "--steps", 3, "--out", folder / "out")
     return prompts, folder / "out"
 

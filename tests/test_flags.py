@@ -127,14 +127,19 @@ def test_no_flag_is_ignored_because_of_another(command, outcome):
     assert not ignored
 
 
+def actions(main, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(cli.Parser, "parse_known_args", lambda self, *_: parsers.append(self) or sys.exit())
+    with pytest.raises(SystemExit):
+        main([])
+    return parsers[0]._actions
+
+
 def test_the_table_names_every_flag(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for command in "sample", "chat", "convert", "train":
-        main, parsers = COMMANDS[command][0], []
-        monkeypatch.setattr(cli.Parser, "parse_known_args", lambda self, *_: parsers.append(self) or sys.exit())
-        with pytest.raises(SystemExit):
-            main([])
-        known = {name for action in parsers[0]._actions for name in action.option_strings if name.startswith("--")}
+        main = COMMANDS[command][0]
+        known = {name for a in actions(main, monkeypatch) for name in a.option_strings if name.startswith("--")}
         listed = {f for m, _, flags in COMMANDS.values() if m is main for f in flags}
         others = {"sample": {"--no-think"}, "chat": {"--no-look"}}
         assert known - listed == {"--help"} | others.get(command, set())
@@ -143,10 +148,8 @@ def test_the_table_names_every_flag(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", MAIN)
 def test_every_flag_of_every_command_is_read(name, monkeypatch):
     """As args.NAME in the module of the command, or by a name in OFFICIAL or for the parts that can be given."""
-    monkeypatch.setattr(cli.Parser, "parse_known_args", lambda self, *_: parsers.append(self) or sys.exit())
-    parsers, text = [], Path(sys.modules[MAIN[name].__module__].__file__).read_text(encoding="utf-8")
-    with pytest.raises(SystemExit):
-        MAIN[name]([])
+    text = Path(sys.modules[MAIN[name].__module__].__file__).read_text(encoding="utf-8")
     read = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)
             and ast.unparse(node.value).split(".")[-1] in ("args", "parse_args(argv)")}
-    assert {action.dest for action in parsers[0]._actions} - {"help"} <= {*read, *OFFICIAL, "init", "vae", "llm", "mar"}
+    known = {action.dest for action in actions(MAIN[name], monkeypatch)} - {"help"}
+    assert known <= {*read, *OFFICIAL, "init", "vae", "llm", "mar"}

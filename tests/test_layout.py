@@ -63,9 +63,10 @@ def test_what_people_read_stays_short():
 def test_text_files_name_their_encoding():                   # on Windows, the usual one is not UTF-8
     for path in [*MODULES.values(), *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for node in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
-            name, call, given = ast.unparse(node.func), ast.unparse(node), {k.arg for k in node.keywords}
-            if name.endswith(("read_text", "write_text")) or name == "open" and "b'" not in call or "text" in given:
-                assert "encoding" in given, f"{path}:{node.lineno}: {call}"
+            name, given = getattr(node.func, "attr", getattr(node.func, "id", "")), {k.arg for k in node.keywords}
+            if name in ("read_text", "write_text") or "text" in given or \
+                    isinstance(node.func, ast.Name) and name == "open" and "b'" not in ast.unparse(node):
+                assert "encoding" in given, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_wings_re_export_nothing():

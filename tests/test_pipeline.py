@@ -1,4 +1,5 @@
 """The Python API: load, save, draw, in-paint, answer, features.     python -m pytest -q tests/test_pipeline.py"""
+import functools
 import random
 import time
 
@@ -20,6 +21,7 @@ from nanoharmon.world.questions import questions
 from nanoharmon.world.shapes import random_scene, render
 
 FAST = {"steps": 3, "iters": 4}
+train_tokenizer = functools.cache(Tokenizer.train)
 RED = Image.new("RGB", (32, 32), "red")
 
 
@@ -32,7 +34,7 @@ def make_pipeline(**meta):
     model = fill_zeros(Harmon(config))
     for p in [*model.llm.model.layers.parameters(), *model.proj_in.parameters()]:
         torch.nn.init.normal_(p, std=0.5)                    # so that answers depend on what is asked and seen
-    return Pipeline(model, Tokenizer.train(texts, config.llm.vocab_size), {"size": 32, **meta})
+    return Pipeline(model, train_tokenizer(tuple(texts), config.llm.vocab_size), {"size": 32, **meta})
 
 
 @pytest.fixture(scope="module")

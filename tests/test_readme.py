@@ -70,7 +70,7 @@ ALL = commands("\n".join(INLINE + BLOCKS))
 
 @pytest.mark.parametrize("command", RUN, ids=" ".join)
 def test_a_command_of_the_readme_runs(command, folder, monkeypatch):
-    cheap = ["--steps", "5", "--iters", "9"] if command[1] == "sample.py" else []
+    cheap = ["--steps", "2", "--iters", "2", "--redraw", "0"] if command[1] == "sample.py" else []
     run([*command, *cheap], monkeypatch)
     if command[1] == "sample.py":
         assert Image.open(command[command.index("--out") + 1] if "--out" in command else "grid.png").width > 4 * 192

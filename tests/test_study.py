@@ -34,7 +34,7 @@ def job_of(base, out, title, name):
     ("reading only", ["mar.encoder_norm.weight"], ["mar.decoder_norm.weight", "proj_out.0.weight"]),
     ("separate encoders", ["mar.encoder_norm.weight", "mar_read.encoder_norm.weight"],
      ["mar_read.decoder_norm.weight", "mar_read.class_emb.weight"])])
-def test_an_arm_trains_what_it_says(base, tmp_path, monkeypatch, name, moved, kept):
+def test_an_arm_trains_what_it_says(base, tmp_path, monkeypatch, short_replies, name, moved, kept):
     monkeypatch.setattr(arm, "arm_figures", functools.partial(arm.arm_figures, n=1, scenes=64))
     job, other = (job_of(base, tmp_path, "shared", n) for n in (name, "joint"))
     other.folder.mkdir()
@@ -79,13 +79,10 @@ def test_an_arm_of_another_budget_is_not_mixed_in(base, tmp_path):
         arm.note(jobs[1])
 
 
-@pytest.mark.parametrize("name, file, has", [
-    ("raster order", "study.json", '"raster, 4"'), ("l2 loss", "stage_mar/model.safetensors", "diffloss.net.0.weight"),
-    ("diffusion width 40", "stage_mar/config.json", '"diffloss_w": 40')])
-def test_mar_variants_train_and_draw(base, tmp_path, monkeypatch, name, file, has):
+def test_a_variant_of_mar_trains_and_draws(base, tmp_path, monkeypatch):
     monkeypatch.setattr(arm.shapes, "SEEN_CLASSES", arm.shapes.SEEN_CLASSES[:16])
-    arm.train_arm(job := job_of(base, tmp_path, "mar", name))
-    assert has in (job.folder / file).read_text(encoding="latin-1")
+    arm.train_arm(job := job_of(base, tmp_path, "mar", "l2 loss"))
+    assert "mar.diffloss.net.0.weight" in open_tensors(job.folder / "stage_mar")
 
 
 def test_a_baseline_is_there_inside_the_block_only():

@@ -20,7 +20,6 @@ from nanoharmon.files import FolderLock
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
-from nanoharmon.training.given import recall
 from nanoharmon.training.parallel import Stop
 from nanoharmon.training.recipe import STAGES, Config, check_sizes
 from nanoharmon.weights.safetensors import open_tensors
@@ -33,15 +32,15 @@ BASE = ["--preset", "pico", "--procs", "1", "--save-every", "2", "--sample-every
 
 @pytest.fixture(autouse=True, scope="module")
 def light():
-    """One thread, a tokenizer from fewer texts, fewer pictures on the way, no final evaluation."""
-    patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
+    """One thread, a tokenizer from fewer texts, fewer pictures and answers on the way, no final evaluation."""
+    patch = pytest.MonkeyPatch()
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setattr(resume, "training_texts", functools.partial(training_texts, n=60))
     patch.setattr(watch, "PROMPTS", watch.PROMPTS[:1])
+    patch.setattr(watch, "QUESTIONS", watch.QUESTIONS[-1:])
     patch.setattr(train.evaluate, "quick", lambda pipe, **_: {"geneval": 0.5, "n": 3})
     yield
     patch.undo()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -184,20 +183,6 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
     config = tmp_path / "train_config.json"                      # once a stage is finished, no given file is needed
     config.write_text(config.read_text(encoding="utf-8").replace(final, f"{final}_gone"), encoding="utf-8")
     train.main([*flags, "--dry-run"])
-
-
-def test_given_weights_that_changed_while_a_stage_was_interrupted_are_an_error(done, tmp_path, monkeypatch):
-    mine, out = tmp_path / "mine", tmp_path / "out"
-    shutil.copytree(done / "final", mine)
-    out.mkdir()
-    monkeypatch.setattr("nanoharmon.training.given.progress", lambda _: ([], {"mar": 1}))
-    run = train.parse_args([*BASE, "--vae", str(mine), "--out", str(out)])[0]
-    values = {"given": run.given_files, "given_content": run.given_content, "optim": {"given": 1.0}}
-    (out / "train_config.json").write_text(json.dumps(values), encoding="utf-8")
-    recall(run)
-    shutil.copy(done / "stage_2" / "model.safetensors", mine)
-    with pytest.raises(ValueError, match="holds other weights than when"):
-        recall(run)
 
 
 def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path, capsys, monkeypatch, unseen):
@@ -388,11 +373,11 @@ def test_the_classes_of_shapes_may_be_numbered_after_those_of_others(monkeypatch
     assert later == [label + 7 for label in first] and len(first) == 16
 
 
-def test_pictures_of_ones_own_are_judged_by_their_psnr(monkeypatch):
+def test_pictures_of_ones_own_are_judged_by_their_psnr(tmp_path, monkeypatch):
     source = SimpleNamespace(name="photos", held=[{"row": 3, "caption": ""}, {"row": 4, "caption": ""}],
                              pictures=lambda rows, size: np.full((len(rows), size, size, 3), 100, np.uint8))
     monkeypatch.setattr(watch, "through_vae", lambda pipe, array: [
         Image.fromarray(a) for a in np.concatenate([array, array + 1])])                # off by one everywhere
-    sheet, figures, captions = watch.final_snapshot(None, [source], 16)
+    figures, captions = watch.show_final(tmp_path, SimpleNamespace(size=16), [source])
     assert figures == {"photos/vae_psnr": pytest.approx(20 * np.log10(255)), "photos/held_out_pictures": 2}
-    assert sheet is not None and captions == []
+    assert (tmp_path / "samples" / "final.png").exists() and captions == []

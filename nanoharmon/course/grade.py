@@ -10,13 +10,13 @@ course.json (all of it optional):
 results.json is Gradescope's: score, max_score, output, visibility, tests, leaderboard. It is written whatever a student
 handed in, and says what is wrong. What is wrong in the teacher's flags or files is an error, and no student's zero.
 """
-import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..arguments import cores
+from ..files import advising, read_json
 from . import check, handout
 from .table import EXERCISES, LABS, find
 
@@ -24,15 +24,10 @@ from .table import EXERCISES, LABS, find
 def read_table(path):
     """{"points": {exercise: worth}, "due": [exercise] or None, "late": rules or None} of a course.json, or without one.
     Raises ValueError that says what is wrong in it."""
-    try:
-        found = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; pass another --table") from None
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path} is no JSON file ({e}); mend it, or leave out --table") from None
-    if not isinstance(found, dict) or (unknown := set(found) - {"due", "points", "late"}):
-        raise ValueError(f"{path} has {', '.join(sorted(unknown)) if isinstance(found, dict) else 'no object'}, "
-                         f"expected due, points and late; mend that --table")
+    with advising("mend it, or leave out --table"):
+        found = {} if path is None else read_json(path)
+    if unknown := set(found) - {"due", "points", "late"}:
+        raise ValueError(f"{path} has {', '.join(sorted(unknown))}, expected due, points and late; mend that --table")
     points, late, names = found.get("points", {}), found.get("late"), found.get("due", [*LABS])
     if not isinstance(points, dict) or not all(is_number(p) for p in points.values()):
         raise ValueError(f"{path}: points is {points!r:.60}, expected {{\"07\": 10}}; mend that --table")

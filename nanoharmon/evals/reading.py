@@ -74,8 +74,8 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
         if sampling == "adversarial":
             no = [w for w in no if any(set(w.split()) & set(pair) for pair in present)]
         if yes and no:
-            rows += [(scene, questions.exist_question(rng.choice(yes)), "yes"),
-                     (scene, questions.exist_question(rng.choice(no)), "no")]
+            rows += [(scene, f"is there {language.phrase(None, rng.choice(some))}?", truth)
+                     for some, truth in ((yes, "yes"), (no, "no"))]
         i += 1
     return rows
 
@@ -95,17 +95,14 @@ def questions_of(pipe, ways, n, seed, unseen=False):
     return [row for rows in found.values() for row in rows]
 
 
-def says(answer, word):
-    return questions.normal(answer) == [word]
-
-
 def yes_no_scores(said, truth):
     """POPE's figures. An answer that is neither yes nor no is wrong, and counts as no in precision and recall."""
-    is_yes, truly = [says(a, "yes") for a in said], [t == "yes" for t in truth]
+    said = [" ".join(questions.normal(answer)) for answer in said]
+    is_yes, truly = [answer == "yes" for answer in said], [t == "yes" for t in truth]
     precision = rate([t for y, t in zip(is_yes, truly) if y])
     recall = rate([y for y, t in zip(is_yes, truly) if t])
     f1 = 2 * precision["right"] / max(1, precision["n"] + recall["n"])
-    return {"accuracy": rate([says(a, t) for a, t in zip(said, truth)]), "precision": precision, "recall": recall,
+    return {"accuracy": rate([answer == t for answer, t in zip(said, truth)]), "precision": precision, "recall": recall,
             "f1": f1, "yes_ratio": sum(is_yes) / max(1, len(is_yes))}
 
 

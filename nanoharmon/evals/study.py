@@ -5,8 +5,8 @@
     python -m nanoharmon.evals.study mar          MAR's own: order, diffusion loss against L2, width of its MLP
     python -m nanoharmon.evals.study sampling     iterations, diffusion steps, temperature, guidance: sweep.py
 
-About 32, 22 (in the --out of shared, whose joint arm it needs), 26 and 16 (without `redraw`) minutes on two cores. What a linear layer
-reads from frozen features, the first of the papers' claims, is in probe.py.
+About 32, 22 (in the --out of shared, whose joint arm it needs), 26 and 16 (without `redraw`) minutes on two cores. What
+a linear layer reads from frozen features, the first of the papers' claims, is in probe.py.
 
 All arms of a study start from the same weights of the stages before (`--base`, the folder of a `python train.py`; what
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by the train.py

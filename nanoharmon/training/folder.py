@@ -1,20 +1,9 @@
-"""Pictures and texts of your own, as a source of training data. Training reads only what imports.py has decoded before.
+"""Pictures and texts of your own, as a source of training data: what imports.py has decoded before, and nothing else.
 
-    python train.py --data DIR                        a folder, and nothing else (what may be in it: formats.py)
-    python train.py --llava FILE.json --images DIR    LLaVA's conversations
-    python train.py --mix shapes:1,DIR:3              a weighted mix, also of several folders
-
-So what happens to the folder later (a file cut short, moved or edited) cannot hurt a run, and a resumed run sees what
-it saw before.
-
-The first view is the picture padded to a square: it is what the model learns to understand. The others are square
-crops, which it learns to generate; the official data code pads and crops likewise. That code crops at random each time.
-Here latents are encoded once, so there are --data.crops fixed crops, whose places come from the picture's content. A
-square picture has one view for both. The VAE trains on all views. A view takes 27 KB at 96 px, 790 KB at 512 px.
-
-Every 50th picture (of fewer than 800: every 20th, at least 4, at most 16; of fewer than 8: none) is held out of
-training, for the pictures and figures that tell how it goes. What is broken is counted and named, and left out; more
-than 5 % of it stops the run.
+The first view is the picture padded to a square: it is what the model learns to understand. The others are fixed square
+crops, which it learns to generate; the official data code crops at random each time, but here latents are encoded once.
+A square picture has one view for both. The VAE trains on all views. What is held out, what is left out, and the room
+that views take: docs/DATA.md.
 
 Simplified: all of it must fit on the disk, and the texts in memory: a list, not a database.
 """

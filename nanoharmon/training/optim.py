@@ -9,7 +9,6 @@ torch.optim.Muon goes matrix by matrix; here all matrices of one shape go throug
 processes each does its share, which on CPU is what makes it affordable.
 """
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -176,15 +175,6 @@ class EMA:
         decay = min(self.decay, (1 + step) / (10 + step))
         for ours, theirs in zip(apart(self.shadow.values()), apart([params[n] for n in self.shadow])):
             torch._foreach_lerp_(ours, theirs, 1 - decay)
-
-    @contextmanager
-    def swapped(self, params):
-        """Inside, the parameters have the averages as their values; afterwards their own again, also on an error."""
-        self.swap(params)
-        try:
-            yield
-        finally:
-            self.swap(params)
 
     @torch.no_grad()
     def swap(self, params):

@@ -1,5 +1,4 @@
 """A training run: what was asked for, where it goes, and which of its processes this one is."""
-import hashlib
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..cli import in_words
 from ..files import explained
 from ..weights.states import latest_state, save_state
 from .parallel import Stop
@@ -74,12 +74,6 @@ class Run:
     def given_files(self):
         """`given` with absolute paths, which mean the same in any folder."""
         return {name: path and str(Path(path).absolute()) for name, path in self.given.items()}
-
-    @property
-    def given_content(self):
-        """A hash of each of the `given` files: those of the same name may be others later."""
-        return {name: sampled_hash(Path(path)) if path and Path(path).exists() else None
-                for name, path in self.given.items()}
 
     @property
     def given_parts(self):
@@ -160,19 +154,7 @@ class Run:
         try:
             save_state(self.out / f"stage_{name}", step, contents, keep=self.keep)
         except OSError as e:
-            raise OSError(f"{e}; the last good state is {self.last_good(name)}, go on from there with --resume") from e
+            raise OSError(f"{in_words(e)}; the last good state is {self.last_good(name)}, go on from there with "
+                          f"--resume") from e
         if self.stop.code:
             sys.exit(self.stop.code)
-
-
-def sampled_hash(path):
-    """A hash of the weights in a file or directory: of their sizes and of 64 places in each, for they may be large."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with open(file, "rb") as f:
-            for k in range(64):
-                f.seek(size * k // 64)
-                digest.update(f.read(4096))
-    return digest.hexdigest()[:16]

@@ -124,21 +124,12 @@ def from_classes(pipe, classes, size):
     return to_pictures(model.vae.decode(tokens, grid))
 
 
-def show_final(run, pipe, sources):
-    """Held-out pictures of one's own and their captions drawn, into OUT/samples. Returns figures and the captions."""
-    sheet, figures, texts = final_snapshot(pipe, sources, pipe.size)
-    if sheet:
-        (run.out / "samples").mkdir(exist_ok=True)
-        sheet.save(run.out / "samples" / "final.png")
-    return figures, texts
-
-
 @torch.no_grad()
-def final_snapshot(pipe, sources, size):
-    """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet;
-    {name: figure}, the mean PSNR of the VAE on up to 64 held-out pictures of each source; and the captions.
-    Without captions (LLaVA), the sheet shows what the VAE makes of the pictures."""
-    pairs, decoded, figures = [], [], {}
+def show_final(out, pipe, sources):
+    """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet in
+    OUT/samples. Without captions (LLaVA), it shows what the VAE makes of the pictures. Returns {name: figure}, the mean
+    PSNR of the VAE on up to 64 held-out pictures of each source, and the captions."""
+    size, pairs, decoded, figures = pipe.size, [], [], {}
     for source in sources:
         if rows := list(dict.fromkeys(item["row"] for item in shown(source)))[:64]:      # a picture has many talks
             pictures = through_vae(pipe, source.pictures(rows, size))
@@ -147,12 +138,15 @@ def final_snapshot(pipe, sources, size):
             decoded += pictures
         pairs += [(Image.fromarray(source.pictures([row], size)[0]), caption)
                   for row, caption in captions(pipe, source, size)[:16 // len(sources)]]
-    if not pairs:
-        return picture_grid(decoded, 8) if decoded else None, figures, []
-    texts = [caption for _, caption in pairs]
-    drawn = pipe.draw(texts, size=size, seed=0)
-    both = [picture_grid([picture, ours], 2) for (picture, _), ours in zip(pairs, drawn)]
-    return picture_grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4), figures, texts
+    sheet, texts = picture_grid(decoded, 8) if decoded else None, [caption for _, caption in pairs]
+    if pairs:
+        drawn = pipe.draw(texts, size=size, seed=0)
+        both = [picture_grid([picture, ours], 2) for (picture, _), ours in zip(pairs, drawn)]
+        sheet = picture_grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4)
+    if sheet:
+        (out / "samples").mkdir(exist_ok=True)
+        sheet.save(out / "samples" / "final.png")
+    return figures, texts
 
 
 # what of results.json is printed at the end of a training: a line's beginning, and {word: name of a figure}

@@ -35,8 +35,8 @@ from ..vae import VAE
 from .checkpoint import blank, load_weights, meta_model
 from .recognise import in_place_of_a_folder
 from .safetensors import save_safetensors
-from .sizes import llm_config, mar_config, vae_config
-from .stored import Stored, match_part, read, read_config, read_llm_config, stored_sizes
+from .stored import (Stored, llm_config, mar_config, match_part, read, read_config, read_llm_config, stored_sizes,
+                     vae_config)
 
 PARTS = ("vae", "mar", "llm", "proj_in", "proj_out")
 
@@ -125,9 +125,6 @@ class Assembly:
         if not (config.mar.encoder_num_heads and config.mar.decoder_num_heads):
             raise ValueError(f"a MAR of width {config.mar.encoder_embed_dim} is no official one and shapes do not tell "
                              f"its heads; pass --mar.encoder_num_heads N and --mar.decoder_num_heads N")
-        if config.vae.z_channels != config.mar.token_dim:
-            raise ValueError(f"the VAE has {config.vae.z_channels} channels per token, the MAR {config.mar.token_dim}; "
-                             f"pass a --vae and a --mar that belong together")
         try:
             check_model(config)
             self.model = meta_model(config)

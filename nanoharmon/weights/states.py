@@ -31,23 +31,17 @@ def pack(obj) -> tuple[dict, object]:
     In the tree an object is always one tag: {"tensor": name}, {"tuple": [...]} or
     {"dict": [[key, value], ...]}, so that keys keep their type.
     """
-    tensors, names = {}, {}
+    tensors = {}
 
     def encode(x, path):
         if x is None or isinstance(x, (bool, int, float, str)):
             return x
         if isinstance(x, torch.Tensor):
-            # views of the same memory (tied weights) are stored once and come back as one tensor
-            same = (x.data_ptr(), x.device, x.dtype, x.shape, x.stride()) if x.numel() else id(x)
-            if same not in names:
-                while path in tensors or path in ("", "__metadata__"):
-                    path += "_"
-                tensors[path], names[same] = x, path
-            return {"tensor": names[same]}
+            require(path not in tensors, f"{path}: two tensors of one name")
+            tensors[path] = x
+            return {"tensor": path}
         dot = f"{path}." if path else ""
         if isinstance(x, dict):
-            require(all(k is None or isinstance(k, (bool, int, float, str)) for k in x),
-                    f"{path}: cannot save keys other than text and numbers")
             return {"dict": [[k, encode(v, f"{dot}{k}")] for k, v in x.items()]}
         require(isinstance(x, (list, tuple)), f"{path}: cannot save a {type(x).__name__}")
         items = [encode(v, f"{dot}{i}") for i, v in enumerate(x)]

@@ -165,39 +165,19 @@ RELATION_WAYS = {                                                 # words for th
     "below": (("below", "under", "beneath", "underneath", "lower than", "down from", "lower down than",
                "at the lower side of"), ("further down than", "at the bottom of")),
 }
-PLACE_WAYS = {
-    "at the top left": (("at the top left", "in the top left", "in the top left corner", "in the upper left corner",
-                         "at the upper left", "in the corner at the top left",
-                         "at the top in the left corner", "at the left in the upper corner"),
-                        ("in the upper left", "in the left corner at the top")),
-    "at the top": (("at the top", "at the top in the middle", "in the top middle", "at the top center",
-                     "in the center at the top", "at the middle of the upper side"),
-                    ("in the middle of the top",)),
-    "at the top right": (("at the top right", "in the top right", "in the top right corner",
-                          "in the upper right corner", "at the upper right", "in the corner at the top right",
-                          "at the top in the right corner", "at the right in the upper corner"),
-                         ("in the upper right", "in the right corner at the top")),
-    "at the left": (("at the left", "on the left", "on the left side", "at the left in the middle",
-                    "in the middle at the left", "at the middle of the left side"),
-                    ("on the left in the middle", "at the left side")),
-    "in the middle": (("in the middle", "in the center", "in the centre", "at the center", "exactly in the middle",
-                       "in the very middle"),
-                      ("right in the middle", "at the centre")),
-    "at the right": (("at the right", "on the right", "on the right side", "at the right in the middle",
-                    "in the middle at the right", "at the middle of the right side"),
-                     ("on the right in the middle", "at the right side")),
-    "at the bottom left": (("at the bottom left", "in the bottom left", "in the bottom left corner",
-                            "in the lower left corner", "at the lower left", "in the corner at the bottom left",
-                            "at the bottom in the left corner", "at the left in the lower corner"),
-                           ("in the lower left", "in the left corner at the bottom")),
-    "at the bottom": (("at the bottom", "at the bottom in the middle", "in the bottom middle", "at the bottom center",
-                        "in the center at the bottom", "at the middle of the lower side"),
-                      ("in the middle of the bottom",)),
-    "at the bottom right": (("at the bottom right", "in the bottom right", "in the bottom right corner",
-                             "in the lower right corner", "at the lower right", "in the corner at the bottom right",
-                             "at the bottom in the right corner", "at the right in the lower corner"),
-                            ("in the lower right", "in the right corner at the bottom")),
-}
+# of a corner, of the top or bottom, of a side: {V} top or bottom, {v} upper or lower, {H} left or right
+CORNER = (("at the {V} {H}", "in the {V} {H}", "in the {V} {H} corner", "in the {v} {H} corner", "at the {v} {H}",
+           "in the corner at the {V} {H}", "at the {V} in the {H} corner", "at the {H} in the {v} corner"),
+          ("in the {v} {H}", "in the {H} corner at the {V}"))
+EDGE = (("at the {V}", "at the {V} in the middle", "in the {V} middle", "at the {V} center", "in the center at the {V}",
+         "at the middle of the {v} side"), ("in the middle of the {V}",))
+SIDE = (("at the {H}", "on the {H}", "on the {H} side", "at the {H} in the middle", "in the middle at the {H}",
+         "at the middle of the {H} side"), ("on the {H} in the middle", "at the {H} side"))
+MIDDLE = (("in the middle", "in the center", "in the centre", "at the center", "exactly in the middle",
+           "in the very middle"), ("right in the middle", "at the centre"))
+PLACE_WAYS = {ways[0][0].format(**at): tuple(tuple(way.format(**at) for way in part) for part in ways)
+              for V, v in (("top", "upper"), ("bottom", "lower")) for H in ("left", "right")
+              for at in [{"V": V, "v": v, "H": H}] for ways in (CORNER, EDGE, SIDE, MIDDLE)}
 BESIDE = (("next to", "beside", "right next to", "close beside", "directly beside"),
           ("directly next to", "just beside"))
 SOME = ("some", "a few", "several")                               # two, three or four

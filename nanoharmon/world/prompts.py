@@ -3,6 +3,7 @@
 Prompts for evaluation follow GenEval's metadata schema (arXiv 2310.11513), so that judge.py can say exactly whether a
 picture is right. No function names a pair of `UNSEEN` unless asked to.
 """
+import functools
 import random
 from collections import Counter
 from itertools import permutations
@@ -28,6 +29,7 @@ def _meta(tag, *things, related=None, count=1):
     return {"tag": tag, "include": include, "prompt": text}
 
 
+@functools.cache
 def _distinct(task):
     """All distinct prompts of a task, with the pairs they name."""
     plain = [(None, shape) for shape in SHAPES]

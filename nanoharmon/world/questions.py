@@ -97,11 +97,6 @@ def names(o: Object, scene: Scene, may_name=SEEN) -> list:
     return [w for w in words if sum(matches(w, other) for other in scene.objects) == 1]
 
 
-def exist_question(words: str) -> str:
-    """ "is there a red circle?" """
-    return f"is there {phrase(None, words)}?"
-
-
 def reaches(o: Object, place: str) -> bool:
     """Whether some of an object lies in a ninth of the picture."""
     return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
