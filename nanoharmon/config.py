@@ -93,7 +93,7 @@ class HarmonConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mar: MARConfig = field(default_factory=MARConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
-    grad_scale: float = arg(0.1, "factor on the gradient of understanding into proj_in and encoder (official: 0.1)")
+    grad_scale: float = arg(0.1, "factor on the gradient of pictures that the LLM is shown (official: 0.1)")
 
 
 def pico():

@@ -1,6 +1,6 @@
 """Files: JSON of users, read; places to write, checked before the work; files of ours, written whole or not at all.
 
-Errors say what helps.
+ValueErrors say what helps; an OSError names its file, and cli.in_words adds what helps.
 """
 import hashlib
 import json

@@ -41,7 +41,7 @@ class Tokenizer:
         missing = [s for s in SPECIAL if tokenizer.token_to_id(s) is None]
         if missing:
             raise ValueError(f"tokenizer.json: no {', '.join(missing)}; expected a Qwen2.5 chat tokenizer")
-        tokenizer.add_special_tokens(SPECIAL)        # `decode` skips only these; a file may call them ordinary ones
+        tokenizer.add_special_tokens(SPECIAL)        # so that `decode` skips them; a file may call them ordinary
         self.plain = HFTokenizer(tokenizer.model)    # knows no added token: "<|im_end|>" in a user's text is text
         self.plain.normalizer, self.plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self.pad, self.im_start, self.im_end = (tokenizer.token_to_id(s) for s in SPECIAL)

@@ -276,7 +276,8 @@ def test_bad_input_is_one_line(handed_out, tmp_path):
             (["grade", str(tmp_path / "none")], "no such folder"), (["grade", str(odd)], "version 00000000, this is"),
             (["grade", str(handed_out), "--table", str(table)], f"{table}: unknown exercise '99'"),
             (["grade", str(handed_out), "--table", str(due)], f"{due}: unknown exercise 'sea'"),
-            (["grade", str(handed_out), "--submitted", "soon"], "change --submitted"),
+            *((["grade", str(handed_out), flag, "soon"], words) for flag, words in (
+                ("--submitted", "change --submitted"), ("--table", "pass another --table"))),
             (["grade", str(handed_out), "--out", str(tmp_path / "no" / "r.json")], "change --out"),
             (["speedrun", str(tmp_path)], "has no log.jsonl"), (["check", "--mine"], "--mine needs an exercise")):
         with pytest.raises(ValueError, match=words) as e:

@@ -222,7 +222,7 @@ def test_scenes_are_none_of_the_training_scenes():
 
 
 def test_results_depend_on_the_seed_only(pico, monkeypatch):
-    """Not on the number of processes, nor (for answers) on the batch."""
+    """Not on the number of processes, nor (for POPE and captions) on the batch."""
     pipe = Pipeline.load(pico)
 
     def everything(pool=None, seed=0):

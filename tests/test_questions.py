@@ -80,9 +80,8 @@ def test_other_words_have_the_same_answers():
     known = {bare(first + text + last + end) for text in core.union(phrases.BARE) for first, last in [("", "")] + around
              for end in ("", " please")}
     assert not known & set(map(bare, phrases.HELD_OUT_REQUESTS))
-    wishes = "a red ring", "3 rings", "on the left a ring", "only a ring"
-    assert not [text for i, text in enumerate(sorted(known.union(phrases.HELD_OUT_REQUESTS)))
-                if not wish_in(text.format(x=wishes[i % 4]))]
+    assert not [text for text in known.union(phrases.HELD_OUT_REQUESTS) if not wish_in(text.format(x=(
+        "a red ring", "3 rings", "on the left a ring", "only a ring")[sum(map(ord, text)) % 4]))]
     assert not any(wish_in(text) for ways in phrases.SMALL_TALK for text in ways) and not is_request("a cat")
     assert not any(map(wish_in, ("show me where it is", "do two rings touch", "give me a short caption", "a ring?")))
     for table in (phrases.RELATION_WAYS, phrases.PLACE_WAYS):

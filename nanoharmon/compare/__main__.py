@@ -55,11 +55,12 @@ def make_plan(names, preset, minutes, old=None):
 def read_plan(path, preset, minutes):
     """The plan of an earlier start, or {}. Raises ValueError where it was another comparison."""
     plan = read_json(path) if path.exists() else {}
-    now = {"preset": preset, "minutes": minutes, "shares": {name: SHARES.get(name) for name in plan.get("steps", {})}}
-    for name, value in now.items() if plan else ():
-        if plan.get(name) != value:
-            raise ValueError(f"{path} has {name} {plan.get(name)!s:.60}, got {value!s:.60}; pass what it has, or "
-                             f"another --out")
+    for flag, value in {"preset": preset, "minutes": minutes}.items() if plan else ():
+        if plan.get(flag) != value:
+            raise ValueError(f"{path} has {flag} {plan.get(flag)}, got {value}; pass that --{flag}, or another --out")
+    for name in plan.get("steps", {}):
+        if plan.get("shares", {}).get(name) != SHARES.get(name):
+            raise ValueError(f"{path} is of other code, with other shares for {name}; pass another --out")
     return plan
 
 

@@ -24,6 +24,8 @@ from .table import EXERCISES, LABS, find
 def read_table(path):
     """{"points": {exercise: worth}, "due": [exercise] or None, "late": rules or None} of a course.json, or without one.
     Raises ValueError that says what is wrong in it."""
+    if path is not None and not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; pass another --table")
     with advising("mend it, or leave out --table"):
         found = {} if path is None else read_json(path)
     if unknown := set(found) - {"due", "points", "late"}:

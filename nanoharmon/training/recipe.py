@@ -124,8 +124,8 @@ def micro_stages():
 def harmon_stages():
     """The official sizes; learning rate, schedule and 50,000 steps of the released fine-tuning example.
 
-    The first three stages are meant to be given (--init, or --vae --llm --mar). reca: the rate, steps and equal shares
-    of both tasks of RecA's release.
+    The first three stages are meant to be given (--init, or --vae --llm --mar). reca: the rate and equal shares of both
+    tasks of RecA's release.
     """
     common = {"steps": 50000, "size": 256, "batch": 16, "warmup": 500}
     joint = {"understanding_batch": 4, "caption_drop": 0.1, "train_parts": NOT_VAE}

@@ -292,7 +292,8 @@ def prepare(run, lock):
 
 def recall(run):
     """Complete run.given, the weights of --init, --vae, --llm and --mar, by what the run in OUT was given: a later
-    start need not repeat the flags. -> notes, or ValueError where it gives other files: stages are made of the first."""
+    start need not repeat the flags. -> notes, or ValueError where it gives other files: stages are made of the first.
+    Names are compared, not contents: files must stay as they are until the first stage is done."""
     finished, begun = progress(run.out)
     stored = None
     with suppress(OSError, ValueError):                          # check_settings says what is wrong

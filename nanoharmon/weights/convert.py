@@ -129,8 +129,8 @@ class Assembly:
             check_model(config)
             self.model = meta_model(config)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as e:
-            raise ValueError(f"these sizes make no model: {e}; pass other files, or other --vae.x, --mar.x, "
-                             f"--llm.x") from None
+            raise ValueError(f"these sizes make no model: {e}; pass another --vae or --mar, or other "
+                             f"--vae.x, --mar.x, --llm.x") from None
 
     def match(self):
         """Compare each part of the model with its file, and say where it comes from."""
