@@ -13,8 +13,8 @@
     (square: at the left a red circle no, in the middle a blue square yes) blue
 
 What a conversation is, and how much of it the model reads: nanoharmon/conversation.py. Which lines are drawn, and which
-answered: nanoharmon/wishes.py. Where the model knows nothing but the shapes world, "a cirkle" is read as "a circle", and
-said so: nanoharmon/words.py.
+answered: nanoharmon/wishes.py. Where the model knows nothing but the shapes world, "a cirkle" is read as "a circle",
+with a note: nanoharmon/words.py.
 """
 import json
 import os

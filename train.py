@@ -1,4 +1,4 @@
-"""Train Harmon from nothing: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
+"""Train Harmon from scratch: vae -> llm -> mar -> stage 1 -> stage 2 -> stage 3 -> a short evaluation.
 
     python train.py --dry-run                   what would be done: a table of the stages, and their memory
     python train.py --quick                     a first try: a seventh of the time
@@ -24,7 +24,7 @@ What you get. OUT/final, for sample.py and chat.py, when all stages are done; OU
 --stage reca leaves OUT/final as it is, and ends with OUT/final_reca and OUT/results_reca.json beside it.
 OUT/samples, OUT/curves.png and OUT/log.jsonl show how it goes; OUT/results.json is the evaluation at the end.
 
-When it stops. A finished stage is skipped (delete OUT/stage_NAME and those behind it to repeat them). An interrupted
+When it stops. A finished stage is skipped (delete OUT/stage_NAME and those after it to repeat them). An interrupted
 one goes on with --resume and the flags of its first start; without --resume it is an error: hours of work are neither
 lost nor mixed. While a run goes on, a second one in its OUT is refused.
 

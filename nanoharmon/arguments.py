@@ -1,7 +1,7 @@
 """What callers of the Python API give: numbers of any kind, one text or several, conversations, threads. Checked.
 
-Each function returns what the code goes on with. It raises ValueError that begins with the argument's name for anything
-else (cli.FIXES knows the flag).
+Each function returns what the code goes on with. For anything else it raises a ValueError that begins with
+the argument's name (cli.FIXES knows the flag).
 """
 import math
 import operator

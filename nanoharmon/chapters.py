@@ -19,7 +19,7 @@ from .tokenizer import IMAGE, Tokenizer
 from .vae import VAE
 
 
-LETTERS = {"B": "pictures or questions at once", "R": "rows: B, and with guidance B more for no prompt",
+LETTERS = {"B": "pictures or questions at once", "R": "rows: B, plus B unconditional with guidance",
            "T": "text tokens", "S": "image tokens", "K": "visible ones", "m": "drawn in this iteration", "U": "buffers",
            "D": "width of the MAR",
            "E": "width of the LLM", "C": "numbers of an image token", "L": "places in the LLM", "V": "vocabulary",
@@ -113,7 +113,7 @@ def chapters():
         ]),
         Chapter("An iteration: some tokens are drawn", MAR.draw, "At first all tokens are hidden, or all of a "
                 "--region. Each iteration draws one or more of them, given the prompt and all that is visible. At the "
-                "end, --redraw hides one half and draws it so, and then the other.", [
+                "end, --redraw hides and redraws one half, and then the other.", [
             Step(MAR.draw, "latents", "B, S, C", "The picture to be: S tokens of C numbers."),
             Step(MAR.draw, "counts", "", "How many tokens are hidden before each iteration, and after the last:",
                  countdown),
@@ -147,7 +147,7 @@ def chapters():
                  "what the one with it says."),
             Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: what would be left without new noise. In the "
                  "first step nearly all of the old noise goes,"),
-            Step(Diffusion.sample, "x", "B*m, C", "and, by ddpm, new noise comes: much now, less in each later "
+            Step(Diffusion.sample, "x", "B*m, C", "and ddpm adds new noise: much now, less in each later "
                  "step."),
             Step(DiffLoss.sample, "-> tokens", "B*m, C", "After the last diffusion step: the tokens."),
             Step(MAR.draw, "new", "B*m, C"),

@@ -1,7 +1,7 @@
 """A conversation with a model about pictures: what it remembers from turn to turn.     chat.py types into it
 
 A conversation is what the model was trained on: a user's turn may begin with pictures, then a new line, then the words.
-What a model says that it looks at (replies.py) stays in the conversation.
+What a model says while it looks (replies.py) stays in the conversation.
 """
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Pictures: files of users as RGB, the numbers that the VAE reads and writes, boxes of pixels as tokens, and grids.
 
 Pictures are taken as they come, from files and from callers: turned upright (EXIF), without transparency, 8 bits; files
-of a bearable size. Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127,
+of limited size. Pixels follow the official scripts: a picture to be understood is padded to a square with grey (127,
 127, 127) and resized; a generated one is clamp(127.5 x + 128, 0, 255), cut to integers.
 """
 import logging

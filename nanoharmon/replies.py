@@ -1,7 +1,7 @@
 """What an LLM says, as text: piece by piece, sampled within bounds, no longer than the context.
 
 And how it looks before it answers (ours; the mirror image of thinking before drawing): its reply is begun with LOOK.
-It has learned to go on with what it looks for and what is where, each with whether this is it, until it is, and then
+It has learned to go on with what it looks for and what is where, each with a verdict, until it is found, and then
 with the answer (world/questions.py).
 """
 import re

@@ -3,7 +3,7 @@
 picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)
 mean (while training a sample)   ->  Decoder  ->  picture
 One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, not
-a code. All of a picture's are its `latents` (B, S, C), S = H/stride * W/stride.
+a code. A picture's tokens are its `latents` (B, S, C), S = H/stride * W/stride.
 
 At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two settings
 can differ: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds them after

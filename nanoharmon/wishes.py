@@ -1,7 +1,7 @@
 """Which lines of a chat ask for a picture, and which about one: chat.py has the first drawn, the others answered.
 
 A line asks for a picture if it says so ("draw ...", "can you show me two ..."), or if it names a shape and nothing in
-it asks or tells ("red circle", "my daughter needs a ring"). What one wishes for is not yet *the* ring, and not made of
+it asks or tells ("red circle", "my daughter needs a ring"). A wish names "a ring", not "the ring", and nothing made of
 words ("an explanation"). These are rules, and not learned: the model answers whatever it is asked. Lines as people type
 them, and which of them go the wrong way: tests/requests.txt
 """

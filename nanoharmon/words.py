@@ -1,4 +1,4 @@
-"""Which words a checkpoint has met: training stores them, who types another one is told so, and typing mistakes in the
+"""Which words a checkpoint has met: training stores them, whoever types another is told so, and typing mistakes in the
 names of shapes and colors are put right.
 
 They are in "meta" of config.json, "words": all of them, sorted, with spaces between. Only a language model that was

@@ -303,7 +303,7 @@ def test_the_benchmarks_of_harmon_measure_every_kind_of_system(name, short_repli
     assert drawing["overall"]["right"] == drawing["thinking first: overall"]["right"] == 0 == drawing[
         "colors, unseen pairs"]["right"] == reading["captions of other scenes"]["right"] == found["tokens"][
             "reconstructions right"]["right"]
-    assert {"position", "the four, unseen pairs", "thinking first: its words"} <= set(drawing) and picture.width > 720
+    assert {"position", "the four, unseen pairs", "thinking first: the thought"} <= set(drawing) and picture.width > 720
     assert sum(reading[k]["right"] for k in reading if k.isalpha() and k != "overall") == reading["overall"]["right"]
     assert {"color", "shape", "count", "relation"} <= set(reading) and reading["overall"]["low"] < 0.25
     assert found["Frechet distance"]["drawn"] > found["Frechet distance"]["other renders"]

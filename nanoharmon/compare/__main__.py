@@ -1,4 +1,4 @@
-"""Other ways to unify, beside Harmon: train each system from nothing for the same time, measure all, print a table.
+"""Other ways to unify, beside Harmon: train each system from scratch for the same time, measure all, print a table.
 
     python -m nanoharmon.compare --dry-run              what would be done, and how long it takes
     python -m nanoharmon.compare --minutes 60           all systems, an hour of one core for each and each of two seeds

@@ -1,4 +1,4 @@
-"""Is it the codes, or that they say so little? Three picture tokenizers, trained from nothing for the same time.
+"""Is it the codes, or that they say so little? Three picture tokenizers, trained from scratch for the same time.
 
     python -m nanoharmon.compare.bits --minutes 15        of one core, for each of the three, one after the other
 

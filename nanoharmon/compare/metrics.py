@@ -73,7 +73,7 @@ def overall(scores, title=""):
     """Rates of all pictures of `draw_scores`. Unseen pairs can be asked for in the tasks that name colors alone, so
     seen pairs have a row of the same tasks."""
     right, n = (sum(scores["seen"][task][key] for task in COLORED) for key in ("right", "n"))
-    words = {f"{title}its words": scores["seen"]["words"]["overall"]} if "words" in scores["seen"] else {}
+    words = {f"{title}the thought": scores["seen"]["words"]["overall"]} if "words" in scores["seen"] else {}
     return {f"{title}overall": scores["seen"]["overall"], **words,
             f"{title}the four tasks with colors": rate([i < right for i in range(n)]),
             f"{title}the four, unseen pairs": scores["unseen"]["overall"]}

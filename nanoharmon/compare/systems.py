@@ -1,6 +1,6 @@
 """The systems that are compared: their sizes, what each learns in which order and for how long, and the training loop.
 
-Each system is trained from nothing, in parts, one after the other. A part gets a share of the system's time (SHARES):
+Each system is trained from scratch, in parts, one after the other. A part gets a share of the system's time (SHARES):
 
     vae       the picture tokenizer: KL-VAE, or VQ, which needs longer. The VQ is the same in all systems of a seed
     llm       the LLM, texts without pictures

@@ -5,7 +5,7 @@ for students, in a handout:
   check 07 [--mine]      the tests of one exercise; with the finished version of all others, or with yours
   hint 07 [N]            the next of three hints, or hint N
   see [--image FILE]     your code reads pictures: questions, answers, the truth
-  draw [--steps N]       your code learns to draw, from nothing, and is judged: about 9 minutes
+  draw [--steps N]       your code learns to draw, from scratch, and is judged: about 9 minutes
   unify [--prompt TEXT]  your model draws a prompt
   speedrun [OUT]         the leaderboard's row of a finished run of train.py; without OUT, of no model
 

@@ -1,7 +1,7 @@
 """What each lab ends with: the student's code sees, learns to draw, and draws what a prompt says.
 
     python -m nanoharmon.course see [--image FILE]      questions and answers about a picture
-    python -m nanoharmon.course draw [--steps N]        class-conditional MAR, from nothing: about 9 minutes
+    python -m nanoharmon.course draw [--steps N]        class-conditional MAR, from scratch: about 9 minutes
     python -m nanoharmon.course unify [--prompt TEXT]   the whole model draws a prompt
 
 `run_ending` mixes the code: the student's version of every exercise that passes its tests, the finished one of all

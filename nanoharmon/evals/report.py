@@ -73,7 +73,7 @@ def tables(results):
                 parts.append(titled(f"{what} in the wordings of training and in others, right, %",
                                     {kind: {title: by.get(kind) for title, by in columns.items()}
                                      for kind in next(iter(columns.values()))}))
-            parts.append(titled("refused, %: of what the world has (none is right), of what it does not (all are)",
+            parts.append(titled("refused, %: of what the world has (0 is right), of what it does not (100 is)",
                                 {name: {"refused": found["refused"][name]} for name in found["refused"]}))
         elif bench == "chat":
             parts.append(titled("conversations, right, %", {f"turn {k}" if k.isdigit() else k: {"right": v} for k, v in

@@ -36,14 +36,14 @@ ALT = {
                  "the clean token predicted at each of them; below, its numbers",
 }
 TEACHES = {
-    "uncovering": "Tokens are uncovered in random order. What is visible decides with the prompt what comes next to "
-                  "it, so the first ones weigh most.",
+    "uncovering": "Tokens are uncovered in random order. With the prompt, visible tokens decide what goes beside "
+                  "them, so the first ones weigh most.",
     "masking": "A drawing begins with everything hidden, so training hides most of a picture, too. While drawing, few "
-               "tokens are uncovered as long as little is known, and many at the end. (The drawing told here is the "
+               "tokens are uncovered as long as little is known, and many at the end. (The drawing here is the "
                "one of 36 tokens in 18 iterations.)",
-    "attention": "Encoder and decoder read in both directions, the LLM only backwards. That is why the buffers, first "
+    "attention": "Encoder and decoder look both ways, the LLM only at earlier tokens. That is why the buffers, first "
                  "everywhere else, are last there: they see the prompt and all visible tokens.",
-    "diffusion": "z says what belongs at a place, and a token is drawn from noise by it: in every step the "
+    "diffusion": "z says what belongs at a place; given z, a token is drawn from noise: in every step the "
                  "diffusion MLP predicts the noise; that implies a clean token, and the noisy one moves towards it.",
     "buffers": "All buffers start as the same vector but for their positions. Above, what they gather from a picture; "
                "below, from a prompt, which they alone bring to the decoder when everything is hidden.",
