@@ -340,5 +340,6 @@ def random_split(config, B, S, device, generator=None, hide_all=0.0):
     u = torch.rand((), generator=generator).item()
     ratio = 1.0 if u < hide_all else mask_ratio_at(config, (u - hide_all) / (1 - hide_all))
     n_hidden = min(S, max(1, math.ceil(S * ratio)))
-    orders = random_orders(B, S, "cpu", generator).to(device, non_blocking=True)            # (B, S)
+    orders = random_orders(B, S, "cpu", generator)                               # (B, S)
+    orders = orders.to(device, non_blocking="cuda" in str(device))               # on MPS the source may be gone by then
     return orders[:, n_hidden:].sort(dim=1).values, orders[:, :n_hidden].sort(dim=1).values

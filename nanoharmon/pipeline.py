@@ -57,10 +57,10 @@ class Pipeline:
         """A directory with model.safetensors, config.json and tokenizer.json. Raises ValueError for anything wrong."""
         model, tensors, report, tokenizer, meta = open_checkpoint(path)
         load_weights(model, tensors, report, dtype)
-        for name, p in model.named_parameters():
+        for name, p in model.to(device).named_parameters():
             if not torch.isfinite(p).all():  # of a run that diverged, or too large for float16
                 raise ValueError(f"{path}: {name} is not finite in {str(dtype)[6:]}")
-        return cls(model.to(device), tokenizer, meta)
+        return cls(model, tokenizer, meta)
 
     def save(self, path, dtype=torch.float32, weights=None):
         """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json. weights:
@@ -322,7 +322,8 @@ def pick_dtype(name, device):
     """"float32", "bfloat16" or "float16" -> torch.dtype; "auto": the faster of the first two for matrix products here,
     measured in a moment. Without instructions for bfloat16, some CPUs take twice as long for it."""
     def seconds(dtype):
-        x, times = torch.ones(512, 512, dtype=dtype, device=device), []
+        n, times = 512 if str(device) == "cpu" else 4096, []          # a GPU needs a larger one to show
+        x = torch.ones(n, n, dtype=dtype, device=device)
         for _ in range(6):
             start = time.perf_counter()
             (x @ x)[0, 0].item()                                     # waits for a GPU

@@ -154,6 +154,7 @@ class Transformer(nn.Module):
             positions = torch.arange(past, past + L, device=embeds.device).expand(B, L)
         # the same in all layers: (B, 1, L, d) twice, and (L, past + L) or (B, 1, L, past + L)
         rope = rope_tables(positions, self.layers[0].self_attn.head_dim, self.config.rope_theta)
+        rope = [table.to(embeds.dtype) for table in rope]            # once, not in every layer
         may_attend = causal_mask(past, L, is_real, embeds.device)
         x = embeds
         for i, layer in enumerate(self.layers):

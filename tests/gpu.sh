@@ -18,7 +18,7 @@ part() {                                     # part NAME SECONDS COMMAND...: its
 }
 
 rm -f "$out/summary.txt"
-part tests 200 python -m pytest -q tests -m cuda
+part tests 350 python -m pytest -q tests -m cuda
 bench="python -m nanoharmon.bench --device cuda"
 for preset in nano micro harmon-0.5b harmon-1.5b; do
     for dtype in float32 bfloat16; do

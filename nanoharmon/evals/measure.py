@@ -32,8 +32,8 @@ ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_
 
 
 def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class Parts:

@@ -111,10 +111,10 @@ def share_work(stacks):
         return [orthogonalize(x) for x in stacks]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     parts = [x.tensor_split(world_size) for x in stacks]                         # [stack][process]
+    own = torch.cat([orthogonalize(x[rank]).flatten() for x in parts])           # before any waits for another
     done = []                                                                    # of each process, as one message
     for r, theirs in enumerate(zip(*parts)):
-        message = (torch.cat([orthogonalize(x).flatten() for x in theirs]) if r == rank else
-                   theirs[0].new_empty(sum(x.numel() for x in theirs)))
+        message = own if r == rank else theirs[0].new_empty(sum(x.numel() for x in theirs))
         if message.numel():                                                      # fewer matrices than processes
             dist.broadcast(message, r)
         done.append(message.split([x.numel() for x in theirs]))

@@ -78,7 +78,8 @@ def join(rank, world_size, store, device):
         torch.cuda.set_device(device)
     if world_size > 1:                                       # a dead process is noticed at once, a slow one waited for
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size,
-                                store=store and dist.FileStore(store, world_size), timeout=PATIENCE)
+                                store=store and dist.FileStore(store, world_size), timeout=PATIENCE,
+                                device_id=device if device.type == "cuda" else None)
     return device
 
 

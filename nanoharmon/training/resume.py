@@ -91,7 +91,8 @@ def trained(run, name, model):
 
 def made_by(run):
     """What decides the last bits of a result."""
-    return {"processes": run.world_size, "compiled": run.compile, **(versions() if run.is_main else {})}
+    return {"processes": run.world_size, "device": run.device.type, "compiled": run.compile,
+            **(versions() if run.is_main else {})}
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------

@@ -54,7 +54,10 @@ class Run:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
     def autocast(self):
-        return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
+        if not self.amp:
+            return nullcontext()
+        # a cache of weights would hold all that FSDP has gathered
+        return torch.autocast(self.device.type, self.amp, cache_enabled=not self.config.optim.fsdp)
 
     @property
     def is_main(self):
