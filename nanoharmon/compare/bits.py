@@ -11,6 +11,7 @@ The KL is what a *sample* of the posterior tells, at most. So `held` is judged b
 they are used: by the code, and by the mean.
 """
 import math
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ def main(argv=None):
     for name in ("vq", "kl", "held"):
         timed, system = (tokenizer(name, args.preset, args.seed) for _ in range(2))
         steps = max(1, round(60 * args.minutes / timed.seconds_per_step("vae")))
+        print(f"{name}: {steps} steps", file=sys.stderr)
         system.train("vae", steps)
         figures = token_figures(system, system.pipeline(), SIZES[args.preset]["scenes"])
         found[name] = [{"tokens": figures | {"steps": steps}}]   # of one seed
