@@ -135,8 +135,8 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
              "a": {"b": torch.zeros(1), 1: "int", "1": "str"}, "nan": float("nan"),
              "embed": w, "part": w[0], "empty": w[:0]}
     assert same(state, load_state(save_state(tmp_path, 1, state)))
-    for bad, message in ({"b": object()}, "cannot save"), ({"b.c": w, "b": {"c": w}}, "one name"):
-        with pytest.raises(ValueError, match=message):
+    for bad in {"b": object()}, {(1, 2): "b"}, {"b.c": w, "b": {"c": w}}:
+        with pytest.raises(ValueError, match="cannot save|one name"):
             pack({"a": bad})
 
 

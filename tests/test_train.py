@@ -32,12 +32,11 @@ BASE = ["--preset", "pico", "--procs", "1", "--save-every", "2", "--sample-every
 
 @pytest.fixture(autouse=True, scope="module")
 def light():
-    """One thread, a tokenizer from fewer texts, fewer pictures and answers on the way, no final evaluation."""
+    """One thread, a tokenizer from fewer texts, fewer pictures on the way, no final evaluation."""
     patch = pytest.MonkeyPatch()
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setattr(resume, "training_texts", functools.partial(training_texts, n=60))
     patch.setattr(watch, "PROMPTS", watch.PROMPTS[:1])
-    patch.setattr(watch, "QUESTIONS", watch.QUESTIONS[-1:])
     patch.setattr(train.evaluate, "quick", lambda pipe, **_: {"geneval": 0.5, "n": 3})
     yield
     patch.undo()
@@ -163,10 +162,11 @@ def test_a_stage_is_not_trained_behind_one_that_would_not_know_it(done, tmp_path
     assert "stage llm comes before stage mar" in err and f"delete {tmp_path / 'stage_mar'}" in err
 
 
-def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
+def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, unseen):
     base, final = [*BASE, "--data.scenes", "60", "--stage_1.steps=2", "--stage_2.steps=2"], str(done / "final")
     flags = [*base, "--out", str(tmp_path)]
-    train.main([*flags, "--vae", final, "--llm", final, "--mar", final, "--stage", "1"])
+    mine = str(shutil.copytree(done / "final", tmp_path / "mine"))
+    train.main([*flags, "--vae", final, "--llm", final, "--mar", mine, "--stage", "1"])
     for other, words in ("llm", f"was given --llm {final}, not "), ("init", "was given no --init, not "):
         assert words in failing([*flags, f"--{other}", done / "stage_2", "--stage", "2"], capsys)
     train.main([*flags, "--dry-run"])                           # given weights are trained at gentle rates
@@ -183,6 +183,9 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, unseen):
     config = tmp_path / "train_config.json"                      # once a stage is finished, no given file is needed
     config.write_text(config.read_text(encoding="utf-8").replace(final, f"{final}_gone"), encoding="utf-8")
     train.main([*flags, "--dry-run"])
+    shutil.copy(done / "stage_2" / "model.safetensors", mine)    # until then, it must hold what it held
+    monkeypatch.setattr(resume, "progress", lambda _: ([], {"1": 1}))
+    assert f"{mine} holds other weights than when" in failing([*flags, "--stage", "1", "--resume"], capsys)
 
 
 def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path, capsys, monkeypatch, unseen):

@@ -37,7 +37,12 @@ def naive(n=100, pictures=4):
         metas = [m for m in prompts.geneval_prompts(task, n, 0) for _ in range(pictures)]
         rates.append(statistics.mean(judge(shapes.render(shapes.random_scene(rng), 96), m)["correct"] for m in metas))
     return markdown_table(HEADER, [["0.0", f"{100 * statistics.mean(rates):.1f}", "-", "-", 0,
-                                    "a random scene for each prompt", versions()["git"] or "none", 0]])
+                                    "a random scene for each prompt", commit(), 0]])
+
+
+def commit():
+    """The git commit of the code as it is now, with -dirty behind it if it was changed: so ask before you change it."""
+    return versions()["git"] or "none"
 
 
 def row(out):
@@ -67,4 +72,4 @@ def row(out):
                          f"OUT") from None
     figures = [f"{100 * results[name]:.1f}" for name in FIGURES]
     return markdown_table(HEADER, [[f"{minutes(lines):.1f}", *figures, seed, f"`{command}`",
-                                    versions()["git"] or "none", f"{steps:,}"]])
+                                    commit(), f"{steps:,}"]])

@@ -30,6 +30,7 @@ from ..world.source import training_texts
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
 from .recipe import ALL_STAGES, STAGES, check_sizes, parse_mix
+from .run import sampled_hash
 from .sharding import like, shard_blocks, whole
 
 # --- the state of a stage ---------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def begin(run, sources):
         shutil.rmtree(run.out / f"stage_{name}" / "state", ignore_errors=True)
     if finished:
         folder = run.out / f"stage_{finished[-1]}"
-        with advising(f"put back {folder}, or delete it to repeat that stage"):
+        with advising_about(folder):
             pipe = Pipeline.load(folder, run.device)
     else:
         _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
@@ -224,6 +225,11 @@ def check_parts(run):
     return assembly.model, assembly.report if run.given_stages else []
 
 
+def advising_about(stage):
+    """An error inside says what helps when the folder of a finished stage cannot be read."""
+    return advising(f"put back {stage}, or delete it to repeat that stage")
+
+
 def check(run):
     """Decide with the user's flags what to do about an earlier run in OUT. Whatever is wrong is said before anything is
     written; --dry-run ends here.
@@ -260,8 +266,7 @@ def check(run):
         check_settings(run, begun, sources)
         if finished:
             folder = out / f"stage_{finished[-1]}"
-            with advising(f"put back {folder}, or delete it to repeat that stage"):
-                # now, and without reading all of it
+            with advising_about(folder):                         # now, and without reading all of it
                 model, report = open_checkpoint(folder)[0], []
         run.say(f"{out}: finished or given: {', '.join(done) or 'nothing'}" +
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
@@ -281,7 +286,8 @@ def prepare(run, lock):
     lock.take()
     import_sources(out / "cache", sources)
     path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
-    values = {"preset": run.preset, "command": command, "given": run.given_files, **to_dict(run.config)}
+    values = {"preset": run.preset, "command": command, "given": run.given_files,
+              "given_content": run.given_content, **to_dict(run.config)}
     with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
         values = values if todo else read_json(path)
     try:
@@ -293,12 +299,12 @@ def prepare(run, lock):
 
 def recall(run):
     """Complete run.given, the weights of --init, --vae, --llm and --mar, by what the run in OUT was given: a later
-    start need not repeat the flags. -> notes, or ValueError where it gives other files: stages are made of the first.
-    Names are compared, not contents: files must stay as they are until the first stage is done."""
+    start need not repeat the flags. -> notes, or ValueError where it gives other files: stages are made of the first."""
     finished, begun = progress(run.out)
-    stored = None
-    with suppress(OSError, ValueError):                          # check_settings says what is wrong
-        stored = read_json(run.out / "train_config.json").get("given")
+    stored, content = None, {}
+    with suppress(OSError, ValueError, TypeError):               # check_settings says what is wrong
+        values = read_json(run.out / "train_config.json")
+        stored, content = values.get("given"), dict(values.get("given_content") or {})
     if not (finished or begun):
         return []
     for name, path in run.given.items():                         # as typed; of what is remembered, the stages have it
@@ -312,6 +318,10 @@ def recall(run):
         if now and now != then:
             raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
                              f"not {now}; drop --{name} to go on with it, or pass another --out")
+        if then and not finished and content.get(name) and Path(then).exists() and \
+                content[name] != sampled_hash(Path(then)):        # they are read from there until a stage is done
+            raise ValueError(f"{then} holds other weights than when {run.out} was begun; put them back, or pass "
+                             f"another --out")
         if then and not now:
             run.given[name] = then
             notes.append(f"note: {run.out} was given --{name} {then} at its start, and still is")

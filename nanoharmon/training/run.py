@@ -1,4 +1,5 @@
 """A training run: what was asked for, where it goes, and which of its processes this one is."""
+import hashlib
 import json
 import math
 import sys
@@ -77,6 +78,12 @@ class Run:
     def given_files(self):
         """`given` with absolute paths, which mean the same in any folder."""
         return {name: path and str(Path(path).absolute()) for name, path in self.given.items()}
+
+    @property
+    def given_content(self):
+        """A hash of each of the `given` files: those of the same name may be others later."""
+        return {name: sampled_hash(Path(path)) if path and Path(path).exists() else None
+                for name, path in self.given.items()}
 
     @property
     def given_parts(self):
@@ -161,3 +168,16 @@ class Run:
                           f"--resume") from e
         if self.stop.code:
             sys.exit(self.stop.code)
+
+
+def sampled_hash(path):
+    """A hash of the weights in a file or directory: of their sizes and of 64 places in each, for they may be large."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with open(file, "rb") as f:
+            for k in range(64):
+                f.seek(size * k // 64)
+                digest.update(f.read(4096))
+    return digest.hexdigest()[:16]

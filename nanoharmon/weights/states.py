@@ -42,6 +42,8 @@ def pack(obj) -> tuple[dict, object]:
             return {"tensor": path}
         dot = f"{path}." if path else ""
         if isinstance(x, dict):
+            require(all(k is None or isinstance(k, (bool, int, float, str)) for k in x),
+                    f"{path}: cannot save keys other than text and numbers")
             return {"dict": [[k, encode(v, f"{dot}{k}")] for k, v in x.items()]}
         require(isinstance(x, (list, tuple)), f"{path}: cannot save a {type(x).__name__}")
         items = [encode(v, f"{dot}{i}") for i, v in enumerate(x)]
