@@ -90,7 +90,7 @@ def test_who_changes_just_the_part_is_right_and_who_does_nothing_is_not():
 
 
 def test_other_words_are_asked_in_both_ways_and_random_weights_know_nothing(short_replies):
-    pipe = make_pipeline(draw={"steps": 1, "iters": 1})
+    pipe = make_pipeline(draw={"steps": 1, "iters": 1}, turns=4)
     found = talking.phrase_scores(pipe, 2, look=False)
     assert set(found) == {f"{what}, {ways}" for what in ("questions", "requests") for ways in talking.WAYS} | {
         "requests, plain", "refused"}

@@ -65,11 +65,11 @@ def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=
         rng = random.Random(f"eval/{seed}/outside/{ways}")
         found = [phrases.outside(rng, ways == "held out") for _ in range(4 * n)]
         asked = [text for text, is_request in found if not is_request]
-        said = think_all(pipe, [t for t, is_request in found if is_request], seed, pool, progress, "outside")
-        said += [Conversation(pipe, look=look).answer(text) for text in asked]
-        out["refused"][f"outside, {ways}"] = rate([s.startswith(REFUSAL) for s in said])
-        said = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
-        out["refused"][f"beside a picture, {ways}"] = rate([s.startswith(REFUSAL) for s in said])
+        wished = think_all(pipe, [t for t, is_request in found if is_request], seed, pool, progress, "outside")
+        alone = [Conversation(pipe, look=look).answer(text) for text in asked]
+        beside = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
+        for name, said in ("outside, drawn", wished), ("outside, asked", alone), ("beside a picture", beside):
+            out["refused"][f"{name}, {ways}"] = rate([s == phrases.SORRY for s in said])     # not NO_PICTURE
     return out
 
 
