@@ -1,8 +1,8 @@
 """The benchmarks of talking: other words, conversations, requests and changed parts. evaluate.py runs them.
 
     phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
-              (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have,
-              small talk and questions about such things also beside a picture
+              (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have:
+              wishes and, beside a picture, questions and small talk, told apart as chat.py does
     chat      conversations of eight turns through conversation.py, as chat.py has them: own pictures, two at once,
               drawings, questions that go on from the one before; right by the number of the turn
     edit      one cell of a scene drawn anew (sample.py --region): an object replaced, added, removed
@@ -63,13 +63,12 @@ def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=
         out.setdefault("refused", {})[f"requests, {ways}"] = rate([s.startswith(REFUSAL) for s in said])
     for ways in WAYS:
         rng = random.Random(f"eval/{seed}/outside/{ways}")
-        found = [phrases.outside(rng, ways == "held out") for _ in range(4 * n)]
-        asked = [text for text, is_request in found if not is_request]
-        wished = think_all(pipe, [t for t, is_request in found if is_request], seed, pool, progress, "outside")
-        alone = [Conversation(pipe, look=look).answer(text) for text in asked]
-        beside = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
-        for name, said in ("outside, drawn", wished), ("outside, asked", alone), ("beside a picture", beside):
-            out["refused"][f"{name}, {ways}"] = rate([s == phrases.SORRY for s in said])     # not NO_PICTURE
+        found = [phrases.outside(rng, ways == "held out")[0] for _ in range(4 * n)]
+        said = think_all(pipe, [text for text in found if wish_in(text)], seed, pool, progress, "outside")
+        out["refused"][f"outside, to draw, {ways}"] = rate([s == phrases.SORRY for s in said])
+        asked = [text for text in found if not wish_in(text)]    # beside a picture: without one, chat.py refuses itself
+        said = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
+        out["refused"][f"outside, to answer, {ways}"] = rate([s == phrases.SORRY for s in said])
     return out
 
 
