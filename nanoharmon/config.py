@@ -146,7 +146,8 @@ def harmon_15b():
         llm=LLMConfig(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12))
 
 
-# HarmonConfig as it is: the official Harmon-0.5B, of MAR-B and Qwen2.5-0.5B-Instruct
+# HarmonConfig as it is: the official Harmon-0.5B, of MAR-B and Qwen2.5-0.5B-Instruct. The stages of each preset are in
+# training/recipe.py: those of a new one are nano's until Config.preset says otherwise
 PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": HarmonConfig, "harmon-1.5b": harmon_15b}
 
 

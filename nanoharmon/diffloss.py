@@ -21,18 +21,16 @@ def modulate(x, shift, scale):
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of the timestep (cosines first), then a two-layer MLP."""
+    """256 sinusoids of the timestep (cosines first), then a two-layer MLP."""
 
-    def __init__(self, width, frequencies=256):
+    def __init__(self, width):
         super().__init__()
-        self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def sinusoids(self, t):
-        half = self.frequencies // 2
-        freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-        args = t[:, None].float() * freqs                            # (N, half)
-        return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, frequencies)
+        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
+        args = t[:, None].float() * freqs                            # (N, 128)
+        return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, 256)
 
     def forward(self, t):                                            # (N,)
         return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))          # (N, width)

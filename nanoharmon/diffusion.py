@@ -94,7 +94,7 @@ class Diffusion:
         return self.at("sqrt_alphas_cumprod", t) * x0 + self.at("sqrt_one_minus_alphas_cumprod", t) * noise
 
     def q_posterior(self, x0, x_t, t):
-        """Mean (N, C) and log-variance (N, 1), a float for an int t, of q(x_{t-1} | x_t, x_0): DDPM eq. 6-7."""
+        """Of q(x_{t-1} | x_t, x_0), DDPM eq. 6-7: mean (N, C), log-variance (N, 1), or a float for an int t."""
         mean = self.at("posterior_mean_coef1", t) * x0 + self.at("posterior_mean_coef2", t) * x_t
         return mean, self.at("posterior_log_variance_clipped", t)
 

@@ -66,7 +66,7 @@ class Harmon(nn.Module):
         n, U = embeds.shape[1], self.config.mar.buffer_size                      # n = K + U
         is_real = torch.cat([is_real, is_real.new_ones(embeds.shape[:2])], dim=1)    # (B, T+n)
         positions = rotary_positions(is_real)    # (B, T+n): the picture's go on from the last real text token
-        if cache is None:                        # the last layer only for the picture: nobody reads the text's states
+        if cache is None:                        # the last MLP only for the picture: nobody reads the text's states
             rows = torch.arange(is_real.numel(), device=is_real.device).view(is_real.shape)[:, -n:]      # (B, n)
             states = self.llm.model(torch.cat([text, embeds.to(text.dtype)], dim=1), positions, is_real,
                                     rows=rows.flatten()).view(*rows.shape, -1)        # (B, n, E)
@@ -89,7 +89,7 @@ class Harmon(nn.Module):
         visible, hidden = split or random_split(self.config.mar, *latents.shape[:2], latents.device, order_generator,
                                                 hide_all)
         encoded, embeds = self.see(latents, visible, grid)                       # (B, U+K, D), (B, K+U, E)
-        text = self.embed_with_images(pictures, ids, grid, self.config.grad_scale)         # (B, T, E)
+        text = self.embed_with_images(pictures, ids, grid, self.config.grad_scale)         # (B, T, E); RecA's show one
         summed = self.through_llm(encoded, embeds, text, is_real)                # (B, U+K, D)
         z = self.mar.decode(summed, visible, grid, hidden)                       # (B, S-K, D)
         return self.mar.loss(z, latents, hidden, t, noise, generator)

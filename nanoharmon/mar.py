@@ -239,7 +239,7 @@ class MAR(nn.Module):
         """
         B, n = orders.shape
         if latents is None:
-            latents = torch.zeros(B, n, self.config.token_dim, device=orders.device)       # never seen: all hidden
+            latents = torch.zeros(B, n, self.config.token_dim, device=orders.device)      # (B, S, C): S = n, all hidden
         known = orders[:, :0] if known is None else known
         counts = unmasking_schedule(n, iters)
         for n_now, n_next in zip(counts, counts[1:]):
@@ -248,9 +248,9 @@ class MAR(nn.Module):
             visible = torch.cat([known, orders[:, n_now:]], dim=1).sort(dim=1).values      # (B, S-n_now)
             to_draw = orders[:, n_next:n_now].sort(dim=1).values                 # (B, m), m = n_now - n_next
             # max(1, ...): as official, where one token counts as hidden even after the last iteration
-            scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
+            strength = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * (n - max(1, n_next)) / n
             z = predict(latents, visible, to_draw).flatten(0, 1)                 # (B*m or 2B*m, D)
-            new = self.diffloss.sample(z, cfg=scale, guided=cfg != 1.0, **sampling)        # (B*m, C)
+            new = self.diffloss.sample(z, cfg=strength, guided=cfg != 1.0, **sampling)     # (B*m, C)
             new = new.unflatten(0, (B, -1)).to(latents.dtype)                    # (B, m, C)
             latents = latents.scatter(1, to_draw.unsqueeze(-1).expand(-1, -1, new.shape[-1]), new)
             if on_iteration is not None:

@@ -1,7 +1,7 @@
 """The picture tokenizer: a KL autoencoder with continuous latents (LDM, arXiv 2112.10752; KL-16 as in MAR, sec. 4).
 
 picture (B, 3, H, W) in [-1, 1]  ->  Encoder  ->  mean and log-variance, each (B, C, H/stride, W/stride)
-mean (while training a sample)   ->  Decoder  ->  picture
+mean (in training: a sample)     ->  Decoder  ->  picture
 One place of the mean, scaled to unit variance, is one *image token* of the models that follow: C real numbers, not
 a code. A picture's tokens are its `latents` (B, S, C), S = H/stride * W/stride.
 

@@ -75,21 +75,20 @@ def contrast(pipe, n=PICTURES, seed=0):
     """{what is wrong: (loss with the true prompt, its rise with the wrong one, half the width of its interval)}."""
     model, size, out = pipe.model, pipe.size, {}
     grid = model.vae.grid_of(size, size)
-    S, mul = grid[0] * grid[1], model.config.mar.diffusion_batch_mul
+    S = grid[0] * grid[1]
     wrong = wrong_prompts if pipe.meta.get("max_objects", 4) > 1 else wrong_about_one
     scenes, told = wrong(n, seed, **placement(pipe))
     for part in batches(range(n), BATCH):
         latents = model.vae.encode(pipe.pixels([shapes.render(scenes[i], size) for i in part]))
-        B, generator = len(latents), torch.Generator(pipe.device).manual_seed(part.start)
+        B = len(latents)
         split = (torch.zeros(B, 0, dtype=torch.long, device=pipe.device),
                  torch.arange(S, device=pipe.device).expand(B, S))               # nothing visible, all hidden
-        t = torch.randint(0, 1000, (mul * B * S,), generator=generator, device=pipe.device)
-        noise = torch.randn(len(t), latents.shape[-1], generator=generator, device=pipe.device)
         for name, pairs in told.items():
             losses = []
             for said in zip(*(pairs[i] for i in part)):                          # the true ones, the wrong ones
                 ids, is_real = pad([pipe.tokenizer.drawing(p) for p in said], pipe.tokenizer.pad, pipe.device)
-                losses.append(model.generation_loss(latents, ids, is_real, grid, split, t, noise).item())
+                generator = torch.Generator(pipe.device).manual_seed(part.start)         # the same noise for all
+                losses.append(model.generation_loss(latents, ids, is_real, grid, split, generator=generator).item())
             out.setdefault(name, []).append(losses)
     table = {}
     for name, losses in out.items():

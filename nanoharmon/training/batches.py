@@ -28,7 +28,7 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
               corpus() -> texts for the tokenizer (folders; of the shapes world: training_texts)
               leave_out(fits) -> from now on, use no text whose first two turns do not fit; how many these are
               name (in --mix), cache_name (in OUT/cache), rows, classes (how many there are), latents {size: array},
-              content (a text that differs when the pictures do)
+              content (a text that differs when the pictures do); of folders also held and with_picture, for watch.py
 """
 import math
 

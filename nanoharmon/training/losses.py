@@ -9,9 +9,9 @@ from ..vae import vae_loss
 
 
 def stage_losses(config, name, model, batches, rng, generator):
-    """Yields (loss, {label: value to log}). config: Config; name: of the stage; batches: those of batches.py.
+    """Yields (loss, {label: value to log}); labels in plot.LOSSES become curves. config: Config; name: of the stage.
 
-    rng decides what is in the shard; generator (on the device) the noise and timesteps.
+    batches: those of batches.py. rng decides what is in the shard; generator (on the device) the noise and timesteps.
     """
     stage, shards = config.stages[name], config.optim.shards
     n = stage.batch // shards

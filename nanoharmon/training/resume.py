@@ -121,8 +121,8 @@ def begin(run, sources):
         with advising_about(folder):
             pipe = Pipeline.load(folder, run.device)
     else:
-        _, model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
-                                                 flags=flags_of_model(run))
+        model, tokenizer, report = start_from(run.config.model, **run.given, device=run.device,
+                                              flags=flags_of_model(run))
         run.say(*report if run.given_stages else ())
         texts = (training_texts(run.config.data) if s.name == "shapes" else s.corpus() for s in sources)
         tokenizer = tokenizer or Tokenizer.train(chain.from_iterable(texts), model.config.llm.vocab_size)
@@ -299,7 +299,7 @@ def prepare(run, lock):
 
 def recall(run):
     """Complete run.given, the weights of --init, --vae, --llm and --mar, by what the run in OUT was given: a later
-    start need not repeat the flags. -> notes, or ValueError where it gives other files: stages are made of the first."""
+    start need not repeat the flags. -> notes; ValueError where it gives other files: stages are made of the first."""
     finished, begun = progress(run.out)
     stored, content = None, {}
     with suppress(OSError, ValueError, TypeError):               # check_settings says what is wrong

@@ -205,8 +205,8 @@ def write(assembly, out, dtype=torch.bfloat16):
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------
 
-def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.float32, device="cpu", flags=()):
-    """A model to train further: (config, model, tokenizer or None, report lines).
+def start_from(config, vae=None, llm=None, mar=None, init=None, device="cpu", flags=()):
+    """A model to train further: (model, tokenizer or None, report lines).
 
     config: HarmonConfig of the preset, for what the files do not decide. init: a whole Harmon (.pth, Hugging Face
     directory, or a directory of ours). Parts that no file holds are initialised. flags: --mar.x, --vae.x, --llm.x,
@@ -216,11 +216,11 @@ def start_from(config, vae=None, llm=None, mar=None, init=None, dtype=torch.floa
     tokenizer, model = assembly.load_tokenizer(), assembly.model
     for part in PARTS:
         if part not in assembly.stored:
-            setattr(model, part, assembly.fresh(part).to(dtype))
+            setattr(model, part, assembly.fresh(part))
             continue
         # with memory of its own: the file may go away
-        load_weights(getattr(model, part), assembly.stored[part], assembly.matched[part], dtype, copy=True)
-    return assembly.config, model.to(device), tokenizer, assembly.report
+        load_weights(getattr(model, part), assembly.stored[part], assembly.matched[part], torch.float32, copy=True)
+    return model.to(device), tokenizer, assembly.report
 
 
 def load_llm(path, device="cpu", dtype=torch.float32):
