@@ -16,8 +16,7 @@ DECOY = "open(__file__ + '.ran', 'w').close()\n"             # what happens to b
 SCRIPT = """
 import contextlib, io, runpy, sys
 from nanoharmon import Pipeline
-import nanoharmon
-print(nanoharmon.__file__)
+print(sys.modules["nanoharmon"].__file__)
 for name in sys.argv[1:]:
     out, sys.argv = io.StringIO(), [name, "--help"]
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
@@ -35,8 +34,7 @@ except ValueError as e:
 def site(tmp_path_factory):
     """A folder with the installed package: out of a wheel where setuptools is there, else the files themselves."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "nanoharmon", source / "nanoharmon", ignore=ignore)
+    shutil.copytree(ROOT / "nanoharmon", source / "nanoharmon", ignore=shutil.ignore_patterns("__pycache__"))
     if importlib.util.find_spec("setuptools"):
         for name in "pyproject.toml", "README.md", "LICENSE":
             shutil.copy(ROOT / name, source)
@@ -68,3 +66,5 @@ def test_commands_run_from_another_folder_and_leave_its_files_alone(site, tmp_pa
     assert Path(where).parent.parent == site and lines == [f"{name} True" for name in names]
     assert str(site) in no_checkpoint and "pass --ckpt DIR" in no_checkpoint
     assert len(list(tmp_path.iterdir())) == 5                # no decoy ran, nothing was written
+    code = "import sys, sample; assert 'torch' not in sys.modules"       # --help takes no second
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
