@@ -66,5 +66,5 @@ def test_commands_run_from_another_folder_and_leave_its_files_alone(site, tmp_pa
     assert Path(where).parent.parent == site and lines == [f"{name} True" for name in names]
     assert str(site) in no_checkpoint and "pass --ckpt DIR" in no_checkpoint
     assert len(list(tmp_path.iterdir())) == 5                # no decoy ran, nothing was written
-    code = "import sys, sample; assert 'torch' not in sys.modules"       # --help takes no second
+    code = "import sys, sample; assert 'torch' not in sys.modules"               # --help takes no second
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -82,11 +82,16 @@ def seen_in(picture, said):
     return shapes.Scene(tuple(shapes.Object(o.shape, o.color, o.x, o.y, o.r, ()) for o in found), 30)
 
 
+def chance(seed, what, i):
+    """A seed for the noise of a drawing."""
+    return random.Random(f"eval/{seed}/{what}/{i}/noise").getrandbits(30)
+
+
 def one_talk(pipe, seed, i, folder, size, look, options):
     """Yields (number of the turn, kind, right, whether it is a sentence) for each turn of conversation i. folder: for
     its drawings."""
     rng, scene, asked = random.Random(f"eval/{seed}/chat/{i}"), None, []
-    talk = Conversation(pipe, folder, seed=i, look=look, drawing=options | {"size": size}, size=size)
+    talk = Conversation(pipe, folder, chance(seed, "chat", i), look, drawing=options | {"size": size}, size=size)
     for turn in range(TURNS):
         u = rng.random()
         if u < 0.2:                                                          # a drawing; it is talked about next
@@ -151,7 +156,7 @@ def edit_batch(pipe, seed, kind, start, stop, size, options):
     for i in range(start, stop):
         scene, region, text, wanted = edited(random.Random(f"eval/{seed}/edit/{kind}/{i}"), pipe, kind, size)
         picture = Image.fromarray(shapes.render(scene, size))
-        [drawn] = pipe.draw([text], size, image=picture, region=region, seed=i, **options)
+        [drawn] = pipe.draw([text], size, image=picture, region=region, seed=chance(seed, kind, i), **options)
         rows.append(judge_scene(np.asarray(drawn), wanted, placement(pipe)["board"]))
     return rows
 

@@ -143,7 +143,7 @@ def fingerprint(path):
 
 # --- from files to the cache ------------------------------------------------------------------------------------------
 
-def check_sources(config, cache, todo, sources):
+def check_sources(config, cache, todo, sources, mar_is_there):
     """Raises ValueError, with the flag to change, for sources that the stages cannot use."""
     kept = {}
     for source in sources:
@@ -154,7 +154,7 @@ def check_sources(config, cache, todo, sources):
     names, world = ", ".join(source.name for source in sources), len(sources) < len(parse_mix(config.data.mix))
     contents = [source.contents(cache) for source in sources]
     classes = sum(n for n, _, _ in contents) + world * NUM_CLASSES
-    if "mar" in todo and classes > config.model.mar.class_num:
+    if not mar_is_there and classes > config.model.mar.class_num:                # the first stage fixes the model
         raise ValueError(f"the labels of {names} need {classes} classes, the model has "
                          f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
     if not world and not any(pictures for _, pictures, _ in contents):
@@ -269,7 +269,7 @@ def write_pixels(part, pictures, made_of, note_broken, title):
     What a stopped import has written is kept: part/done.jsonl has a line for each picture. Returns
     {fingerprint: (first row, views)}, and for about.json the number of rows and a hash of all pixels.
     """
-    rows, n, pixels, size, lines = {}, 0, hashlib.sha256(), made_of["size"], []
+    rows, n, pixels, size, lines, end = {}, 0, hashlib.sha256(), made_of["size"], [], 0
     with suppress(OSError, ValueError):
         lines = (part / "done.jsonl").read_text(encoding="utf-8").splitlines()
 
@@ -281,7 +281,7 @@ def write_pixels(part, pictures, made_of, note_broken, title):
         for key, views in try_all(left, lambda path: views_of(path, size, made_of["crops"])):
             yield key, views, False
 
-    with open(part / "pixels.u8", "ab") as f, open(part / "done.jsonl", "w", encoding="utf-8") as done:
+    with open(part / "pixels.u8", "ab") as f, open(part / "done.jsonl", "ab") as done:
         for key, views, is_kept in bar(decoded(), total=len(pictures), desc=title):
             if isinstance(views, ValueError):
                 note_broken(key, str(views))
@@ -295,8 +295,12 @@ def write_pixels(part, pictures, made_of, note_broken, title):
                 rows[key] = n, len(views)
                 n += len(views)
                 line = {"views": len(views), "crc": zlib.crc32(views)}
-            done.write(json.dumps({"print": key, **line}) + "\n")
-            done.flush()
+            line = json.dumps({"print": key, **line}).encode() + b"\n"
+            if not is_kept:                                      # the line of what is kept is there
+                done.truncate(end)
+                done.write(line)
+                done.flush()
+            end += len(line)
         f.truncate(n * size * size * 3)
         os.fsync(f.fileno())                                     # before about.json says that all is there
     return rows, {"rows": n, "pixels": pixels.hexdigest()}

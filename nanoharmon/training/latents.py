@@ -68,7 +68,7 @@ def new_cache(path, n, tokens, channels):
     need, free = n * tokens * channels * 2, shutil.disk_usage(path.parent).free
     if need > free:                          # writing into a mapped file on a full disk would be a bus error
         raise ValueError(f"the latents of {n} pictures need {need / 1e6:.0f} MB, {path.parent} has only "
-                         f"{free / 1e6:.0f} MB; free space, or pass --out on another disk or a smaller --data.scenes")
+                         f"{free / 1e6:.0f} MB; free space, or pass --out on another disk")
     np.lib.format.open_memmap(path, "w+", np.float16, (n, tokens, channels)).flush()
 
 

@@ -33,7 +33,7 @@ def print_stages(run):
         if name not in finished and not given:
             memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
-                     f"{s.train_parts.replace('.', '').replace(',', ', ')} ({size:.2f}M)",
+                     f"{', '.join(part.strip().removesuffix('.') for part in s.train_parts.split(','))} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
                      " / ".join(f"{rate:g}" for rate in rates) + slower(run, "" if given else s.train_parts, rates),
                      s.steps, memory,
@@ -51,7 +51,8 @@ def print_stages(run):
 
 def slower(run, train_parts, rates):
     """The rates of those parts of a stage that were given, for its line of the table."""
-    parts, factor = [part[:-1] for part in run.given_parts if part in train_parts], run.config.optim.given
+    trained, factor = [part.strip() for part in train_parts.split(",") if part.strip()], run.config.optim.given
+    parts = [part[:-1] for part in run.given_parts if any(p.startswith(part) or part.startswith(p) for p in trained)]
     if not parts or factor == 1:
         return ""
     return f"; {', '.join(parts)} {' / '.join(f'{rate * factor:g}' for rate in rates)}"
