@@ -33,6 +33,8 @@ from ..files import write_json
 from ..pictures import psnr
 from ..pipeline import load_pipeline
 from ..plans import OFFICIAL
+from ..replies import check_sampling
+from ..tokenizer import DESCRIBE
 from ..world import prompts, shapes
 from ..world.judge import judge_scene
 from . import external, report
@@ -44,8 +46,8 @@ from .reading import answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
-# what draws: without any of these, options of drawing change nothing
-DRAWING = {"geneval", "ours", "chat", "edit", "quality"}
+# what draws and what asks: without any of these, options of drawing and of answering change nothing
+DRAWING, ASKING = {"geneval", "ours", "chat", "edit", "quality"}, {"pope", "vqa", "caption", "phrases", "chat"}
 TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
 SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ours": 25, "phrases": 50, "chat": 50,
@@ -144,8 +146,11 @@ def main(argv=None):
         if bench not in BENCHES:
             raise ValueError(f"unknown benchmark {bench!r}{nearest(bench, BENCHES)}, expected some of "
                              f"{','.join(BENCHES)}; pass --bench geneval,vqa, or leave it out for all")
-    if not set(benches) & DRAWING:
-        refuse_beside(parser, args, f"--bench {args.bench}", (*OFFICIAL, "images_per_prompt"), "draws nothing")
+    for some, idle, why in ((DRAWING, OFFICIAL, "draws nothing"), (ASKING, ["look"], "asks nothing"),
+                            ({"geneval", "ours"}, ["images_per_prompt"], "draws no such number"),
+                            (DRAWING - {"edit"}, ["iters", "think"], "draws parts of pictures")):
+        if not set(benches) & some:
+            refuse_beside(parser, args, f"--bench {args.bench}", idle, why)
     if "quality" in benches and args.n and args.n <= NEIGHBOURS:
         raise ValueError(f"--n {args.n}: quality compares with {NEIGHBOURS} neighbours of every picture, expected "
                          f"{NEIGHBOURS + 1} or more; pass a larger --n, or leave quality out")
@@ -160,6 +165,8 @@ def main(argv=None):
         benches = [bench for bench in benches if bench != "edit"]
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     plan = pipe.plan(["a red circle"], args.size, **options)
+    if set(benches) & ASKING:
+        external.check_fit(pipe, [{"text": DESCRIBE}], args.size, check_sampling(pipe.model.config.llm)[2])
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,
