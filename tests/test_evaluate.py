@@ -97,10 +97,14 @@ def test_wrong_pictures_get_nothing(draw_one, reason):
     assert reason is None or set(scores["reasons"]["position"]) == {reason} and scores["shape"]["right"] == 0
 
 
-def test_another_prompt_or_picture_is_right_by_chance_only():
+def test_another_prompt_or_picture_is_right_by_chance_only(monkeypatch):
     assert [round(found["rate"], 1) for found in controls.drawn(Fake(right_picture), 65)] == [1.0, 0.0]
+    asked = reading.questions_of(Fake, "plain", 2, "0/controls")             # who answers knows what should be shown
+    monkeypatch.setattr(controls, "ask", lambda _, rows, choose: [
+        (qa.answer if shown == scene else "what?", 0) for (shown, _, qa), (scene, *_) in zip(rows, asked, strict=True)])
     found = controls.controls(make_pipeline(draw={"steps": 1, "iters": 1}), 2)
     assert {f"questions: {kind}" for kind in set(questions.KINDS) - set(questions.NOT_PLAIN)} < set(found)
+    assert [by["rate"] for by in found["questions: overall"].values()] == [1, 0, 0, 1]
 
 
 def test_objects_are_matched_most_alike_first():

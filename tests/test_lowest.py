@@ -1,6 +1,5 @@
-"""The lowest versions that pyproject.toml declares have every name that the code uses.
+"""The lowest versions that pyproject.toml declares have every name that the code uses.     pytest tests/test_lowest.py
 
-    python -m pytest -q tests/test_lowest.py
     python tests/test_lowest.py            with those versions installed: looks each name up, and writes lowest.txt
 """
 import ast

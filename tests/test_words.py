@@ -13,7 +13,7 @@ from nanoharmon import words
 from nanoharmon.training.recipe import Config, quicken
 from nanoharmon.wishes import wish_in
 from nanoharmon.words import note_changed, note_unseen, put_right, training_words, words_of
-from nanoharmon.world import phrases
+from nanoharmon.world import phrases, prompts
 from nanoharmon.world.source import ShapesData
 from test_pipeline import make_pipeline
 from test_shapes import mentions_unseen
@@ -27,8 +27,9 @@ def test_the_words_of_training_are_those_that_its_stages_draw(monkeypatch):
     for table in phrases.QUESTIONS, phrases.RELATION_WAYS, phrases.PLACE_WAYS:      # what is held out cannot be drawn
         for name, (known, _) in [*table.items()]:
             monkeypatch.setitem(table, name, (known, ()))
-    for name in "THINGS", "SMALL_TALK", "OTHER_COLORS", "TOO_MANY":
-        monkeypatch.setattr(phrases, name, (getattr(phrases, name)[0], ()))
+    for module, names in (phrases, "THINGS SMALL_TALK OTHER_COLORS TOO_MANY"), (prompts, "BESIDE ALONE"):
+        for name in names.split():
+            monkeypatch.setattr(module, name, (getattr(module, name)[0], ()))
     monkeypatch.setattr(phrases, "HELD_OUT_REQUESTS", ())
     found = set(training_words(config, [ShapesData(config.data)]).split())
     source, rng = ShapesData(config.data), random.Random("others")

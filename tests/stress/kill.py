@@ -1,6 +1,5 @@
 """Kill a training at random moments, resume it each time, and compare its end with an unbroken run, bit for bit.
-
-    python tests/stress/kill.py                     50 kills with one process and 50 with two; --help
+`python tests/stress/kill.py`: 50 kills with one process and 50 with two; --help.
 
 A victim is what `python train.py --preset pico` is, all stages, a state written after every step. It runs in a process
 group of its own, and kill -9 goes to the whole group. Some kills come at chosen moments: between a finished temporary
