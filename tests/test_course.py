@@ -1,7 +1,5 @@
 """The course: what is handed out is cut from the real code, its checks are right, and grading survives everything.
-
-    python -m pytest -q tests/test_course.py        with -m stress the proof in full: every solution of every exercise
-"""
+`python -m pytest -q tests/test_course.py`, with -m stress the proof in full: every solution of every exercise."""
 import ast
 import json
 import re

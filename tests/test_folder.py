@@ -371,12 +371,14 @@ def test_an_import_that_was_stopped_goes_on(photos, tmp_path, monkeypatch):
         import_(photos, cache)
     [part] = cache.glob("*.part")
     kept, tried = len((part / "done.jsonl").read_text(encoding="utf-8").splitlines()), len(decoded)
-    with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):       # once more, while it checks what is there
-        m.setattr(imports, "read_done", lambda *_: 1 / 0)
-        import_(photos, cache)
-    imports.os.truncate(part / "pixels.u8", (part / "pixels.u8").stat().st_size + 9)             # half a picture
+    for path in part / "pixels.u8", part / "done.jsonl":                     # half a picture, half a line
+        imports.os.truncate(path, path.stat().st_size - 9)
+    for module, name in (imports, "read_done"), (imports.os, "fsync"):       # while it checks what is there; at its end
+        with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
+            m.setattr(module, name, lambda *_: 1 / 0)
+            import_(photos, cache)
     name = import_(photos, cache)[1]
-    assert 0 < kept < 12 and len(decoded) == tried + 12 - kept and not part.exists()
+    assert 1 < kept < 12 and len(decoded) == tried + 13 - kept and not part.exists()
     import_(photos, tmp_path / "whole")
     for file in "pixels.u8", "items.jsonl", "about.json":
         assert (cache / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()

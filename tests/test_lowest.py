@@ -1,7 +1,5 @@
 """The lowest versions that pyproject.toml declares have every name that the code uses.     pytest tests/test_lowest.py
-
-    python tests/test_lowest.py            with those versions installed: looks each name up, and writes lowest.txt
-"""
+`python tests/test_lowest.py`, with those versions installed, looks each name up, and writes lowest.txt."""
 import ast
 import importlib
 import re

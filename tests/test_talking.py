@@ -66,10 +66,11 @@ def test_who_knows_everything_is_right_at_every_turn(monkeypatch):
 
 class Editor:
     """Draws parts of pictures as asked, or (`lazy`) leaves them."""
-    size, meta, lazy = SIZE, {}, False
+    size, meta, lazy, seeds = SIZE, {}, False, set()
 
     def draw(self, texts, size, image, region, seed, **options):
         assert image.width == size and "iters" not in options         # a part has fewer tokens than a picture
+        self.seeds.add(seed)
         objects = [shapes.Object(o.shape, o.color, o.x, o.y, o.r, shapes.COLORS[o.color])
                    for o in detect(np.asarray(image))]
         if not self.lazy:
@@ -86,7 +87,7 @@ def test_who_changes_just_the_part_is_right_and_who_does_nothing_is_not():
     found = talking.edit_scores(editor, 20, size=72, iters=36)
     assert {kind: by["rate"] for kind, by in found.items()} == dict.fromkeys((*talking.EDITS, "overall"), 1.0)
     editor.lazy = True
-    assert talking.edit_scores(editor, 20)["overall"]["rate"] == 0.0
+    assert talking.edit_scores(editor, 20, seed=1)["overall"]["rate"] == 0.0 and len(editor.seeds) == 120
 
 
 def test_other_words_are_asked_in_both_ways_and_random_weights_know_nothing(short_replies):

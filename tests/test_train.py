@@ -169,8 +169,7 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, 
     train.main([*flags, "--vae", final, "--llm", final, "--mar", mine, "--stage", "1"])
     for other, words in ("llm", f"was given --llm {final}, not "), ("init", "was given no --init, not "):
         assert words in failing([*flags, f"--{other}", done / "stage_2", "--stage", "2"], capsys)
-    moved = str(shutil.copytree(mine, tmp_path / "moved"))      # given weights are trained at gentle rates
-    train.main([*flags, "--mar", moved, "--stage_2.train_parts=mar.decoder,llm", "--dry-run"])
+    train.main([*flags, "--stage_2.train_parts=mar.decoder,llm", "--dry-run"])    # at gentle rates
     table = capsys.readouterr().out
     assert "| mar.decoder, llm (" in table and table.count("| 0.002 / 0.01; llm, mar 0.0001 / 0.0005 |") > 1
     assert table.count("| given") == 3 and "pictures never" in table
@@ -186,6 +185,8 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, 
     train.main([*flags, "--dry-run"])
     shutil.copy(done / "stage_2" / "model.safetensors", mine)    # until then, it must hold what it held
     monkeypatch.setattr(resume, "progress", lambda _: ([], {"1": 1}))
+    assert "was begun with it; put it back" in failing([*flags, "--stage", "1", "--resume"], capsys)
+    shutil.copytree(final, f"{final}_gone")
     assert f"{mine} holds other weights than when" in failing([*flags, "--stage", "1", "--resume"], capsys)
 
 

@@ -42,7 +42,7 @@ from .common import batches, fresh_scene, out_folder, over_processes, placement,
 from .geneval import draw_scores
 from .probe import probe_scores
 from .quality import NEIGHBOURS, quality_scores, reconstruct
-from .reading import answer_scores
+from .reading import LONGEST, answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
 BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
@@ -166,7 +166,8 @@ def main(argv=None):
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     plan = pipe.plan(["a red circle"], args.size, **options)
     if set(benches) & ASKING:
-        external.check_fit(pipe, [{"text": DESCRIBE}], args.size, check_sampling(pipe.model.config.llm)[2])
+        most = check_sampling(pipe.model.config.llm)[2] if {"phrases", "chat"} & set(benches) else 0
+        external.check_fit(pipe, [{"text": DESCRIBE}], args.size, max(LONGEST, most))
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,

@@ -177,7 +177,7 @@ def check_fit(pipe, rows, size, most=MAX_NEW_TOKENS):
         asked = len(pipe.tokenizer.chat([{"role": "user", "content": ["\n" + row["text"]]}])[0])
         if asked > limit:
             raise ValueError(f"the question {row['text'][:40]!r}... is {asked} tokens long, expected at most {limit} "
-                             f"(the context less picture and answer); pass a smaller --size, or shorter questions")
+                             f"(the context less picture and answer); pass a smaller --size, or another --pope")
 
 
 def answer_file(pipe, folder, rows, size):

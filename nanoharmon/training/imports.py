@@ -143,8 +143,9 @@ def fingerprint(path):
 
 # --- from files to the cache ------------------------------------------------------------------------------------------
 
-def check_sources(config, cache, todo, sources, mar_is_there):
-    """Raises ValueError, with the flag to change, for sources that the stages cannot use."""
+def check_sources(config, cache, todo, sources, mar_may_come):
+    """Raises ValueError, with the flag to change, for sources that the stages cannot use. mar_may_come: now or later,
+    so that labels need classes while the model can still have them."""
     kept = {}
     for source in sources:
         if other := kept.get(source.folder[-8:]):                # the hash of its content
@@ -154,7 +155,7 @@ def check_sources(config, cache, todo, sources, mar_is_there):
     names, world = ", ".join(source.name for source in sources), len(sources) < len(parse_mix(config.data.mix))
     contents = [source.contents(cache) for source in sources]
     classes = sum(n for n, _, _ in contents) + world * NUM_CLASSES
-    if not mar_is_there and classes > config.model.mar.class_num:                # the first stage fixes the model
+    if mar_may_come and classes > config.model.mar.class_num:
         raise ValueError(f"the labels of {names} need {classes} classes, the model has "
                          f"{config.model.mar.class_num}; pass --mar.class_num {classes}")
     if not world and not any(pictures for _, pictures, _ in contents):
@@ -270,8 +271,8 @@ def write_pixels(part, pictures, made_of, note_broken, title):
     {fingerprint: (first row, views)}, and for about.json the number of rows and a hash of all pixels.
     """
     rows, n, pixels, size, lines, end = {}, 0, hashlib.sha256(), made_of["size"], [], 0
-    with suppress(OSError, ValueError):
-        lines = (part / "done.jsonl").read_text(encoding="utf-8").splitlines()
+    with suppress(OSError):
+        lines = (part / "done.jsonl").read_bytes().split(b"\n")[:-1]             # without half a line
 
     def decoded():
         left = dict(pictures)

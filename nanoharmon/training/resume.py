@@ -29,7 +29,7 @@ from ..words import training_words
 from ..world.source import training_texts
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import ALL_STAGES, STAGES, check_sizes, parse_mix
+from .recipe import ALL_STAGES, HARMON_STAGES, STAGES, check_sizes, parse_mix
 from .run import sampled_hash
 from .sharding import like, shard_blocks, whole
 
@@ -272,7 +272,8 @@ def check(run):
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
-    check_sources(run.config, out / "cache", todo, sources, "mar" in done)
+    may_come = "mar" in todo or "mar" not in done and not {*finished, *todo} & {*HARMON_STAGES, "reca"}
+    check_sources(replace(run.config, model=model.config), out / "cache", todo, sources, may_come)
     return sources, model, report
 
 
@@ -315,11 +316,13 @@ def recall(run):
     notes = []
     for name, now in run.given_files.items():
         then = stored.get(name)
-        if now and now != then and not (then and sampled_hash(Path(now)) == content.get(name)):       # moved, or others
+        if now and now != then:
             raise ValueError(f"{run.out} holds a run that was given {f'--{name} {then}' if then else f'no --{name}'}, "
                              f"not {now}; drop --{name} to go on with it, or pass another --out")
-        if then and not finished and content.get(name) and Path(then).exists() and \
-                content[name] != sampled_hash(Path(then)):        # they are read from there until a stage is done
+        if then and not finished and not Path(then).exists():    # they are read from there until a stage is done
+            raise ValueError(f"{then}: No such file or folder, and {run.out} was begun with it; put it back, or a link "
+                             f"to it")
+        if then and not finished and content.get(name) and content[name] != sampled_hash(Path(then)):
             raise ValueError(f"{then} holds other weights than when {run.out} was begun; put them back, or pass "
                              f"another --out")
         if then and not now:

@@ -26,6 +26,7 @@ def print_stages(run):
     if mix != [("shapes", 1.0)]:
         print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
     for name, s in config.stages.items():
+        trained = [part.strip() for part in s.train_parts.split(",") if part.strip()]
         size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
         rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
         memory = "-"
@@ -33,9 +34,9 @@ def print_stages(run):
         if name not in finished and not given:
             memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
-                     f"{', '.join(part.strip().removesuffix('.') for part in s.train_parts.split(','))} ({size:.2f}M)",
+                     f"{', '.join(part.removesuffix('.') for part in trained)} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
-                     " / ".join(f"{rate:g}" for rate in rates) + slower(run, "" if given else s.train_parts, rates),
+                     " / ".join(f"{rate:g}" for rate in rates) + slower(run, [] if given else trained, rates),
                      s.steps, memory,
                      "finished" if name in finished else f"at step {begun[name]}" if name in begun else
                      "given" if given else "to do" if name in (run.only or STAGES) else "not now"))
@@ -49,9 +50,9 @@ def print_stages(run):
                           "steps", "GB state + work", out), rows))
 
 
-def slower(run, train_parts, rates):
-    """The rates of those parts of a stage that were given, for its line of the table."""
-    trained, factor = [part.strip() for part in train_parts.split(",") if part.strip()], run.config.optim.given
+def slower(run, trained, rates):
+    """The rates of those parts of a stage that were given, for its line of the table. trained: prefixes of names."""
+    factor = run.config.optim.given
     parts = [part[:-1] for part in run.given_parts if any(p.startswith(part) or part.startswith(p) for p in trained)]
     if not parts or factor == 1:
         return ""

@@ -6,8 +6,7 @@ group of its own, and kill -9 goes to the whole group. Some kills come at chosen
 file and its rename; and with two processes, one of them dies alone: the other must end at once, with one line that
 says how to resume. After every kill nothing that was saved may be lost.
 
-Simplified: victims are forked from this process; the tokenizer learns from few texts; no pictures, no evaluation.
-"""
+Simplified: victims are forked from this process; the tokenizer learns from few texts; no pictures, no evaluation."""
 import argparse
 import functools
 import multiprocessing

@@ -1,7 +1,5 @@
 """Real kills and signals: nothing that was saved is lost.     python -m pytest -q tests/stress/test_kill.py -m stress
-
-The long version of the first test is `python tests/stress/kill.py`.
-"""
+The long version of the first test is `python tests/stress/kill.py`."""
 import os
 import re
 import signal
