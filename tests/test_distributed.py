@@ -157,7 +157,7 @@ def test_a_stage_keeps_the_shards_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "worker", lambda *args: started.append((args[1], args[4].config.optim.shards)))
     monkeypatch.setattr(train, "launch", lambda _, procs, run: started.append((procs, run.config.optim.shards)))
     monkeypatch.setattr(train, "cores", lambda: 1)
-    monkeypatch.setattr(resume, "check_parts", lambda run: (None, []))
+    monkeypatch.setattr(resume, "check_parts", lambda run: (SimpleNamespace(config=run.config.model), []))
 
     def start(*more):
         resumed = ["--resume"] * (tmp_path / "train_config.json").exists()
