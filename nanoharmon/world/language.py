@@ -186,11 +186,8 @@ def parse_description(text: str) -> Scene | None:
 
 
 def think(scene: Scene, prompt: str) -> str:
-    """`describe` in the order of a prompt, three and more objects line by line, so that no place comes twice: what the
-    LLM says before it draws the scene."""
+    """`describe` in the order of a prompt, alike objects line by line: what the LLM says before it draws the scene."""
     def order(o):
-        if len(scene.objects) > 2:
-            return reading_order(o)
         mention = prompt.find(f"{o.color} {o.shape}")            # -1 when the prompt leaves the color open
         return mention if mention >= 0 else prompt.find(o.shape), *reading_order(o)
     return listing([_placed(o) for o in sorted(scene.objects, key=order)])
