@@ -25,7 +25,6 @@ from nanoharmon.cli import (Parser, bar, drawing_flags, explain_flags, first_of,
                             run_main, text)
 from nanoharmon.files import check_folder, check_output, text_of, write_bytes
 from nanoharmon.pictures import file_bytes, font_for, open_image
-from nanoharmon.words import note_changed, note_unseen, put_right
 
 SHOWN = 192                                  # smaller pictures are enlarged to at least this side in the grid
 MARGIN, LABEL = 8, 22                        # pixels of the grid: around pictures, and above a row for its prompt
@@ -184,6 +183,7 @@ def main(argv=None):
     check_outputs(args, len(prompts))
     from nanoharmon.plans import OFFICIAL, settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
+    from nanoharmon.words import note_changed, note_unseen, put_right
     if args.explain:
         from nanoharmon import explain
     pipe = explain.without_weights(args.dry_run, args.ckpt) if args.dry_run else \

@@ -20,17 +20,20 @@ def modulate(x, shift, scale):
     return torch.addcmul(x + shift, x, scale)                        # x (1 + scale) + shift
 
 
+FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
+
+
 class TimestepEmbedder(nn.Module):
-    """256 sinusoids of the timestep (cosines first), then a two-layer MLP."""
+    """Sinusoids of the timestep (cosines first), then a two-layer MLP."""
 
     def __init__(self, width):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def sinusoids(self, t):
-        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
-        args = t[:, None].float() * freqs                            # (N, 128)
-        return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, 256)
+        index = torch.arange(FREQUENCIES, dtype=torch.float32, device=t.device)
+        args = t[:, None].float() * torch.exp(-math.log(10000) * index / FREQUENCIES)      # (N, FREQUENCIES)
+        return torch.cat([args.cos(), args.sin()], dim=-1)           # (N, 2 FREQUENCIES)
 
     def forward(self, t):                                            # (N,)
         return self.mlp(self.sinusoids(t).to(self.mlp[0].weight.dtype))          # (N, width)

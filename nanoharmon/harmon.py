@@ -89,7 +89,7 @@ class Harmon(nn.Module):
         visible, hidden = split or random_split(self.config.mar, *latents.shape[:2], latents.device, order_generator,
                                                 hide_all)
         encoded, embeds = self.see(latents, visible, grid)                       # (B, U+K, D), (B, K+U, E)
-        text = self.embed_with_images(pictures, ids, grid, self.config.grad_scale)         # (B, T, E); RecA's show one
+        text = self.embed_with_images(pictures, ids, grid, self.config.grad_scale)         # (B, T, E)
         summed = self.through_llm(encoded, embeds, text, is_real)                # (B, U+K, D)
         z = self.mar.decode(summed, visible, grid, hidden)                       # (B, S-K, D)
         return self.mar.loss(z, latents, hidden, t, noise, generator)

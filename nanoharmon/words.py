@@ -11,6 +11,7 @@ import re
 
 from .cli import first_of
 from .world.language import plural
+from .world.phrases import SORRY
 from .world.shapes import COLORS, SHAPES
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -52,7 +53,6 @@ def drawn_texts(config, source):
 
 def met(turns):
     """The texts of a conversation, without questions that are refused: their words are not learned."""
-    from .world.phrases import SORRY                             # only now: it loads torch, which --help does not need
     for (_, asked), (_, said) in zip(turns[::2], turns[1::2]):
         if SORRY not in said:
             yield from (asked, said)

@@ -1,4 +1,6 @@
-"""The parity table: official numbers against ours, with weights that came through the public loader: `python tests/parity.py`
+"""The parity table: official numbers against ours, with weights that came through the public loader.
+
+    python tests/parity.py
 
 Each golden model is written as the official files are laid out (harmon.pth without VAE, kl16.ckpt, MAR's
 checkpoint-last.pth, a Hugging Face Qwen2 directory), converted by `python -m nanoharmon.convert`, and loaded by

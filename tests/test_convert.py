@@ -128,13 +128,14 @@ def test_pieces_are_joined_by_new_projectors_and_the_report_says_so(official, tm
 def test_training_starts_from_pieces_or_from_a_whole(official, tmp_path):
     paths, flags = official
     model, tokenizer, report = start_from(pico(), vae=paths["vae"])
-    assert tokenizer is None and model.config.llm == pico().llm and model.config.vae.ch == 32 and "initialised" in report[1]
+    assert tokenizer is None and model.config.llm == pico().llm and model.config.vae.ch == 32
+    assert "initialised" in report[1]
     assert torch.equal(model.vae.quant_conv.weight, convert.read(paths["vae"])["quant_conv.weight"])
     assert all(p.requires_grad and not p.is_meta for p in model.parameters())
     convert.main(argv(paths, flags, out=tmp_path / "whole", dtype="float32"))
     before = (tmp_path / "whole/model.safetensors").read_bytes()
     model, tokenizer, report = start_from(pico(), init=tmp_path / "whole", flags=["--mar.mask_ratio=cosine",
-                                                            "--model.grad_scale=0.5"])
+                                                                                  "--model.grad_scale=0.5"])
     assert model.config.mar.mask_ratio == "cosine" and model.config.grad_scale == 0.5 and len(tokenizer) <= 300
     assert "initialised" not in str(report) and model.llm.lm_head.weight is model.llm.model.embed_tokens.weight
     with torch.no_grad():

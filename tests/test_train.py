@@ -169,7 +169,7 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, 
     train.main([*flags, "--vae", final, "--llm", final, "--mar", mine, "--stage", "1"])
     for other, words in ("llm", f"was given --llm {final}, not "), ("init", "was given no --init, not "):
         assert words in failing([*flags, f"--{other}", done / "stage_2", "--stage", "2"], capsys)
-    train.main([*flags, "--stage_2.train_parts=mar.decoder,llm", "--dry-run"])    # at gentle rates
+    train.main([*flags, "--stage_2.train_parts=mar.decoder,llm", "--dry-run"])    # given: gentle rates
     table = capsys.readouterr().out
     assert "| mar.decoder, llm (" in table and table.count("| 0.002 / 0.01; llm, mar 0.0001 / 0.0005 |") > 1
     assert table.count("| given") == 3 and "pictures never" in table

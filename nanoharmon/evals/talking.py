@@ -64,9 +64,10 @@ def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=
     for ways in WAYS:
         rng = random.Random(f"eval/{seed}/outside/{ways}")
         found = [phrases.outside(rng, ways == "held out")[0] for _ in range(4 * n)]
-        said = think_all(pipe, [wish for text in found if (wish := wish_in(text))], seed, pool, progress, "outside")
+        wishes = list(map(wish_in, found))                       # "" of what is to be answered
+        said = think_all(pipe, list(filter(None, wishes)), seed, pool, progress, "outside")
         out["refused"][f"outside, to draw, {ways}"] = rate([s == phrases.SORRY for s in said])
-        asked = [text for text in found if not wish_in(text)]    # beside a picture: without one, chat.py refuses itself
+        asked = [text for text, wish in zip(found, wishes) if not wish]          # without a picture chat.py refuses
         said = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
         out["refused"][f"outside, to answer, {ways}"] = rate([s == phrases.SORRY for s in said])
     return out

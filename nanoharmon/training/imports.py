@@ -286,7 +286,7 @@ def write_pixels(part, pictures, made_of, note_broken, title):
         for key, views, is_kept in bar(decoded(), total=len(pictures), desc=title):
             if isinstance(views, ValueError):
                 note_broken(key, str(views))
-                line = {"problem": str(views)}
+                found = {"problem": str(views)}
             else:
                 if not is_kept:
                     f.truncate(n * size * size * 3)              # what a kill has left behind the last whole picture
@@ -295,10 +295,10 @@ def write_pixels(part, pictures, made_of, note_broken, title):
                 pixels.update(views)
                 rows[key] = n, len(views)
                 n += len(views)
-                line = {"views": len(views), "crc": zlib.crc32(views)}
-            line = json.dumps({"print": key, **line}).encode() + b"\n"
-            if not is_kept:                                      # the line of what is kept is there
-                done.truncate(end)
+                found = {"views": len(views), "crc": zlib.crc32(views)}
+            line = json.dumps({"print": key, **found}).encode() + b"\n"
+            if not is_kept:                                      # of what is kept the same line is there
+                done.truncate(end)                               # behind it may be lines that read_done gave up
                 done.write(line)
                 done.flush()
             end += len(line)

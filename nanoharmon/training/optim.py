@@ -20,13 +20,17 @@ from .sharding import apart
 NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
 
+def prefixes(trained):
+    """["mar.", "proj_in."] from "mar., proj_in.,": what the names of trained parameters begin with."""
+    return [prefix.strip() for prefix in trained.split(",") if prefix.strip()]         # "" would be a prefix of all
+
+
 def select(model, trained):
     """Set requires_grad by comma-separated prefixes of names; returns the trained {name: parameter}.
 
     Raises ValueError when a prefix fits no name.
     """
-    trained = [prefix.strip() for prefix in trained.split(",") if prefix.strip()]      # "" would be a prefix of all
-    chosen = {}
+    trained, chosen = prefixes(trained), {}
     for name, p in model.named_parameters():
         on = name.startswith(tuple(trained))
         p.requires_grad_(on)

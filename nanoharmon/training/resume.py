@@ -272,6 +272,7 @@ def check(run):
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    # a run that is past stage mar, or leaves it out, needs no classes
     may_come = "mar" in todo or "mar" not in done and not {*finished, *todo} & {*HARMON_STAGES, "reca"}
     check_sources(replace(run.config, model=model.config), out / "cache", todo, sources, may_come)
     return sources, model, report

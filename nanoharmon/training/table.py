@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from ..cli import markdown_table
 from .memory import step_memory
-from .optim import select
+from .optim import prefixes, select
 from .recipe import HARMON_STAGES, STAGES, parse_mix
 from .resume import check, progress
 
@@ -26,17 +26,17 @@ def print_stages(run):
     if mix != [("shapes", 1.0)]:
         print("data: " + ", ".join(f"{name} {weight / sum(w for _, w in mix):.1%}" for name, weight in mix) + "\n")
     for name, s in config.stages.items():
-        trained = [part.strip() for part in s.train_parts.split(",") if part.strip()]
-        size = sum(p.numel() for p in select(model, s.train_parts).values()) / 1e6
+        params = select(model, s.train_parts)
+        size = sum(p.numel() for p in params.values()) / 1e6
         rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
         memory = "-"
         given = name in run.given_stages
         if name not in finished and not given:
             memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards, optim.checkpointing))
         rows.append((name, LEARNS_FROM[name], s.size or "-",
-                     f"{', '.join(part.removesuffix('.') for part in trained)} ({size:.2f}M)",
+                     f"{', '.join(part.removesuffix('.') for part in prefixes(s.train_parts))} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
-                     " / ".join(f"{rate:g}" for rate in rates) + slower(run, [] if given else trained, rates),
+                     " / ".join(f"{rate:g}" for rate in rates) + slower(run, [] if given else params, rates),
                      s.steps, memory,
                      "finished" if name in finished else f"at step {begun[name]}" if name in begun else
                      "given" if given else "to do" if name in (run.only or STAGES) else "not now"))
@@ -51,9 +51,9 @@ def print_stages(run):
 
 
 def slower(run, trained, rates):
-    """The rates of those parts of a stage that were given, for its line of the table. trained: prefixes of names."""
+    """The rates of those parts of a stage that were given, for its line of the table. trained: names of parameters."""
     factor = run.config.optim.given
-    parts = [part[:-1] for part in run.given_parts if any(p.startswith(part) or part.startswith(p) for p in trained)]
+    parts = [part[:-1] for part in run.given_parts if any(name.startswith(part) for name in trained)]
     if not parts or factor == 1:
         return ""
     return f"; {', '.join(parts)} {' / '.join(f'{rate * factor:g}' for rate in rates)}"
