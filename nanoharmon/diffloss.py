@@ -21,6 +21,7 @@ def modulate(x, shift, scale):
 
 
 FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
+AHEAD = 2048                     # rows, of all steps, that `sample` modulates at once: 8 % of drawing four pictures
 
 
 class TimestepEmbedder(nn.Module):
@@ -40,29 +41,28 @@ class TimestepEmbedder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + gate * MLP(modulated LayerNorm(x)); shift, scale, gate come from y (N, width), the condition (AdaLN)."""
-
+    """x + gate * MLP(modulated LayerNorm(x)); shift, scale, gate come from the condition (AdaLN)."""
     def __init__(self, width):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x, y):                                         # (N, width) each
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)           # (N, width) each
+    def forward(self, x, modulation):                                # (N, width), (N, 3 width)
+        shift, scale, gate = modulation.chunk(3, dim=-1)             # (N, width) each
         return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))     # (N, width)
 
 
 class FinalLayer(nn.Module):
-    """Modulated LayerNorm, then linear: x, y (N, width) -> (N, out)."""
+    """Modulated LayerNorm, then linear: (N, width) -> (N, out)."""
     def __init__(self, width, out):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x, y):
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)     # (N, width) each
+    def forward(self, x, modulation):                                # (N, width), (N, 2 width)
+        shift, scale = modulation.chunk(2, dim=-1)                   # (N, width) each
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -91,15 +91,20 @@ class DenoisingMLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x, t, z):
-        return self.denoise(x, self.time_embed(t) + self.cond_embed(z))
+    def modulations(self, y):
+        """What conditions y (..., width), time plus z, embedded, do to each layer: a list of (..., 3 width), and of the
+        last one (..., 2 width). x plays no part in it, so that `sample` can ask for many steps at once."""
+        return [layer.adaLN_modulation(y) for layer in (*self.res_blocks, self.final_layer)]
 
-    def denoise(self, x, y):
-        """eps | v (N, 2C) of x (N, C), from y (N, width), the embedded conditions: time plus z."""
+    def forward(self, x, t, z):
+        return self.denoise(x, self.modulations(self.time_embed(t) + self.cond_embed(z)))
+
+    def denoise(self, x, modulations):
+        """eps | v (N, 2C) of x (N, C), from the `modulations` of N conditions."""
         x = self.input_proj(x.to(self.input_proj.weight.dtype))      # (N, width)
-        for block in self.res_blocks:
-            x = block(x, y)
-        return self.final_layer(x, y).float()                        # (N, 2C), float32 for the diffusion arithmetic
+        for block, modulation in zip(self.res_blocks, modulations):
+            x = block(x, modulation)
+        return self.final_layer(x, modulations[-1]).float()          # (N, 2C), float32 for the diffusion arithmetic
 
 
 class DiffLoss(nn.Module):
@@ -127,15 +132,16 @@ class DiffLoss(nn.Module):
         # embed each timestep once, however many rows have it, and z before it is repeated
         time = self.net.time_embed(torch.arange(steps, device=device))[t] if n > steps else self.net.time_embed(t)
         y = time + self.net.cond_embed(z).repeat(n // z.shape[0], 1)             # (N, width)
-        return self.train_diffusion.loss(self.net.denoise(x_t, y), target, x_t, t, noise)
+        return self.train_diffusion.loss(self.net.denoise(x_t, self.net.modulations(y)), target, x_t, t, noise)
 
     def guide(self, x, y, cfg):
-        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); y (2N, width), the conditional rows first.
+        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); y: modulations of 2N conditions, those of the
+        prompts first, then those of none.
 
         v, which sets the variance, is the conditional row's own (not guided), as in the official code.
         """
         cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)              # (N, 2C) each
-        eps = uncond[:, :self.channels] + cfg * (cond[:, :self.channels] - uncond[:, :self.channels])
+        eps = uncond[:, :self.channels].lerp(cond[:, :self.channels], cfg)       # (N, C)
         return torch.cat([eps, cond[:, self.channels:]], dim=-1)                 # (N, 2C)
 
     @torch.no_grad()
@@ -157,9 +163,11 @@ class DiffLoss(nn.Module):
         # embedded once: z, the same in every step, and the timesteps, the same for every row
         embedded = self.net.cond_embed(z)                                        # (N, width), guided (2N, width)
         times = self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))         # (steps, width)
-        time_of = dict(zip(diffusion.timestep_map, times))
+        at_once = [*times.split(max(1, AHEAD // len(z)))]            # groups of steps; the first is needed last
+        ahead = []                                                   # modulations of steps to come, the very next last
 
-        def network(x, t):
-            y = time_of[t] + embedded
-            return self.guide(x, y, cfg) if guided else self.net.denoise(x, y)
+        def network(x, t):                                           # called once for each step, from the last down
+            if not ahead:
+                ahead.extend(zip(*self.net.modulations(at_once.pop()[:, None] + embedded)))
+            return self.guide(x, ahead.pop(), cfg) if guided else self.net.denoise(x, ahead.pop())
         return diffusion.sample(network, randn((n, self.channels)), randn, temperature, sampler, self.clip)

@@ -155,7 +155,7 @@ class Diffusion:
             if sampler == "ddpm":
                 mean, logvar, _ = self.p_mean_variance(output, x, i, clip)
                 noise = randn(x.shape)               # drawn at the last step too, though not used: as official
-                x = mean + torch.exp(0.5 * logvar) * noise * temperature if i > 0 else mean
+                x = torch.addcmul(mean, torch.exp(0.5 * logvar), noise, value=temperature) if i > 0 else mean
                 continue
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
             x0 = self.predict_x0(x, i, output.chunk(2, dim=-1)[0], clip)

@@ -28,9 +28,6 @@ def test_every_table_is_official_to_float64(name):
     assert "betas" in stored
     for key, ref in stored.items():
         np.testing.assert_allclose(tables[key], ref.numpy(), rtol=1e-13, atol=0, err_msg=key)
-
-
-def test_a_single_timestep_is_official():
     assert space_timesteps(1000, 1) == gold.output("schedule/space_timesteps/1").tolist()
 
 
@@ -44,8 +41,10 @@ def test_denoising_mlp_and_guidance_are_official(variant):
         g.check("t_emb", model.net.time_embed(t))
         g.check("mlp", model.net(x, t, c))
         z = torch.cat([c, c.flip(0)])
-        guided = model.guide(x, model.net.time_embed(t.repeat(2)) + model.net.cond_embed(z), 3.0)
+        guided = model.guide(x, model.net.modulations(model.net.time_embed(t.repeat(2)) + model.net.cond_embed(z)), 3.0)
+        alone, many = (model.sample(c[:1].repeat(n, 1), steps=7, randn=torch.ones)[0] for n in (1, 900))
     check("guided", guided, g.output("mlp_with_cfg3")[:len(x)])
+    check("modulations of two steps at once", many, alone, 0.01)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

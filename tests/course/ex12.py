@@ -30,7 +30,7 @@ def guide(self, x, y, cfg):
     ("x not doubled", GUIDED.replace("x.repeat(2, 1)", "x"), "rows of x with"),
     ("cfg 0 means none", GUIDED.replace("    C = self.channels\n", "    C, cfg = self.channels, cfg or 1.0\n"),
      "it means no condition"),
-    ("batch of one", GUIDED.replace("x.repeat(2, 1)", "x[:1].expand(len(y), -1)"), ""),
+    ("batch of one", GUIDED.replace("x.repeat(2, 1)", "x[:1].expand(2 * len(x), -1)"), ""),
     ("in place", GUIDED.replace("(x.repeat(2, 1), y)", "(x.repeat(2, 1), y)").replace(
         "    eps =", "    x += 0.1 * cond[:, :C]\n    eps ="), "changes x in place"),
 ]
@@ -38,7 +38,7 @@ RIGHT = [
     ("two calls", """
 def guide(self, x, y, cfg):
     N = len(x)
-    with_prompt, without = self.net.denoise(x, y[:N]), self.net.denoise(x, y[N:])
+    with_prompt, without = (self.net.denoise(x, [m[half] for m in y]) for half in (slice(N), slice(N, None)))
     result = with_prompt.clone()
     result[:, :self.channels] = torch.lerp(without, with_prompt, cfg)[:, :self.channels]
     return result

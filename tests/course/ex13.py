@@ -4,8 +4,8 @@ def modulate(x, shift, scale):
     return x * (1 + scale) + shift
 """
 BLOCK = """
-def forward(self, x, y):
-    shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+def forward(self, x, modulation):
+    shift, scale, gate = modulation.chunk(3, dim=-1)
     return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
 """
 WRONG = [
@@ -28,13 +28,13 @@ def modulate(x, shift, scale):
      "applied to x, too"),
     ("no norm", MODULATE + BLOCK.replace("self.in_ln(x)", "x"), "the LayerNorm is forgotten"),
     ("normed residual", MODULATE + """
-def forward(self, x, y):
+def forward(self, x, modulation):
     x = self.in_ln(x)
-    shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+    shift, scale, gate = modulation.chunk(3, dim=-1)
     return x + gate * self.mlp(modulate(x, shift, scale))
 """, "the normed x is added again"),
-    ("one condition for the batch", MODULATE + BLOCK.replace("(y)", "(y[:1])"), "the condition of the first"),
-    ("no gradient to y", MODULATE + BLOCK.replace("(y)", "(y.detach())"), "no gradient comes back to x or to y"),
+    ("one row for the batch", MODULATE + BLOCK.replace("modulation.", "modulation[:1]."), "modulation of the first"),
+    ("no gradient", MODULATE + BLOCK.replace("modulation.", "modulation.detach()."), "no gradient comes back to x or"),
     ("axes swapped", MODULATE + BLOCK.replace("chunk(3, dim=-1)", "view(3, len(x), -1)"), ""),
 ]
 RIGHT = [
@@ -46,8 +46,8 @@ def three(parts):
     width = parts.shape[-1] // 3
     return parts[..., :width], parts[..., width:2 * width], parts[..., 2 * width:]
 
-def forward(self, x, y):
-    a, b, c = three(self.adaLN_modulation(y))
+def forward(self, x, modulation):
+    a, b, c = three(modulation)
     h = self.in_ln(x)
     h = self.mlp(modulate(h, shift=a, scale=b))
     return torch.addcmul(x, c, h)
@@ -58,8 +58,8 @@ def modulate(x, shift, scale):
     out += x * scale
     return out + shift
 
-def forward(self, x, y):
-    m = self.adaLN_modulation(y).unflatten(-1, (3, x.shape[-1]))
+def forward(self, x, modulation):
+    m = modulation.unflatten(-1, (3, x.shape[-1]))
     normed = self.in_ln(x)
     update = self.mlp(normed + normed * m[:, 1] + m[:, 0])
     return torch.einsum("nkw,nkw->nw", torch.stack([torch.ones_like(x), m[:, 2]], 1), torch.stack([x, update], 1))
