@@ -153,12 +153,8 @@ PRESETS = {"pico": pico, "nano": nano, "micro": micro, "harmon-0.5b": HarmonConf
 
 # --- dataclass <-> dict -----------------------------------------------------------------------------------------------
 
-def to_dict(config):
-    return dataclasses.asdict(config)
-
-
 def from_dict(cls, values, where="config.json"):
-    """A (nested) dataclass from the dict `to_dict` made. Unknown or missing fields are errors that name them."""
+    """A (nested) dataclass from the dict that `asdict` made. Unknown or missing fields are errors that name them."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {values!r:.80}, expected an object")
     fields = {f.name: f for f in dataclasses.fields(cls)}

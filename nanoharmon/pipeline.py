@@ -6,6 +6,7 @@
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from PIL import Image
 
 from . import arguments
-from .config import to_dict
 from .files import advising, write_bytes, write_json
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, at_once, pad_square, to_pictures, to_pixels
@@ -74,7 +74,7 @@ class Pipeline:
         save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},
                          path / "model.safetensors", {"format": "pt"}, get=lambda name: weights[name].to(dtype))
         write_bytes(path / "tokenizer.json", self.tokenizer.to_bytes())
-        write_json(path / "config.json", {"model": to_dict(self.model.config), "meta": self.meta})
+        write_json(path / "config.json", {"model": asdict(self.model.config), "meta": self.meta})
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import shutil
 import struct
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ import sample
 import train
 from nanoharmon import bench, convert, data, evaluate, probe
 from nanoharmon.cli import run_main
-from nanoharmon.config import to_dict
 from nanoharmon.evals import contrast, featuremap, study
 from nanoharmon.figures import __main__ as figures
 from nanoharmon.harmon import Harmon
@@ -132,7 +132,7 @@ def here(tmp_path_factory, request):
     llm = pipe.model.llm
     (path / "qwen").mkdir()
     save_safetensors({k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, path / "qwen" / M)
-    (path / "qwen" / C).write_text(json.dumps({"model_type": "qwen2", **to_dict(llm.config)}), encoding="utf-8")
+    (path / "qwen" / C).write_text(json.dumps({"model_type": "qwen2", **asdict(llm.config)}), encoding="utf-8")
     shutil.copy(path / "ckpt" / T, path / "qwen")
     for word in {word for _, flags, _ in table.ROWS for word in typed(flags) if word.startswith("damaged")}:
         kind, _, name = word.partition("/")

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from nanoharmon.config import PRESETS, HarmonConfig, MARConfig, from_dict, to_dict
+from nanoharmon.config import PRESETS, HarmonConfig, MARConfig, from_dict
 from nanoharmon.flags import check_model, describe_flags, override, parse_value, sections
 from nanoharmon.training.recipe import Config
 
@@ -15,14 +15,14 @@ from nanoharmon.training.recipe import Config
 def test_a_preset_fits_together_survives_json_and_is_made_anew(preset):
     config, changed = PRESETS[preset](), PRESETS[preset]()
     check_model(config)
-    again = from_dict(HarmonConfig, json.loads(json.dumps(to_dict(config))))
+    again = from_dict(HarmonConfig, json.loads(json.dumps(dataclasses.asdict(config))))
     assert again == config and isinstance(again.vae.ch_mult, tuple) and isinstance(again.mar, MARConfig)
     changed.mar.encoder_depth, changed.vae.scale = 99, 99.0
     assert config == PRESETS[preset]() != changed
 
 
 def test_config_json_without_a_field_is_refused_as_its_default_would_be_the_official_models():
-    values = to_dict(PRESETS["nano"]())
+    values = dataclasses.asdict(PRESETS["nano"]())
     del values["mar"]["grid"]
     with pytest.raises(ValueError, match="mar: missing grid"):
         from_dict(HarmonConfig, values)

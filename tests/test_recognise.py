@@ -1,13 +1,14 @@
 """What people have where a model was expected: named for what it is.     python -m pytest -q tests/test_recognise.py"""
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 import chat
-from nanoharmon.config import pico, to_dict
+from nanoharmon.config import pico
 from nanoharmon.pipeline import Pipeline, load_pipeline
 from nanoharmon.weights.convert import Assembly, load_llm
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
@@ -29,8 +30,7 @@ FOLDERS = {
         '{"weight_map": {"a": "model-2.safetensors"}}', encoding="utf-8")),
     "gguf": ({}, {}, lambda p: [(p / "config.json").unlink(), (p / "q4.gguf").touch()]),
     "lora": ({}, {}, lambda p: (p / "config.json").rename(p / "adapter_config.json")),
-    "no--words": ({}, {}, lambda p: (p / "tokenizer.json").unlink()),
-    f"{HUB}/abc": ({}, {}, None)}
+    "no--words": ({}, {}, lambda p: (p / "tokenizer.json").unlink()), f"{HUB}/abc": ({}, {}, None)}
 AS_LLM = {
     "gptq": "weights are quantized .gptq.", "mlx": "weights are quantized .4 bits", "awq": "quantized weights .GPTQ",
     "bnb": "quantized weights .bitsandb", "merged": "a LoRA adapter", "lora": "a LoRA adapter for its model",
@@ -57,7 +57,7 @@ def here(tmp_path_factory):
     root, pipe = tmp_path_factory.mktemp("given"), make_pipeline()
     pipe.save(root / "ckpt")
     llm = {k: v for k, v in pipe.model.llm.state_dict().items() if k != "lm_head.weight"}
-    config = {"model_type": "qwen2", **to_dict(pipe.model.config.llm)}
+    config = {"model_type": "qwen2", **asdict(pipe.model.config.llm)}
     head = {"lm_head.weight": llm["model.embed_tokens.weight"] + 1}
     for name, (entries, names, change) in {"qwen": ({}, {}, None), "tied": ({}, head, None), **FOLDERS}.items():
         (folder := root / name).mkdir(parents=True)

@@ -11,14 +11,13 @@ import json
 import shlex
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
 
 from ..cli import first_of
-from ..config import to_dict
 from ..files import advising, check_folder, read_json, write_json
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
@@ -174,7 +173,7 @@ def check_settings(run, begun, sources):
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        old, new = flat(stored), flat(json.loads(json.dumps(to_dict(run.config))))
+        old, new = flat(stored), flat(json.loads(json.dumps(asdict(run.config))))
         command = shlex.join(stored.get("command") or [])
         moved = {"data.mix", "data.images"} if same_content(run, old["data.mix"], sources) else set()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -289,7 +288,7 @@ def prepare(run, lock):
     import_sources(out / "cache", sources)
     path, command = out / "train_config.json", [flag for flag in run.command if flag != "--resume"]
     values = {"preset": run.preset, "command": command, "given": run.given_files,
-              "given_content": run.given_content, **to_dict(run.config)}
+              "given_content": run.given_content, **asdict(run.config)}
     with suppress(OSError, ValueError):                          # a start that trains nothing is not what made the run
         values = values if todo else read_json(path)
     try:

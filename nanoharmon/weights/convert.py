@@ -19,12 +19,13 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ..cli import DTYPES, Parser
-from ..config import PRESETS, HarmonConfig, from_dict, to_dict
+from ..config import PRESETS, HarmonConfig, from_dict
 from ..files import advising, check_folder, read_json, write_bytes, write_json
 from ..flags import check_model, override
 from ..harmon import projector
@@ -200,7 +201,7 @@ def write(assembly, out, dtype=torch.bfloat16):
     (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
     save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
     write_bytes(out / "tokenizer.json", Path(assembly.tokenizer).read_bytes())
-    write_json(out / "config.json", {"model": to_dict(assembly.config), "meta": assembly.meta})
+    write_json(out / "config.json", {"model": asdict(assembly.config), "meta": assembly.meta})
 
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------
