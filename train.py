@@ -190,7 +190,7 @@ def finish(run, pipe, batches):
         figures = evaluate.quick(pipe, procs=run.world_size if run.device.type == "cpu" else 1, progress=tqdm)
         prompt = "a red circle left of a blue square" if run.config.data.max_objects > 1 else "a red circle"
     if own:
-        figures_of_own, captions = show_final(run.out, pipe, own)
+        figures_of_own, captions = show_final(run.out, pipe, own, final.name)
         run.say(*(f"{name}: {value:.4g}" for name, value in figures_of_own.items()))
         figures |= figures_of_own
         prompt = captions[0] if captions and not batches.shapes else prompt

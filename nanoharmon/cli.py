@@ -1,6 +1,6 @@
 """What the command lines share: one-line errors, flags that suggest their neighbours, progress bars.
 
-    error: <what was got>, <what was expected>, <the flag that fixes it>        on stderr, exit 2, never a traceback
+    error: <what was got>, <what was expected>, <the flag that fixes it>        on stderr, exit 2, no traceback
 
 A script ends with `run_main(main)`; everything below main says what is wrong by raising ValueError or OSError. The
 library's errors are facts ("iters is 99, expected 1 to 16"); the flag that fixes them is added here (`FIXES`).

@@ -37,12 +37,12 @@ class Conversation:
         self.system, self.drawing = system, drawing or {}
         self.noted = set()                   # unseen words that were noted, and are not noted again
         self.drawn = 0                       # moves the seed, so that drawing the same again gives another picture
-        self.wish = ""                       # what was last asked to be drawn
         self.reset()
 
     def reset(self):
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
         self.pictures, self.names = [], []
+        self.wish = ""                       # what was last asked to be drawn
         self.waiting = 0                     # pictures, the last of `pictures`, that the next question will show
 
     def show(self, picture, name):

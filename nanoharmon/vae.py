@@ -162,7 +162,7 @@ class VAE(nn.Module):
 
     def moments(self, image):
         """image (B, 3, H, W) in [-1, 1] -> mean, logvar, each (B, C, H/stride, W/stride)."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)                           # the official limits: exp(logvar) stays finite
 
     def reconstruct(self, mean):

@@ -176,8 +176,7 @@ def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, caps
     monkeypatch.setattr("nanoharmon.pipeline.stream", stream)
     talk = type_in(monkeypatch, ckpt, "/image red.png", *"abcde", flags=["--look"])
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"({seen}) red", f"({seen}; {count}) above it", "sorry, no.", f"({count}) one",
-        f"({replies[-1][1:]}) ...", ""]
+        f"({seen}) red", f"({seen}; {count}) above it", "sorry, no.", f"({count}) one", f"({replies[-1][1:]}) ...", ""]
     assert [m["content"] for m in talk.messages[1::2]] == [LOOK + reply for reply in replies]
     says = iter(replies)
     assert [talk.answer("f") for _ in replies] == ["red", "above it", "sorry, no.", "one", ""]
@@ -294,8 +293,8 @@ def test_threads_are_those_that_openmp_would_take(value, asked, monkeypatch):
 
 
 def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsys, monkeypatch):
-    talk = type_in(monkeypatch, ckpt, *["/image red.png", "what is it?"] * 15, "/reset", "/image red.png", "what is it?")
-    assert "type /reset" in capsys.readouterr().err and len(talk.messages) == 2 and len(talk.pictures) == 1
+    talk = type_in(monkeypatch, ckpt, "/draw a ring", *(some := ["/image red.png", "what is it?"]) * 15, "/reset", *some)
+    assert "type /reset" in capsys.readouterr().err and (len(talk.messages), len(talk.pictures), talk.wish) == (2, 1, "")
 
 
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, monkeypatch):

@@ -217,8 +217,7 @@ def test_hostile_code_gets_no_points_and_a_reason(student, body, words, monkeypa
     assert time.monotonic() - begin < check.EXERCISE + 10
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda path: path.unlink(), "qwen.py is missing"),
+@pytest.mark.parametrize("damage, words", [(lambda path: path.unlink(), "qwen.py is missing"),
     (lambda path: path.write_text("def f(:", encoding="utf-8"), "qwen.py cannot be read, line 1"),
     (lambda path: path.write_text("x = 1", encoding="utf-8"), "has no RMSNorm.forward"),
     (lambda path: path.write_bytes(b"\xff\xfe\0"), "qwen.py cannot be read")])
@@ -293,13 +292,16 @@ def test_damaged_progress_counts_as_nothing(student, monkeypatch):
 # --- the leaderboard --------------------------------------------------------------------------------------------------
 
 def test_a_speedrun_row_is_made_of_the_runs_own_files(tmp_path):
-    times = [10.0, 600.0, 5.0, 300.0]                            # stopped after ten minutes, and resumed
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"time": t}) + "\n" for t in times) + "{dam",
-                                        encoding="utf-8")
+    times = [(10.0, "vae", 1000), (600.0, "3", 50), (5.0, "3", 100), (300.0, "3", 500)]  # stopped after ten minutes
+    lines = "".join(json.dumps({"time": t, "stage": s, "step": n, "lr": 1}) + "\n" for t, s, n in times)
+    (tmp_path / "log.jsonl").write_text(lines + "{dam", encoding="utf-8")
     (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(speedrun.FIGURES, 0.5)), encoding="utf-8")
     (tmp_path / "train_config.json").write_text(json.dumps({"command": ["--quick"], "data": {"seed": 7}, "stages": {
         "vae": {"steps": 1000}, "3": {"steps": 500}}}), encoding="utf-8")
     row = speedrun.row(tmp_path).splitlines()[-1]
+    (tmp_path / "log.jsonl").write_text(lines.replace("500", "499"), encoding="utf-8")
+    with pytest.raises(ValueError, match="one command"):
+        speedrun.row(tmp_path)
     assert [cell.strip() for cell in row.strip("|").split("|")][:6] == [
         "15.0", "50.0", "50.0", "50.0", "7", "`python train.py --quick`"] and "1,500" in row
     page = (ROOT / "docs/LEADERBOARD.md").read_text(encoding="utf-8")

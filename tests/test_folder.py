@@ -178,9 +178,9 @@ LAYOUTS = {
                              '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),
     "texts in other files": ({"0.TXT": "a", "1.json": '{"caption": "b", "label": 3, "width": 9}', "2.caption": "c",
                               "3.json": "[]", "2.json": "{", "3.cls": " 7\n", "0.cls": "tall cat"}, "",
-                             ["a", "b", "c", None], ["tall cat", 3, None, 7],
-                             ['1 "width"', "left out: 1 .json"]),
-    "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": ""}, "cat", [None] * 5,
+                             ["a", "b", "c", None], ["tall cat", 3, None, 7], ['1 "width"', "left out: 1 .json"]),
+    "loose beside train": ({"train/4.png": 1}, "", [None] * 5, [None] * 5, [""]),
+    "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": "", "cat/0.json": '{"shapes": 1}'}, "cat", [None] * 5,
                       ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),
 }
 

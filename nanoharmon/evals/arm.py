@@ -119,7 +119,8 @@ def borrow_latents(job):
         mine = job.folder / "cache" / path.name
         if not path.name.endswith(".part.npy") and not mine.exists():
             mine.parent.mkdir(parents=True, exist_ok=True)
-            mine.hardlink_to(path)
+            with contextlib.suppress(OSError):                   # a disk without hard links: encoded anew
+                mine.hardlink_to(path)
 
 
 def run_train(*flags):
@@ -178,7 +179,7 @@ def arm_figures(pipe, arm, n=25, scenes=512):
         figures["prompts right"] = drawn["seen"]["overall"]["rate"]
         figures["generation loss"] = statistics.mean(generation)
     if arm.learns("understanding_batch"):
-        answers = answer_scores(pipe, 8 * n, benches=("vqa", "caption"))
+        answers = answer_scores(pipe, 8 * n, benches=("vqa", "caption"), look=True)      # as OUT/final answers
         figures["answers right"] = answers["vqa"]["overall"]["rate"]
         figures["captions right"] = answers["caption"]["rate"]
         figures["understanding loss"] = statistics.mean(understanding)
@@ -212,13 +213,14 @@ def class_rate(pipe, grid, per_class, make_orders, iters):
 
 def run_apart(function, args, path):
     """What function(*args) writes to the JSON file `path`, in a process of its own; read when it is there already."""
+    log = path.parent / "train.log"
     if not path.exists():
         process = multiprocessing.get_context("spawn").Process(target=alone, args=(function, args), daemon=True)
         process.start()
         process.join()
         if process.exitcode:
             raise ValueError(f"the process that was to write {path} ended with exit code {process.exitcode}, expected "
-                             f"0; see its error above, or the end of {path.parent / 'train.log'}")
+                             f"0; see its error above" + f", or the end of {log}" * log.exists())
     return read_json(path)
 
 

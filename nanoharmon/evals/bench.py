@@ -21,6 +21,7 @@ look at the spread and at "others", the CPU cores that other programs used. What
 import random
 import statistics
 import sys
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,7 @@ import torch
 from .. import arguments
 from ..cli import DTYPES, Parser, markdown_table, number
 from ..compiling import compile_blocks
-from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig, to_dict
+from ..config import PRESETS, HarmonConfig, LLMConfig, MARConfig, VAEConfig
 from ..files import check_output, read_json, write_json
 from ..flags import check_model, override
 from ..mar import random_orders, unmasking_schedule
@@ -231,8 +232,8 @@ LARGE, FOR_LARGE = 5 * 10**8, ("iterations", "vae", "answer")        # parameter
 def run(names, args, dtype, device):
     """{workload: what `measure` found}"""
     found, model, parts = {}, None, Parts(device)
-    for name in names:
-        if model is None or name.startswith("stage"):        # which changes the model, and whose size may differ
+    for before, name in zip(["stage", *names], names):
+        if "stage" in (before + name):       # which changes the model, and whose size may differ
             config = recipe(args.preset, args.flags)
             if name == "stage 2" and config.stages["3"].own_positions and "--mar.grid" not in " ".join(args.flags):
                 config.model.mar.grid = config.stages["2"].size // config.model.vae.stride
@@ -328,4 +329,4 @@ def main(argv=None):
     if args.json:
         write_json(args.json, {"preset": args.preset, "dtype": str(dtype)[6:], "device": str(device),
                                "threads": torch.get_num_threads(), "torch": torch.__version__,
-                               "model": to_dict(config), "workloads": found})
+                               "model": asdict(config), "workloads": found})

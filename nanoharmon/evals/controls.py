@@ -34,7 +34,8 @@ def drawn(pipe, n, seed=0, **options):
         pictures = [np.asarray(picture) for part in batches(metas)
                     for picture in pipe.draw([m["prompt"] for m in part], seed=seed, **options)]
         for i, (meta, picture) in enumerate(zip(metas, pictures)):
-            other = next(m for m in metas[i:] + metas if m["prompt"] != meta["prompt"])
+            things = {*meta["prompt"].split(" and ")}            # "a ring and a cross" is "a cross and a ring"
+            other = next(m for m in metas[i:] + metas if {*m["prompt"].split(" and ")} != things)
             own.append(judge(picture, meta)["correct"])
             others.append(judge(picture, other)["correct"])
     return rate(own), rate(others)

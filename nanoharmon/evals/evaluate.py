@@ -167,7 +167,7 @@ def main(argv=None):
     plan = pipe.plan(["a red circle"], args.size, **options)
     if set(benches) & ASKING:
         most = check_sampling(pipe.model.config.llm)[2] if {"phrases", "chat"} & set(benches) else 0
-        external.check_fit(pipe, [{"text": DESCRIBE}], args.size, max(LONGEST, most))
+        external.check_fit(pipe, [{"text": DESCRIBE}], args.size, max(LONGEST, most), "pass a smaller --size")
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:
         results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,

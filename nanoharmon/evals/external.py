@@ -170,14 +170,14 @@ def read_pope(path, folder, limit=None, progress=None):
     return rows, bad
 
 
-def check_fit(pipe, rows, size, most=MAX_NEW_TOKENS):
+def check_fit(pipe, rows, size, most=MAX_NEW_TOKENS, fix="pass a smaller --size, or another --pope"):
     """Raises ValueError when a question, a picture and an answer of `most` tokens are more than the model can read."""
     limit = pipe.model.config.llm.max_position_embeddings - pipe.placeholders(size) - most
     for row in rows:
         asked = len(pipe.tokenizer.chat([{"role": "user", "content": ["\n" + row["text"]]}])[0])
         if asked > limit:
             raise ValueError(f"the question {row['text'][:40]!r}... is {asked} tokens long, expected at most {limit} "
-                             f"(the context less picture and answer); pass a smaller --size, or another --pope")
+                             f"(the context less picture and answer); {fix}")
 
 
 def answer_file(pipe, folder, rows, size):

@@ -109,7 +109,8 @@ def list_folder(path):
 def start_of(path):
     """The folder to begin in: `path`, or its train folder if it holds nothing but the parts of a data set."""
     found = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    whole = any((path / name).is_file() for name in METADATA) or "train" not in found or set(found) - SPLITS
+    loose = any(p.suffix.lower() in (*SUFFIXES, ".tar") and p.is_file() for p in path.iterdir())
+    whole = loose or any((path / name).is_file() for name in METADATA) or "train" not in found or set(found) - SPLITS
     return path if whole else found["train"]
 
 
@@ -172,7 +173,8 @@ def list_files(files, root):
                        for kinds in (TEXTS, [".cls"]))
         pictures += [(name, text, label) for suffix, name in parts if suffix in SUFFIXES]
     folders = {folder_name(name) for name, _, _ in pictures} - {None}
-    by_folder, notes = len(folders) > 1 and not any(text or label for _, text, label in pictures), []
+    said = any(label or text and not text.lower().endswith(".json") for _, text, label in pictures)
+    by_folder, notes = len(folders) > 1 and not said, []         # in a .json there may be one: parse_files looks
     if by_folder:
         notes = [f"no picture has a text, so the names of {len(folders)} folders are labels"]
     real = root.resolve()
@@ -261,6 +263,6 @@ def parse_files(picture, text, label, folder):
     entry.path = picture
     if label:
         entry.label = as_label(small_text(label).strip())
-    elif entry.label is None:
+    elif entry.label is None and entry.caption is None:
         entry.label = folder
     return entry

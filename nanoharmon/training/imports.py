@@ -205,7 +205,7 @@ def import_source(source, cache):
         write_chunks(part / "items.jsonl", (json.dumps({
             "row": row, "views": views, "caption": e.caption, "turns": e.turns, "class": classes.get(e.label),
             "held": prints.get(e.path) in held}).encode() + b"\n" for e, row, views in places))
-        problems = list(dict.fromkeys(problems))
+        count, problems = len(problems), list(dict.fromkeys(problems))           # entries; what is said of them
         write_json(part / "about.json", {
             "name": name, **pixels, "entries": len(found.entries), "broken": problems, "notes": found.notes,
             "made_of": source.made_of, "classes": {str(label): i for label, i in sorted(classes.items(), key=str)}})
@@ -216,7 +216,7 @@ def import_source(source, cache):
         shutil.rmtree(part, ignore_errors=True)
         raise
     lines = [*source.notes, f"{name}: {total} entries, {len(rows)} pictures, {len(held)} of them held out, "
-             f"{len(classes)} classes, {len(problems)} broken",
+             f"{len(classes)} classes, {count} broken",
              *(f"  {one_line(problem)}" for problem in problems[:10])]
     if len(problems) > 10:
         lines.append(f"  ... all in {folder / 'about.json'}")

@@ -24,7 +24,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cli import Parser, markdown_table, run_main
 from ..weights.checkpoint import meta_model
-from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
 from .recipe import HARMON_STAGES, STAGES, TEXT, Config
@@ -91,7 +90,7 @@ def unfilled(*shape, dtype=torch.float32):
 
 
 class Blank:
-    """Batches as those of batches.py, of nothing but shapes."""
+    """Batches as those of batches.py, of nothing but shapes, and only the larger half: the other needs no more."""
 
     def __init__(self, model):
         self.vae, self.buffers, self.shapes = model.vae, model.config.mar.buffer_size, None
@@ -110,16 +109,14 @@ class Blank:
         return ids, labels, index
 
     def texts(self, rng, n):
-        for rows in halves(range(n), int):
-            yield self.supervised(len(rows))
+        yield self.supervised((n + 1) // 2)
 
     def class_pictures(self, rng, n, size):
         return self.latents(n, size), unfilled(n, dtype=torch.long)
 
     def generation(self, rng, n, size, *shares):
-        for rows in halves(range(n), int):
-            shape = len(rows), TEXT
-            yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
+        shape = (n + 1) // 2, TEXT
+        yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
 
     def reconstruction(self, rng, n, size, *shares):
         for latents, ids, is_real in self.generation(rng, n, size):
@@ -127,9 +124,8 @@ class Blank:
             yield latents, *(unfilled(len(x), shown + TEXT, dtype=x.dtype) for x in (ids, is_real))
 
     def understanding(self, rng, n, size, *shares):
-        for rows in halves(range(n), int):
-            tokens = self.latents(len(rows), size)
-            yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
+        tokens = self.latents((n + 1) // 2, size)
+        yield tokens, *self.supervised(len(tokens), tokens.shape[1] + self.buffers)
 
 
 def step_memory(model, config, name, shards, checkpointing):

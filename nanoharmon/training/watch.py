@@ -67,7 +67,7 @@ def snapshot_of_shapes(pipe, source, name, size, first_class):
         return from_classes(pipe, [first_class + label for label in some], size), []
     image = Image.fromarray(shapes.render(scene, size))
     return (pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0),
-            [[question, pipe.answer(image, question, size=size)] for question in questions])
+            [[question, pipe.answer(image, question, size=size, look=True)] for question in questions])
 
 
 def snapshot_of_held_out(pipe, source, name, size, first_class):
@@ -125,7 +125,7 @@ def from_classes(pipe, classes, size):
 
 
 @torch.no_grad()
-def show_final(out, pipe, sources):
+def show_final(out, pipe, sources, name="final"):
     """After training on pictures of one's own: 16 held-out ones, each beside a drawing of its caption, as one sheet in
     OUT/samples. Without captions (LLaVA), it shows what the VAE makes of the pictures. Returns {name: figure}, the mean
     PSNR of the VAE on up to 64 held-out pictures of each source, and the captions."""
@@ -145,7 +145,7 @@ def show_final(out, pipe, sources):
         sheet = picture_grid([captioned(pair, text, 192) for pair, text in zip(both, texts)], 4)
     if sheet:
         (out / "samples").mkdir(exist_ok=True)
-        sheet.save(out / "samples" / "final.png")
+        sheet.save(out / "samples" / f"{name}.png")
     return figures, texts
 
 
