@@ -34,17 +34,17 @@ def average_gradients(params, world_size, shards):
     `shards`. One all-reduce, however many shards a process has gone through."""
     if shards == 1:
         return
-    grads = [p.grad for p in params.values() if p.grad is not None]      # of the same parameters in every process
+    trained = [p for p in params.values() if p.grad is not None]         # the same parameters in every process
     if world_size == 1:
-        return torch._foreach_div_(grads, shards)
-    for grad in filter(is_sharded, grads):                   # fully_shard has taken the mean over processes already
-        grad /= shards / world_size
-    grads = [grad for grad in grads if not is_sharded(grad)]
-    flat = torch.cat([grad.flatten() for grad in grads])
+        return torch._foreach_div_([p.grad for p in trained], shards)
+    for p in filter(is_sharded, trained):                    # fully_shard has taken the mean over processes already
+        p.grad /= shards / world_size
+    trained = [p for p in trained if not is_sharded(p)]
+    flat = torch.cat([p.grad.flatten() for p in trained])
     dist.all_reduce(flat)
     flat /= shards
-    for grad, piece in zip(grads, flat.split([grad.numel() for grad in grads])):
-        grad.copy_(piece.view_as(grad))
+    for p, piece in zip(trained, flat.split([p.numel() for p in trained])):
+        p.grad = piece.view_as(p)
 
 
 def average_values(values, world_size):
