@@ -141,7 +141,7 @@ class Diffusion:
     # --- sampling --------------------------------------------------------------------------------------------------
 
     def sample(self, network, x, randn, temperature=1.0, sampler="ddpm", clip=0.0):
-        """Run the reverse chain. network(x, t) -> (N, 2C), t an original timestep; x (N, C) is the initial noise.
+        """The reverse chain from noise x (N, C): network(x, t) -> (N, 2C) once per original timestep t, the last first.
 
         randn(shape) gives the noise of one step. sampler: "ddpm" ancestral (the official one), "ddim" without noise,
         "dpm++" second order multistep (no noise, either). temperature scales ddpm's noise, nothing else.

@@ -299,13 +299,15 @@ def test_a_speedrun_row_is_made_of_the_runs_own_files(tmp_path):
     (tmp_path / "train_config.json").write_text(json.dumps({"command": ["--quick"], "data": {"seed": 7}, "stages": {
         "vae": {"steps": 1000}, "3": {"steps": 500}}}), encoding="utf-8")
     row = speedrun.row(tmp_path).splitlines()[-1]
-    (tmp_path / "log.jsonl").write_text(lines.replace("500", "499"), encoding="utf-8")
-    with pytest.raises(ValueError, match="one command"):
-        speedrun.row(tmp_path)
+    for name, old, new in ("train_config.json", "--quick", "--stage"), ("log.jsonl", "500", "499"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(ValueError, match="one command"):
+            speedrun.row(tmp_path)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert [cell.strip() for cell in row.strip("|").split("|")][:6] == [
         "15.0", "50.0", "50.0", "50.0", "7", "`python train.py --quick`"] and "1,500" in row
-    page = (ROOT / "docs/LEADERBOARD.md").read_text(encoding="utf-8")
-    assert f"| {' | '.join(speedrun.HEADER)} |" in page            # so that the row can be copied there
+    assert f"| {' | '.join(speedrun.HEADER)} |" in (ROOT / "docs/LEADERBOARD.md").read_text(encoding="utf-8")
 
 
 # --- the proof in full ------------------------------------------------------------------------------------------------

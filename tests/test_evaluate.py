@@ -98,7 +98,7 @@ def test_wrong_pictures_get_nothing(draw_one, reason):
 
 
 def test_another_prompt_or_picture_is_right_by_chance_only(monkeypatch):
-    assert [round(found["rate"], 1) for found in controls.drawn(Fake(right_picture), 65)] == [1.0, 0.0]
+    assert [found["right"] for found in controls.drawn(Fake(right_picture), 65)] == [6 * 65, 0]
     asked = reading.questions_of(Fake, "plain", 2, "0/controls")             # who answers knows what should be shown
     monkeypatch.setattr(controls, "ask", lambda _, rows, choose: [
         (qa.answer if shown == scene else "what?", 0) for (shown, _, qa), (scene, *_) in zip(rows, asked, strict=True)])

@@ -39,7 +39,7 @@ def test_attention_is_counted_as_a_gpu_does_it(monkeypatch):
 @pytest.mark.parametrize("muon", [True, False])
 def test_the_state_is_what_a_step_leaves_behind(muon):
     config = Config.preset("pico")
-    config.optim.muon = muon
+    config.optim.muon, config.stages["2"].understanding_batch = muon, 4 * muon            # 0: nothing to understand
     model = Harmon(config.model)
     params = select(model, config.stages["2"].train_parts)
     optimizers, ema = make_optimizers(params, config.optim), EMA(params, 0.9)

@@ -16,10 +16,8 @@ from test_pipeline import make_pipeline
 
 HUB = "hub/models--Qwen--Qwen2.5-9B/snapshots"
 # {folder: (entries of config.json, how tensors are named, what else to do in it)}
-FOLDERS = {
-    "gptq": ({"quantization_config": {"quant_method": "gptq"}}, {}, None),
-    "mlx": ({"quantization": {"bits": 4}}, {}, None),
-    "awq": ({}, {"q_proj.weight": "q_proj.qweight"}, None),
+FOLDERS = {"gptq": ({"quantization_config": {"quant_method": "gptq"}}, {}, None),
+    "mlx": ({"quantization": {"bits": 4}}, {}, None), "awq": ({}, {"q_proj.weight": "q_proj.qweight"}, None),
     "bnb": ({}, {"model.norm.weight": "model.norm.weight.absmax"}, None),
     "merged": ({}, {"q_proj.weight": "q_proj.lora_A.weight"}, None),
     "float8": ({}, {}, lambda p: replace(p / "model.safetensors", b'"F32"', b'"F8_E4M3"')),

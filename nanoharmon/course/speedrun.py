@@ -66,14 +66,15 @@ def row(out):
                          f"expected a run in the shapes world; pass the OUT of one")
     try:
         command = shlex.join(["python", "train.py", *config["command"]])
+        partly = any(flag.split("=")[0] == "--stage" for flag in config["command"])
         stages, seed = {name: stage["steps"] for name, stage in config["stages"].items()}, config["data"]["seed"]
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{out}/train_config.json lacks settings, expected the file that train.py wrote; pass another "
                          f"OUT") from None
     done = {line["stage"]: line["step"] for line in lines if "lr" in line}       # the last step of each
-    if done != stages:
-        raise ValueError(f"{out}: trained {done}, its last start says {stages}, expected the same; pass the OUT of one "
-                         f"command, without --stage reca behind it")
+    if done != stages or partly:
+        raise ValueError(f"{out}: trained {done}, its last start says {command}: {stages}, expected all these stages "
+                         f"by one command; pass the OUT of one without --stage")
     figures = [f"{100 * results[name]:.1f}" for name in FIGURES]
     return markdown_table(HEADER, [[f"{minutes(lines):.1f}", *figures, seed, f"`{command}`",
                                     commit(), f"{sum(stages.values()):,}"]])

@@ -231,18 +231,20 @@ LARGE, FOR_LARGE = 5 * 10**8, ("iterations", "vae", "answer")        # parameter
 
 def run(names, args, dtype, device):
     """{workload: what `measure` found}"""
-    found, model, parts = {}, None, Parts(device)
-    for before, name in zip(["stage", *names], names):
-        if "stage" in (before + name):       # which changes the model, and whose size may differ
+    found, parts, changed = {}, Parts(device), True
+    for name in names:
+        if changed or name.startswith("stage"):              # a stage trains the model, and its size may differ
             config = recipe(args.preset, args.flags)
             if name == "stage 2" and config.stages["3"].own_positions and "--mar.grid" not in " ".join(args.flags):
                 config.model.mar.grid = config.stages["2"].size // config.model.vae.stride
+            model = work = None                              # never two at once
             model = random_model(config.model, dtype, device)
             if args.compile:
                 print(compile_blocks(model))
             parts.watch_model(model)
         work = WORKLOADS[name](Inputs(model, config, args, device), parts)
         found[name] = measure(work, parts, dtype, args.repeat, compiled=args.compile)
+        changed = name.startswith("stage")
     return found
 
 

@@ -35,7 +35,8 @@ def drawn(pipe, n, seed=0, **options):
                     for picture in pipe.draw([m["prompt"] for m in part], seed=seed, **options)]
         for i, (meta, picture) in enumerate(zip(metas, pictures)):
             things = {*meta["prompt"].split(" and ")}            # "a ring and a cross" is "a cross and a ring"
-            other = next(m for m in metas[i:] + metas if {*m["prompt"].split(" and ")} != things)
+            others_too = metas[i:] + metas + prompts.geneval_prompts(task, 3, seed)     # of three one is another
+            other = next(m for m in others_too if {*m["prompt"].split(" and ")} != things)
             own.append(judge(picture, meta)["correct"])
             others.append(judge(picture, other)["correct"])
     return rate(own), rate(others)

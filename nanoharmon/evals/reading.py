@@ -119,7 +119,7 @@ def answer_scores(pipe, n=200, seed=0, size=None, unseen=False, benches=("pope",
         answers, out["pope"] = ask(pipe, rows, title="pope", **common), {}
         for s in SAMPLINGS:
             found = [(*both, row[2]) for both, row in zip(answers, rows) if row[3] == s]
-            if not found:                                        # unseen pairs share nothing: one object resembles none
+            if not found:        # unseen pairs share no color or shape: beside one object, nothing resembles it
                 continue
             said, chosen, truth = zip(*found)
             out["pope"][s] = yes_no_scores(said, truth) | {"likelihood": rate([c == t for c, t in zip(chosen, truth)])}

@@ -7,7 +7,7 @@
     DIR/*/metadata.*       the same in folders of DIR
     DIR/a.png, DIR/a.txt   a picture and its text, also in folders, where there is no metadata; a.caption or a.json
                            ({"text": ...}) instead of a.txt will do
-    DIR/cat/a.png          where no picture has a text, the names of several folders are labels
+    DIR/cat/a.png          where no picture has a text (a.json aside), the names of several folders are labels
     DIR/0.tar, FILE.tar    WebDataset: a.png and a.txt as above, a.cls with its label, in a tar that is not compressed
     FILE.json, FILE.jsonl  LLaVA's conversations (llava.py)
 
@@ -109,7 +109,8 @@ def list_folder(path):
 def start_of(path):
     """The folder to begin in: `path`, or its train folder if it holds nothing but the parts of a data set."""
     found = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    loose = any(p.suffix.lower() in (*SUFFIXES, ".tar") and p.is_file() for p in path.iterdir())
+    loose = set(found) == {"train"} and any(p.suffix.lower() in (*SUFFIXES, ".tar") and p.is_file()
+                                            and not p.name.startswith(".") for p in path.iterdir())
     whole = loose or any((path / name).is_file() for name in METADATA) or "train" not in found or set(found) - SPLITS
     return path if whole else found["train"]
 
@@ -176,7 +177,7 @@ def list_files(files, root):
     said = any(label or text and not text.lower().endswith(".json") for _, text, label in pictures)
     by_folder, notes = len(folders) > 1 and not said, []         # in a .json there may be one: parse_files looks
     if by_folder:
-        notes = [f"no picture has a text, so the names of {len(folders)} folders are labels"]
+        notes = [f"the names of {len(folders)} folders are labels, of pictures that have neither text nor label"]
     real = root.resolve()
 
     def make(name, *others):

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cli import Parser, markdown_table, run_main
 from ..weights.checkpoint import meta_model
+from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
 from .recipe import HARMON_STAGES, STAGES, TEXT, Config
@@ -90,10 +91,13 @@ def unfilled(*shape, dtype=torch.float32):
 
 
 class Blank:
-    """Batches as those of batches.py, of nothing but shapes, and only the larger half: the other needs no more."""
+    """Batches as those of batches.py, of nothing but shapes; and only the larger half: the other needs no more."""
 
     def __init__(self, model):
         self.vae, self.buffers, self.shapes = model.vae, model.config.mar.buffer_size, None
+
+    def larger_half(self, n):
+        return [*halves(range(n), int)][-1:]                     # none of no rows
 
     def images(self, rng, n, size):
         return unfilled(n, 3, size, size)
@@ -109,14 +113,16 @@ class Blank:
         return ids, labels, index
 
     def texts(self, rng, n):
-        yield self.supervised((n + 1) // 2)
+        for rows in self.larger_half(n):
+            yield self.supervised(len(rows))
 
     def class_pictures(self, rng, n, size):
         return self.latents(n, size), unfilled(n, dtype=torch.long)
 
     def generation(self, rng, n, size, *shares):
-        shape = (n + 1) // 2, TEXT
-        yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
+        for rows in self.larger_half(n):
+            shape = len(rows), TEXT
+            yield self.latents(shape[0], size), unfilled(*shape, dtype=torch.long), unfilled(*shape, dtype=torch.bool)
 
     def reconstruction(self, rng, n, size, *shares):
         for latents, ids, is_real in self.generation(rng, n, size):
@@ -124,8 +130,9 @@ class Blank:
             yield latents, *(unfilled(len(x), shown + TEXT, dtype=x.dtype) for x in (ids, is_real))
 
     def understanding(self, rng, n, size, *shares):
-        tokens = self.latents((n + 1) // 2, size)
-        yield tokens, *self.supervised(len(tokens), tokens.shape[1] + self.buffers)
+        for rows in self.larger_half(n):
+            tokens = self.latents(len(rows), size)
+            yield tokens, *self.supervised(len(rows), tokens.shape[1] + self.buffers)
 
 
 def step_memory(model, config, name, shards, checkpointing):

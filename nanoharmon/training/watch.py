@@ -49,12 +49,13 @@ def snapshot(pipe, batches, name, size):
     pictures, answers = [], []
     for source in batches.sources:
         take = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
-        drawn, said = take(pipe, source, name, size, batches.first_class[source.name])
+        drawn, said = take(pipe, source, name, size, batches.first_class[source.name], len(batches.sources) == 1)
         pictures, answers = pictures + drawn, answers + said
     return picture_grid(pictures, 8) if pictures else None, answers
 
 
-def snapshot_of_shapes(pipe, source, name, size, first_class):
+def snapshot_of_shapes(pipe, source, name, size, first_class, look=None):
+    """look: first, as OUT/final will when it has learned nothing but this world."""
     scene = max(map(source.scene, range(-20, 0)), key=lambda s: len(s.objects))              # training's count from 0
     questions = [question.format(color=scene.objects[0].color) for question in QUESTIONS]
     if name == "vae":
@@ -67,10 +68,10 @@ def snapshot_of_shapes(pipe, source, name, size, first_class):
         return from_classes(pipe, [first_class + label for label in some], size), []
     image = Image.fromarray(shapes.render(scene, size))
     return (pipe.draw(PROMPTS * 2, size=size, steps=25, seed=0),
-            [[question, pipe.answer(image, question, size=size, look=True)] for question in questions])
+            [[question, pipe.answer(image, question, size=size, look=look)] for question in questions])
 
 
-def snapshot_of_held_out(pipe, source, name, size, first_class):
+def snapshot_of_held_out(pipe, source, name, size, first_class, _):
     if name == "vae":
         rows = [item["row"] for item in shown(source)[:8]]
         return through_vae(pipe, source.pictures(rows, size)) if rows else [], []

@@ -11,18 +11,18 @@ POINTS = {"test_guided_noise": 1, "test_variance": 1, "test_no_guidance_and_no_c
 
 
 def a_request(seed):
-    """(DiffLoss with a simple network of two layers, x, y, what it says to each row with its condition, and without)."""
+    """(DiffLoss with a simple network, x, y, what that network says to each row with its condition, and without)."""
     rng = random.Random(seed)
     N, C, width = rng.randint(2, 6), rng.randint(4, 7), rng.randint(6, 12)
     model = DiffLoss(MARConfig(token_dim=C, decoder_embed_dim=width, diffloss_w=width, diffloss_d=1))
-    a, b, c = torch.randn(C, 2 * C), torch.randn(width, 2 * C), torch.randn(2 * width, 2 * C)
+    a, b, c = torch.randn(C, 2 * C), torch.randn(width, 2 * C), torch.randn(2 * width, 2 * C)        # three layers
 
     def denoise(x, y):
         for layer in y:
             assert len(x) == len(layer), f"the network gets {len(x)} rows of x with {len(layer)} rows of y"
-        return torch.tanh(x @ a + y[0] @ b + y[1] @ c)
+        return torch.tanh(x @ a + y[0] @ b + y[1] @ b + y[2] @ c)
     model.net.denoise = denoise
-    x, y = torch.randn(N, C), [torch.randn(2 * N, width), torch.randn(2 * N, 2 * width)]
+    x, y = torch.randn(N, C), [torch.randn(2 * N, w) for w in (width, width, 2 * width)]
     cond, uncond = (torch.stack([denoise(x[n:n + 1], rows(y, [n + shift]))[0] for n in range(N)]) for shift in (0, N))
     return model, x, y, cond, uncond
 
@@ -36,7 +36,7 @@ def test_guided_noise(seed):
     N, C = x.shape
     cfg = random.Random(seed).uniform(1.5, 4)
     before, got = [part.clone() for part in (x, *y)], model.guide(x, y, cfg)
-    for name, was, part in zip(("x", "y", "y"), before, (x, *y)):
+    for name, was, part in zip(("x", "y", "y", "y"), before, (x, *y)):
         unchanged(name, was, part)
     assert isinstance(got, torch.Tensor), f"guide gives a {type(got).__name__}, expected a tensor (N, 2C)"
     assert got.shape != (2 * N, 2 * C), "2N rows come back, expected N: one for each row of x"
