@@ -21,7 +21,7 @@ def modulate(x, shift, scale):
 
 
 FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
-AHEAD = 2048                     # rows times steps that `sample` modulates at once: full size draws a fourth faster
+AHEAD = 2048                     # rows times steps modulated at once in `sample`: -26 % at full size (docs/HARDWARE.md)
 
 
 class TimestepEmbedder(nn.Module):

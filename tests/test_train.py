@@ -373,7 +373,7 @@ def test_parts_need_a_board_that_fits_but_only_in_the_shapes_world():
 
 def test_the_classes_of_shapes_may_be_numbered_after_those_of_others(monkeypatch):
     monkeypatch.setattr(watch, "from_classes", lambda pipe, classes, size: classes)
-    first, later = (watch.snapshot_of_shapes(None, ShapesData(Config.preset("nano").data), "mar", 48, n)[0]
+    first, later = (watch.snapshot_of_shapes(None, ShapesData(Config.preset("nano").data), "mar", 48, n, True)[0]
                     for n in (0, 7))
     assert later == [label + 7 for label in first] and len(first) == 16
 

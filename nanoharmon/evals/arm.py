@@ -213,12 +213,12 @@ def class_rate(pipe, grid, per_class, make_orders, iters):
 
 def run_apart(function, args, path):
     """What function(*args) writes to the JSON file `path`, in a process of its own; read when it is there already."""
-    log = path.parent / "train.log"
     if not path.exists():
         process = multiprocessing.get_context("spawn").Process(target=alone, args=(function, args), daemon=True)
         process.start()
         process.join()
         if process.exitcode:
+            log = path.parent / "train.log"                      # of an arm of a study
             raise ValueError(f"the process that was to write {path} ended with exit code {process.exitcode}, expected "
                              f"0; see its error above" + f", or the end of {log}" * log.exists())
     return read_json(path)

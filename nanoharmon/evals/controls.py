@@ -33,10 +33,10 @@ def drawn(pipe, n, seed=0, **options):
         metas = prompts.geneval_prompts(task, n, seed)
         pictures = [np.asarray(picture) for part in batches(metas)
                     for picture in pipe.draw([m["prompt"] for m in part], seed=seed, **options)]
+        more = metas + prompts.geneval_prompts(task, 3, seed)    # of three prompts one is another
         for i, (meta, picture) in enumerate(zip(metas, pictures)):
             things = {*meta["prompt"].split(" and ")}            # "a ring and a cross" is "a cross and a ring"
-            others_too = metas[i:] + metas + prompts.geneval_prompts(task, 3, seed)     # of three one is another
-            other = next(m for m in others_too if {*m["prompt"].split(" and ")} != things)
+            other = next(m for m in metas[i:] + more if {*m["prompt"].split(" and ")} != things)
             own.append(judge(picture, meta)["correct"])
             others.append(judge(picture, other)["correct"])
     return rate(own), rate(others)

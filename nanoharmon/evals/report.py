@@ -118,7 +118,7 @@ def save_grids(folder, pictures, each=8):
             for p in chosen:
                 by_task.setdefault(p[1]["tag"], []).append(p)
             path = folder / f"{group}{suffix}.png"
-            path.unlink(missing_ok=True)                         # of a checkpoint before, which failed more
+            path.unlink(missing_ok=True)                         # else failures of an earlier checkpoint stay
             if by_task:
                 rows = [p for task in by_task.values() for p in (task[:each] if len(by_task) > 1 else task[:4 * each])]
                 picture_grid([tile(*p) for p in rows], each).save(path)

@@ -175,7 +175,7 @@ def list_files(files, root):
         pictures += [(name, text, label) for suffix, name in parts if suffix in SUFFIXES]
     folders = {folder_name(name) for name, _, _ in pictures} - {None}
     said = any(label or text and not text.lower().endswith(".json") for _, text, label in pictures)
-    by_folder, notes = len(folders) > 1 and not said, []         # in a .json there may be one: parse_files looks
+    by_folder, notes = len(folders) > 1 and not said, []         # a .json may hold a text or none: parse_files
     if by_folder:
         notes = [f"the names of {len(folders)} folders are labels, of pictures that have neither text nor label"]
     real = root.resolve()

@@ -47,15 +47,15 @@ def show(run, name, step, pipe, batches):
 def snapshot(pipe, batches, name, size):
     """One sheet of pictures (or None) and [[question, answer], ...] of the model in stage `name`."""
     pictures, answers = [], []
+    look = all(source.name == "shapes" for source in batches.sources)        # as OUT/final will (train.py, finish)
     for source in batches.sources:
         take = snapshot_of_shapes if source.name == "shapes" else snapshot_of_held_out
-        drawn, said = take(pipe, source, name, size, batches.first_class[source.name], len(batches.sources) == 1)
+        drawn, said = take(pipe, source, name, size, batches.first_class[source.name], look)
         pictures, answers = pictures + drawn, answers + said
     return picture_grid(pictures, 8) if pictures else None, answers
 
 
-def snapshot_of_shapes(pipe, source, name, size, first_class, look=None):
-    """look: first, as OUT/final will when it has learned nothing but this world."""
+def snapshot_of_shapes(pipe, source, name, size, first_class, look):
     scene = max(map(source.scene, range(-20, 0)), key=lambda s: len(s.objects))              # training's count from 0
     questions = [question.format(color=scene.objects[0].color) for question in QUESTIONS]
     if name == "vae":
@@ -71,7 +71,7 @@ def snapshot_of_shapes(pipe, source, name, size, first_class, look=None):
             [[question, pipe.answer(image, question, size=size, look=look)] for question in questions])
 
 
-def snapshot_of_held_out(pipe, source, name, size, first_class, _):
+def snapshot_of_held_out(pipe, source, name, size, first_class, look):
     if name == "vae":
         rows = [item["row"] for item in shown(source)[:8]]
         return through_vae(pipe, source.pictures(rows, size)) if rows else [], []
@@ -85,7 +85,7 @@ def snapshot_of_held_out(pipe, source, name, size, first_class, _):
         question = item["turns"][0][1] if item["turns"] else DESCRIBE
         if has_room(pipe, question, size):
             image = Image.fromarray(source.pictures([item["row"]], size)[0])
-            answers.append([question, pipe.answer(image, question, size=size)])
+            answers.append([question, pipe.answer(image, question, size=size, look=look)])
     return pipe.draw(prompts, size=size, steps=25, seed=0) if prompts else [], answers
 
 
