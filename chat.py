@@ -28,7 +28,8 @@ import nanoharmon          # noqa: F401, before torch: it sets how idle threads 
 import torch
 
 from nanoharmon import explain
-from nanoharmon.cli import Parser, explain_flags, in_words, model_flags, number, refuse_beside, run_main, text
+from nanoharmon.cli import (Parser, explain_flags, in_words, model_flags, number, out_of_memory, refuse_beside,
+                            run_main, text)
 from nanoharmon.config import nearest
 from nanoharmon.conversation import Conversation
 from nanoharmon.files import advising, check_output, write_bytes
@@ -270,7 +271,9 @@ def talk(chat):
                 print()
         except BrokenPipeError:              # `| head`: nobody reads on
             raise
-        except (ValueError, OSError) as e:
+        except (ValueError, OSError, MemoryError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and not out_of_memory(e):
+                raise
             print("error:", in_words(e, FIXES), file=sys.stderr)
         except KeyboardInterrupt:            # stops a long answer or drawing; once more at the prompt leaves
             print("\n(stopped)")

@@ -14,7 +14,7 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     vae   the picture tokenizer learns to make latents of pictures, and pictures of latents (for KL-16)
     llm   the language model learns the world's texts, without pictures (for Qwen2.5)
     mar   the encoder, decoder and diffusion MLP learn to draw from class labels (for MAR)
-    1     the encoder is aligned with the LLM, which stays as it is
+    1     MAR and the projectors are aligned with the LLM, which stays as it is
     2     everything but the VAE learns both tasks together, to draw and to answer
     3     the same at twice the resolution, and longest
     reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: the request shows a
@@ -49,7 +49,7 @@ import torch
 from tqdm import tqdm
 
 from nanoharmon.arguments import cores
-from nanoharmon.cli import Parser, number, run_main
+from nanoharmon.cli import Parser, Unbroken, number, run_main
 from nanoharmon.compiling import compile_blocks
 from nanoharmon.config import PRESETS
 from nanoharmon.evals import evaluate
@@ -138,23 +138,22 @@ def train(run):
     torch.manual_seed(run.config.data.seed)
     sources = open_sources(run.config.data, run.out / "cache", known_folders(run.out))
     pipe = begin(run, sources)
-    model = pipe.model
-    model.mar.checkpointing = model.llm.model.checkpointing = run.config.optim.checkpointing
+    pipe.model.mar.checkpointing = pipe.model.llm.model.checkpointing = run.config.optim.checkpointing
     batches = make_batches(run.config, sources, pipe.tokenizer, run.device)
     run.say(*batches.notes())
     if run.compile:
-        run.say(compile_blocks(model))
+        run.say(compile_blocks(pipe.model))
     for name in to_do(run):
         stage, folder = run.config.stages[name], run.out / f"stage_{name}"
         if name not in ("vae", "llm"):
             load_latents(run, pipe, batches, stage.size)
         if stage.own_positions:
-            model.mar.resize_positions(model.vae.grid_of(stage.size, stage.size)[0])
+            pipe.model.mar.resize_positions(pipe.model.vae.grid_of(stage.size, stage.size)[0])
         train_stage(run, name, pipe, batches)
         if name == "vae":
-            measure_scale(run.config, model, batches)
+            measure_scale(run.config, pipe.model, batches)
         pipe.meta |= {"size": stage.size or run.config.stages["1"].size} | batches.world()
-        weights = whole(model.state_dict(), run.is_main)         # gathered from all processes, where they are sharded
+        weights = whole(pipe.model.state_dict(), run.is_main)    # gathered from all processes, where they are sharded
         if run.is_main:
             pipe.save(folder, weights=weights)
             shutil.rmtree(folder / "state", ignore_errors=True)
@@ -172,7 +171,7 @@ def finish(run, pipe, batches):
     beside = "_reca" if "reca" in run.config.stages else ""
     final, results = run.out / f"final{beside}", run.out / f"results{beside}.json"
     stages = [path for s in run.config.stages if (path := run.out / f"stage_{s}" / "config.json").exists()]
-    if results.exists() and results.stat().st_mtime >= max(path.stat().st_mtime for path in stages):
+    if final.exists() and results.exists() and results.stat().st_mtime >= max(p.stat().st_mtime for p in stages):
         return run.say(f"all stages are finished and evaluated, see {results}; nothing to do")
     own = [source for source in batches.sources if source is not batches.shapes]
     pipe = Pipeline.load(stages[-1].parent, run.device) if run.config.optim.fsdp else pipe       # whole, not sharded
@@ -204,6 +203,7 @@ def finish(run, pipe, batches):
 def worker(rank, world_size, store, stop, run, lock=None):
     """What each process does. store: the file where they meet; None: torchrun says where, or there is only one.
     lock: of OUT, where it is still to be prepared."""
+    sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
     run = replace(run, rank=rank, world_size=world_size, stop=stop, device=join(rank, world_size, store, run.device))
     try:
         if lock and run.is_main:

@@ -94,6 +94,28 @@ def tolerate_characters():
             stream.reconfigure(errors="replace")
 
 
+class Unbroken:
+    """A stream that may be gone (`| less`, a closed terminal) or full: no reason to end a training."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self):
+        with suppress(OSError):
+            self.stream.flush()
+
+
+def out_of_memory(error):
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
+
+
 def run_main(main):
     """Call main(), then exit: 0, 2 after an error, 130 after Ctrl-C."""
     tolerate_characters()
@@ -106,10 +128,9 @@ def run_main(main):
     except BrokenPipeError:                            # `| head`: nobody reads on
         os._exit(0)
     except (ValueError, OSError, MemoryError, RuntimeError) as e:
-        no_memory = isinstance(e, MemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
-        if os.environ.get("NANOHARMON_TRACEBACK") or isinstance(e, RuntimeError) and not no_memory:
+        if os.environ.get("NANOHARMON_TRACEBACK") or isinstance(e, RuntimeError) and not out_of_memory(e):
             raise                                      # a RuntimeError is a bug of ours: show where
-        print("error:", "out of memory; pass a smaller picture or batch" if no_memory else in_words(e), file=sys.stderr)
+        print("error:", in_words(e), file=sys.stderr)
         sys.exit(2)
 
 
@@ -170,6 +191,8 @@ def text(words, flag):
 
 def in_words(e, fixes=FIXES):
     """The message of an exception on one line, for people, and what helps. fixes: {how it begins: what helps}."""
+    if out_of_memory(e):
+        return "out of memory; pass a smaller picture or batch"
     if not getattr(e, "strerror", None):
         return one_line("; ".join([str(e), *(fix for start, fix in fixes.items() if str(e).startswith(start))]))
     full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -1,5 +1,6 @@
 """Pictures and texts of one's own, from files to a whole run.     python -m pytest -q tests/test_folder.py"""
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -18,7 +19,7 @@ from nanoharmon.pictures import pad_square
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.tokenizer import IGNORE, IMAGE, Tokenizer
 from nanoharmon.training.batches import make_batches
-from nanoharmon.training import folder, imports, watch
+from nanoharmon.training import folder, formats, imports, watch
 from nanoharmon.training.folder import FolderData
 from nanoharmon.training.formats import read_entries
 from nanoharmon.training.recipe import STAGES, Config, DataConfig, parse_mix
@@ -155,11 +156,11 @@ def test_llava_in_its_other_spellings(tmp_path):
     rows = [{"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, plain]},
             {"image": ["a.png"], "messages": [{"role": "user", "content": [
                 {"type": "image"}, {"type": "text", "text": "What?"}]}, plain]},
-            talk("<image>\nWhat?", "A cat.", "And?", image="a.png"), talk("What?", "A cat.", images=[])]
+            talk("<image>\nWhat?", "A cat.", "And?", image="a.png"), talk("What?", "A cat.", images=[]), talk("What?", "A cat.", images=[""])]
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": "x"}])), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.jsonl"), str(tmp_path))
-    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 + [(None, said)]
+    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [("a.png", said)] * 3 + [(None, said)] * 2
     assert len(found.problems) == 1 and found.notes == ["not read: 1 system turn, 1 question without an answer"]
     with pytest.raises(ValueError, match="holds|list of a folder"):
         (tmp_path / "metadata.jsonl").touch()
@@ -304,7 +305,7 @@ def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
         import_(photos, tmp_path / "new")
 
 
-def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys):
+def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys, monkeypatch):
     for i, name in enumerate(["a.heic", "b.HEIC", "c.mp4", "d.jfif", ".hidden.heic", "d.txt", "a.txt"]):
         picture(i + 20).save(photos / name, "JPEG")
     (photos / "away").symlink_to(tmp_path, target_is_directory=True)
@@ -313,6 +314,8 @@ def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys):
     (photos / "metadata.jsonl").unlink()
     data.main([str(photos), "--out", str(tmp_path / "data.png")])
     assert "left out: 2 .heic, 1 .mp4, 1 .txt, 1 link to a folder; pictures end in .png" in capsys.readouterr().out
+    monkeypatch.setattr(os, "walk", lambda top, onerror: onerror(PermissionError(13, "", f"{top}/a")) or [])
+    assert formats.all_files(photos) == ["a//"] and formats.count_suffixes(["a//"]) == "1 unreadable folder"
 
 
 def test_a_single_picture_is_learned_by_heart(tmp_path):

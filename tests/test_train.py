@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from nanoharmon.files import FolderLock
 from nanoharmon.harmon import Harmon
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.training import resume, run, watch
-from nanoharmon.training.parallel import Stop
+from nanoharmon.training.parallel import SIGNALS, Stop
 from nanoharmon.training.recipe import STAGES, Config, check_sizes
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.weights.states import latest_state, load_state
@@ -191,11 +192,7 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, 
 
 
 def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path, capsys, monkeypatch, unseen):
-    for name in (*(f"stage_{s}" for s in STAGES), "cache", "final"):
-        shutil.copytree(done / name, tmp_path / name)
-    for name in "train_config.json", "results.json":
-        shutil.copy(done / name, tmp_path)
-    flags = [*BASE, *STEPS, "--out", str(tmp_path)]
+    flags = [*BASE, *STEPS, "--out", str(shutil.copytree(done, tmp_path, dirs_exist_ok=True))]
     train.main([*flags, "--dry-run"])
     assert "| reca" not in capsys.readouterr().out
     train.main([*flags, "--stage", "reca", "--dry-run"])
@@ -221,6 +218,8 @@ def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path,
     assert same(weights(tmp_path / "final"), weights(done / "final")) and (tmp_path / "results_reca.json").exists()
     train.main(flags)                                                # what does not name reca is not about it
     assert f"see {tmp_path / 'results.json'}; nothing to do" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "final")
+    train.main(flags)                                                # made again
     final, reca = (Pipeline.load(tmp_path / name) for name in ("final", "final_reca"))
     assert final.meta == reca.meta and reca.draw(["a ring"], steps=1, iters=1)[0].size == (32, 32)
 
@@ -259,6 +258,10 @@ def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch
         train.main(flags)
     err = failing(flags, capsys)                                      # hours of work must not be started over silently
     assert "interrupted" in err and "step 2" in err and "--resume" in err and "--out" in err
+    mar = tmp_path / "stage_mar" / "model.safetensors"                 # of another stage mar, which the state would undo
+    shutil.copy(done / "stage_1" / "model.safetensors", mar)
+    assert f"delete {tmp_path / 'stage_1'} to repeat" in failing([*flags, "--resume"], capsys)
+    shutil.copy(done / "stage_mar" / "model.safetensors", mar)
     for flag in ("stage_1.train_parts=mar.", "stage_1.size=32", "stage_1.own_positions=true", "optim.muon=false",
                  "optim.given=1"):
         assert flag.split("=")[0] in failing([*flags, "--resume", f"--{flag}"], capsys)
@@ -269,7 +272,8 @@ def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch
     assert [e["step"] for e in entries(tmp_path) if "lr" in e] == [4]
 
 
-@pytest.mark.parametrize("number, code, keep", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3)])
+@pytest.mark.parametrize("number, code, keep", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3),
+                                                *((number, 128 + number, 1) for number in SIGNALS[2:])])
 def test_a_signal_saves_and_says_how_to_go_on(done, tmp_path, capsys, monkeypatch, unseen, number, code, keep):
     before = signal.getsignal(number)
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
@@ -280,6 +284,16 @@ def test_a_signal_saves_and_says_how_to_go_on(done, tmp_path, capsys, monkeypatc
     assert kept == ["step_0000002.safetensors", "step_0000003.safetensors"][-keep:]
     train.main(re.search("go on with: python train.py (.*)", capsys.readouterr().err)[1].split())
     assert same(weights(tmp_path / "stage_llm", "llm."), weights(done / "stage_llm", "llm."))
+
+
+def test_output_that_nobody_reads_and_a_model_of_other_sizes_end_no_later_stage(tmp_path, capsys, monkeypatch, unseen):
+    flags = [*BASE, "--out", str(tmp_path), "--stage_vae.steps=1", "--stage_llm.steps=1"]
+    with monkeypatch.context() as m:
+        for name in "stdout", "stderr":
+            m.setattr(sys, name, SimpleNamespace(write=lambda text: os.fsync(10**6), flush=lambda: os.fsync(10**6)))
+        train.main([*flags, "--stage", "vae", "--stage", "llm", "--vae.patch_size=2", "--stage_mar.size=8"])
+    assert (tmp_path / "stage_llm" / "config.json").exists()
+    assert "--stage_mar.size 16, expected 8: " in failing(flags, capsys)           # before anything is trained
 
 
 def test_a_full_disk_costs_no_state_and_the_average_is_what_ships(tmp_path, capsys, monkeypatch, unseen):

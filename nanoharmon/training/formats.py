@@ -205,9 +205,12 @@ def split_name(name, file):
 def all_files(root):
     """Relative paths of all that is in a folder and its subfolders, but for what begins with a dot, and for the folders
     of runs: what train.py writes is not what it learns from. A link to a folder is not followed, it is listed with a
-    slash behind it."""
+    slash behind it; a folder that cannot be read, with two."""
     found = []
-    for folder, folders, files in os.walk(root):
+
+    def unreadable(error):
+        found.append(os.path.relpath(error.filename, root) + "//")
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         if RUN_FILES & {*files, *folders} and folder != str(root):
             folders[:] = files[:] = []
         folders[:] = [f for f in folders if not f.startswith(".")]               # in place: os.walk goes by this list
@@ -228,7 +231,7 @@ def count_suffixes(files, most=8):
     found = Counter()
     for file in files:
         suffix = os.path.splitext(file)[1].lower()
-        found["link to a folder" if file.endswith("/") else
+        found["unreadable folder" if file.endswith("//") else "link to a folder" if file.endswith("/") else
               suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
     return first_of([f"{n} {suffix}" for suffix, n in sorted(found.items(), key=lambda x: (-x[1], x[0]))], most)
 

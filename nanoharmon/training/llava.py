@@ -72,7 +72,7 @@ def one_image(talk):
         raise ValueError(f"about {len(images)} images, expected one picture (\"image\") or text alone")
     if images[0] is not None and not isinstance(images[0], str):
         raise ValueError(f"image is {images[0]!r:.40}, expected one file name")
-    return images[0]
+    return images[0] or None
 
 
 def parse_turn(turn, i):

@@ -1,7 +1,8 @@
 """Several processes, one training: start them, average their gradients, and stop them without losing anything.
 
 Whatever ends a run reaches the user as one line: an error in any process is raised again in the one that started them;
-Ctrl-C and SIGTERM let rank 0 finish its step and save; processes whose parent was killed end by themselves.
+Ctrl-C, SIGTERM and a closed terminal let rank 0 finish its step and save; processes whose parent was killed end by
+themselves.
 """
 import multiprocessing
 import multiprocessing.connection
@@ -24,7 +25,9 @@ from ..arguments import cores, threads_asked
 from ..cli import tolerate_characters
 from .sharding import is_sharded
 
-SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:      # as nohup sets it
+    SIGNALS.append(signal.SIGHUP)            # the terminal was closed
 PATIENCE = timedelta(days=2)                 # that processes have with each other: one may decode pictures for hours
 GRACE = 10                                   # seconds that the others get to end after one process has failed
 
@@ -75,6 +78,8 @@ def join(rank, world_size, store, device):
         torch.set_num_threads(threads_asked() or max(1, cores() // world_size))
     elif device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        if device.index >= (n := torch.cuda.device_count()):
+            raise ValueError(f"no GPU is left for process {rank}: {n} found; pass --nproc_per_node {n} to torchrun")
         torch.cuda.set_device(device)
     if world_size > 1:                                       # a dead process is noticed at once, a slow one waited for
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size,
@@ -94,7 +99,7 @@ def is_lost(error):
 
 
 class Stop:
-    """Catches Ctrl-C and SIGTERM: SystemExit(130 or 143) at once, but while `polite` only `code` is set, for a training
+    """Catches SIGNALS: SystemExit(130, 143 or 129) at once, but while `polite` only `code` is set, for a training
     loop that first finishes its step and saves. A second signal ends at once. Ranks above 0 leave it all to rank 0."""
 
     def __init__(self, rank=0):
@@ -137,7 +142,7 @@ def launch(target, world_size, *args):
             sys.exit(128 + number)
         if os.name == "posix":                                # on Windows, Ctrl-C reaches all processes by itself
             with suppress(ProcessLookupError):
-                os.kill(children[0].pid, number)
+                os.kill(children[0].pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     with tempfile.TemporaryDirectory(prefix="nanoharmon-") as folder:
         try:

@@ -19,7 +19,8 @@ from ..flags import check_fields, check_model, sections
 @dataclass
 class OptimConfig:
     lr: float = arg(2e-3, "peak learning rate of AdamW (embeddings, norms, biases, input and output layers)")
-    muon: bool = arg(True, "matrices inside blocks go to Muon; false = AdamW for all, as in the official code")
+    muon: bool = arg(True, "matrices of blocks and projectors, and convolutions, go to Muon; false = AdamW for all, as "
+                           "in the official code")
     muon_lr: float = arg(0.01, "peak learning rate of Muon")
     given: float = arg(0.05, "factor on both rates for weights from outside (--init, --vae, --llm, --mar), which are "
                              "to keep what they know; 1 for the official sizes, whose rate is gentle")
@@ -71,7 +72,7 @@ class StageConfig:
                                "answered by what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
                             "prompt about that part (sample.py --region)", **SHARE)
-    kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps latents from growing (nano: std 2), and is "
+    kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps the means from growing (nano: std 2), and is "
                                  "too little to blur them; with 5e-3 they have a fourth of the bits: docs/LOG.md")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
     own_positions: bool = arg(False, "make this stage's grid the native one of the position tables (official: false)")
@@ -267,9 +268,15 @@ def check_training(config, world_size, only=()):
         if stage.batch + (stage.understanding_batch if name in HARMON_STAGES else 0) < 1:
             raise ValueError(f"stage {name} has an empty batch, expected at least 1; pass --stage_{name}.batch 16")
     check_sizes(config)
-    if (side := model.mar.grid * model.vae.stride) != stages["mar"].size and (not only or "mar" in only):
-        raise ValueError(f"--stage_mar.size {stages['mar'].size}, expected {side}: from class labels MAR learns at its "
-                         f"native grid; change it, or --mar.grid")
+    if not only or "mar" in only:
+        check_class_size(config)
+
+
+def check_class_size(config):
+    size, side = config.stages["mar"].size, config.model.mar.grid * config.model.vae.stride
+    if size != side:
+        raise ValueError(f"--stage_mar.size {size}, expected {side}: from class labels MAR learns at its native grid; "
+                         f"change it, or --mar.grid")
 
 
 def check_sizes(config):

@@ -28,7 +28,7 @@ from ..words import training_words
 from ..world.source import training_texts
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import ALL_STAGES, HARMON_STAGES, STAGES, check_sizes, parse_mix
+from .recipe import ALL_STAGES, HARMON_STAGES, STAGES, check_class_size, check_sizes, parse_mix
 from .run import sampled_hash
 from .sharding import like, shard_blocks, whole
 
@@ -56,12 +56,15 @@ class TrainingState:
         """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
         state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
                  "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
-                 "made_by": made_by(run)}
+                 "made_by": made_by(run), "base": base(run)}
         return whole(state, run.is_main)
 
     def restore(self, run, path):
         """Put everything back as it was when the state in `path` was saved. Returns the number of steps done."""
         state = load_state(path)
+        if state.get("base", base(run)) != base(run):
+            raise ValueError(f"{path.parents[1]} went on from another stage than {run.out} has now, and would undo "
+                             f"that one; delete {path.parents[1]} to repeat that stage")
         with torch.no_grad():
             for n, p in self.params.items():
                 p.copy_(like(state["params"][n], p))
@@ -89,6 +92,12 @@ def trained(run, name, model):
         return select(model, run.config.stages[name].train_parts)
 
 
+def base(run):
+    """What tells which stage the one in training goes on from: a hash of its weights, "" of none."""
+    before = [s for s in finished_in(run.out) if s in run.config.stages]
+    return sampled_hash(run.out / f"stage_{before[-1]}") if before else ""
+
+
 def made_by(run):
     """What decides the last bits of a result."""
     return {"processes": run.world_size, "device": run.device.type, "compiled": run.compile,
@@ -97,9 +106,13 @@ def made_by(run):
 
 # --- what there is ----------------------------------------------------------------------------------------------------
 
+def finished_in(out):
+    return [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
+
+
 def progress(out):
     """The finished stages, and {stage: step of its last state} of the interrupted ones."""
-    done = [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
+    done = finished_in(out)
     states = {s: latest_state(out / f"stage_{s}") for s in ALL_STAGES if s not in done}
     return done, {s: step_of(path) for s, path in states.items() if path}
 
@@ -218,7 +231,6 @@ def check_parts(run):
     """
     assembly = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
     assembly.load_tokenizer()
-    check_sizes(replace(run.config, model=assembly.config))
     for name in to_do(run):
         trained(run, name, assembly.model)
     return assembly.model, assembly.report if run.given_stages else []
@@ -271,6 +283,9 @@ def check(run):
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    check_sizes(replace(run.config, model=model.config))
+    if "mar" in todo:
+        check_class_size(replace(run.config, model=model.config))
     # a run that is past stage mar, or leaves it out, needs no classes
     may_come = "mar" in todo or "mar" not in done and not {*finished, *todo} & {*HARMON_STAGES, "reca"}
     check_sources(replace(run.config, model=model.config), out / "cache", todo, sources, may_come)
