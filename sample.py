@@ -143,8 +143,14 @@ def fit(words, pen, font, width):
     return words + "..."
 
 
+def save_row(folder, r, row):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for c, picture in enumerate(row):
+        write_bytes(Path(folder) / EACH(r, c), file_bytes(picture))
+
+
 def write_pictures(args, prompts, rows, films, image):
-    """The grid of all pictures, and what --gif and --save-each ask for. image: that of --image, or None."""
+    """The grid of all pictures, and what --gif asks for. image: that of --image, or None."""
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:
         size = rows[0][0].size                                   # first all is hidden, or as it was
@@ -153,10 +159,6 @@ def write_pictures(args, prompts, rows, films, image):
         write_bytes(args.gif, file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0,
                                          optimize=False, duration=[FRAME] * (len(frames) - 1) + [HOLD]))
     if args.save_each:
-        Path(args.save_each).mkdir(parents=True, exist_ok=True)
-        for r, row in enumerate(rows):
-            for c, picture in enumerate(row):
-                write_bytes(Path(args.save_each) / EACH(r, c), file_bytes(picture))
         new = {EACH(r, c) for r in range(len(rows)) for c in range(args.n)}
         if old := sorted(p.name for p in Path(args.save_each).glob("[0-9]*_[0-9]*.png") if p.name not in new):
             print(f"note: older pictures stay in {args.save_each}: {first_of(old, 3)}", file=sys.stderr)
@@ -215,6 +217,8 @@ def main(argv=None):
             drawn = pipe.draw(texts, seed=args.seed, group=n, on_iteration=film.append if args.gif else None,
                               progress=lambda: shown.update(len(part)), **options)
             for i in range(0, len(drawn), n):
+                if args.save_each:                               # at once: the rest may take hours
+                    save_row(args.save_each, len(rows), drawn[i:i + n])
                 rows.append(drawn[i:i + n])
                 films.append([pictures[i:i + n] for pictures in film])
     seconds = time.time() - start

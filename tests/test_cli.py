@@ -86,7 +86,7 @@ def test_pictures_of_all_kinds_become_upright_rgb(here):
     assert open_image("turned.png").size == (8, 16) and open_image("turned.png").getpixel((0, 15)) == (255,) * 3
 
 
-def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
+def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys, monkeypatch):
     def draw(out, seed):
         sample.main([*P, "--prompt", "zwei Ringe, größer", "--n", "2", "--seed", str(seed), "--ckpt", ckpt,
                      "--out", out, "--gif", out[0] + ".gif", "--save-each", out[0]])
@@ -107,6 +107,10 @@ def test_the_same_command_writes_the_same_bytes(ckpt, here, capsys):
     assert "older" not in capsys.readouterr().err
     sample.main([*P, "--n", "1", "--ckpt", ckpt, "--save-each", "swapped"])
     assert "note: older pictures stay in swapped: 001_0.png" in capsys.readouterr().err
+    monkeypatch.setattr(sample, "make_grid", lambda *_: 1 / 0)           # what is drawn is saved at once
+    with pytest.raises(ZeroDivisionError):
+        sample.main([*P, "--prompt", "x", "--n", "1", "--ckpt", ckpt, "--save-each", "kept"])
+    assert len([*(here / "kept").iterdir()]) == 2
 
 
 def test_a_model_that_thinks_first_says_what_it_draws(here, capsys, monkeypatch):
@@ -298,7 +302,7 @@ def test_a_conversation_that_outgrows_the_context_can_be_reset(ckpt, here, capsy
 
 
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, monkeypatch):
-    lines = iter(["one", "two"])
+    lines = iter(["zero", "one", "two"])
 
     def read(_):
         for line in lines:
@@ -307,13 +311,14 @@ def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(ckpt, here, capsys, mo
 
     def reply(self, messages, *_, **__):
         yield "well"
-        if messages[-1]["content"] == "one":
-            raise KeyboardInterrupt
+        if said := {"one": KeyboardInterrupt, "zero": RuntimeError("CUDA out of memory")}.get(messages[-1]["content"]):
+            raise said
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr("nanoharmon.pipeline.Pipeline.reply", reply)
     talk = type_in(monkeypatch, ckpt)
     assert [m["content"] for m in talk.messages] == ["two", "well"]              # the stopped turn is not kept
-    assert "(stopped)" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "(stopped)" in out and "error: out of memory; pass a smaller" in err
 
 
 def test_chat_ends_when_nobody_reads_on(ckpt, here, monkeypatch):

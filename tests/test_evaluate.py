@@ -260,3 +260,7 @@ def test_cells_are_drawn_anew_only_where_there_are_any(pico, tmp_path, monkeypat
     monkeypatch.setattr(evaluate, "run_benchmarks", lambda pipe, benches, *_, **__: asked.extend(benches) or ({}, {}))
     evaluate.main(["--out", str(tmp_path), "--procs", "1"])
     assert set(asked) == set(evaluate.BENCHES) - {"edit"}
+    monkeypatch.setattr(evaluate, "run_benchmarks", lambda _, benches, *__, **___: ({benches[0]: {"vae": 1}[benches[0]]}, {}))
+    with pytest.raises(KeyError):                                # what was measured before stays
+        evaluate.main(["--bench", "vae,pope", "--out", str(tmp_path), "--procs", "1"])
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"] == {"vae": 1}

@@ -169,15 +169,18 @@ def main(argv=None):
         most = check_sampling(pipe.model.config.llm)[2] if {"phrases", "chat"} & set(benches) else 0
         external.check_fit(pipe, [{"text": DESCRIBE}], args.size, max(LONGEST, most), "pass a smaller --size")
     out = out_folder(args.out)
+    results, pictures = {}, {}
     with workers(pipe, args.procs) as pool:
-        results, pictures = run_benchmarks(pipe, benches, args.n, args.images_per_prompt, args.seed, args.size, pool,
-                                           tqdm, look=args.look, **options)
+        for bench in benches:
+            found, kept = run_benchmarks(pipe, [bench], args.n, args.images_per_prompt, args.seed, args.size, pool,
+                                         tqdm, look=args.look, **options)
+            results, pictures = results | found, pictures | kept
+            write_json(out / "results.json", {                   # after each: whatever stops the next one
+                "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
+                "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
+                "look": pipe.looks(args.look), "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
+                "results": results})
+    report.save_grids(out, pictures)
     print(report.tables(results))
     print("[low, high]: 95 % Wilson score intervals")
-    report.save_grids(out, pictures)
-    write_json(out / "results.json", {
-        "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
-        "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
-        "look": pipe.looks(args.look), "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
-        "results": results})
     print(f"wrote {out}/results.json" + (" and picture grids" if pictures else ""))

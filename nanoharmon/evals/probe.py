@@ -277,10 +277,10 @@ def main(argv=None):
             encoders = {name: p.model.mar for name, p in pipes.items() if size in (p.size, common)}
             found[size] = probe_scores(pipe, args.n, args.seed, size, pool, tqdm, encoders, args.draws, args.inputs)
             table |= {f"{name}, {size} px": row for name, row in found[size].items()}
-    print(f"linear probe, {args.draws} x {args.n // args.draws} labels: held-out pictures right, %\n")
-    print(markdown(table) + "\n")
-    print("[low, high]: 95 % intervals over test scenes and draws of labels")
     write_json(out / "probe.json", {
         "checkpoints": list(pipes), "seed": args.seed, "n": args.n, "draws": args.draws, "inputs": args.inputs,
         "interval": "Wilson score over scenes and draws, 95 %", "results": found})
+    print(f"linear probe, {args.draws} x {args.n // args.draws} labels: held-out pictures right, %\n")
+    print(markdown(table) + "\n")
+    print("[low, high]: 95 % intervals over test scenes and draws of labels")
     print(f"wrote {out}/probe.json")

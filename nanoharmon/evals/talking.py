@@ -88,6 +88,15 @@ def chance(seed, what, i):
     return random.Random(f"eval/{seed}/{what}/{i}/noise").getrandbits(30)
 
 
+def told(talk, words):
+    """What the model answers; "" where the conversation is too long for it, which chat.py would say: wrong."""
+    try:
+        return talk.answer(words)
+    except ValueError:
+        talk.reset()
+        return ""
+
+
 def one_talk(pipe, seed, i, folder, size, look, options):
     """Yields (number of the turn, kind, right, whether it is a sentence) for each turn of conversation i. folder: for
     its drawings."""
@@ -99,13 +108,13 @@ def one_talk(pipe, seed, i, folder, size, look, options):
             meta = rng.choice(prompts.geneval_prompts(rng.choice(TASKS), 100, f"{seed}/chat"))
             words = prompts.wording(meta, rng)
             wish = wish_in(words)                                            # as chat.py does
-            path, said = talk.draw(wish) if wish else (None, talk.answer(words))
+            path, said = talk.draw(wish) if wish else (None, told(talk, words))
             right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
             yield turn, "draw", right, (not said or questions.is_sentence(said) or
                                         language.parse_description(said) is not None)
             scene, asked = (seen_in(talk.pictures[-1], said) if path else scene), []
             continue
-        if scene is None or u < 0.35:
+        if scene is None or not talk.pictures or u < 0.35:
             for _ in range(1 if rng.random() < 0.75 else 2):                 # questions are about the last one
                 scene = fresh_scene(pipe, f"{seed}/chat/{i}/{turn}", rng.randrange(10**6))
                 talk.show(Image.fromarray(shapes.render(scene, size)), "own.png")
@@ -113,7 +122,7 @@ def one_talk(pipe, seed, i, folder, size, look, options):
         if not asked:                                                        # small talk: not amid what goes on
             asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
         qa = asked.pop(0)
-        said = talk.answer(qa.question)
+        said = told(talk, qa.question)
         right = questions.is_right(said, qa) and not wish_in(qa.question)
         yield turn, qa.kind, right, questions.is_sentence(said)
 
