@@ -54,6 +54,12 @@ def read_table(path):
     return rows
 
 
+def rows_of(table, **places):
+    """The columns of a plain table, in rows."""
+    lines = Path(__file__).with_name(table).read_text(encoding="utf-8").format(**places).splitlines()
+    return [re.split(" +=> +", line) for line in lines if not line.startswith("#")]
+
+
 def typed(flags):
     """What a shell makes of flags, with {x*300} and escapes written out."""
     for word in shlex.split(flags):

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from nanoharmon.course import __main__ as course
 from nanoharmon.course import check, cut, grade, handout, progress, speedrun, tree
 from nanoharmon.course.table import EXERCISES, LABS, chosen, find
+from test_bad_input import rows_of
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [e for e in EXERCISES if (ROOT / "tests/course" / f"{e.id}.py").exists()]
@@ -128,6 +130,7 @@ class A:
   def f(self):
     return self.twice() + pi
 '''
+    theirs = theirs.replace("import os", "import os  # \f \x85 \u2028 end a line for str.splitlines, not for Python")
     space = {}
     exec(cut.transplant(ours, theirs, ["A.f"]), space)
     assert space["A"]().f() == pytest.approx(13.14159, 1e-5)
@@ -192,22 +195,8 @@ def test_inputs_depend_on_the_secret():
     assert len({s for group in seeds for s in group}) == 6
 
 
-@pytest.mark.parametrize("body, words", [
-    ("np = __import__('numpy'); np.allclose = lambda *a, **k: True; return x", "replaces numpy.allclose"),
-    pytest.param(f"open({str(tree.PACKAGE / 'qwen.py')!r}).read()", "may not open", marks=pytest.mark.stress),
-    pytest.param("open(torch.__file__, 'a')", "may not open", marks=pytest.mark.stress),
-    pytest.param("import os; os._exit(0)", "ended with exit code 0", marks=pytest.mark.stress),
-    pytest.param("import sys; sys.exit(0)", "sys.exit(0)", marks=pytest.mark.stress),
-    pytest.param("while True: pass", "no answer in time", marks=pytest.mark.stress),
-    pytest.param("while True: print('x' * 10**6)", "printed more than 20 MB", marks=pytest.mark.stress),
-    pytest.param("import ctypes; ctypes.string_at(0)", "a crash", marks=pytest.mark.stress),
-    pytest.param("return self.forward(x)", "RecursionError", marks=pytest.mark.stress),
-    pytest.param("torch.ones(10**10); return x", "allocate memory", marks=pytest.mark.stress),
-    pytest.param("import subprocess; subprocess.Popen(['sleep', '99'])", "may not use", marks=pytest.mark.stress),
-    pytest.param("import os; os.fork()", "may not use os.fork", marks=pytest.mark.stress),
-    pytest.param("torch.Tensor.double = lambda s: s * 0; return x", "replaces Tensor.double", marks=pytest.mark.stress),
-    pytest.param("raise KeyboardInterrupt", "KeyboardInterrupt", marks=pytest.mark.stress)],
-    ids=lambda value: value[:30])
+@pytest.mark.parametrize("body, words", [pytest.param(*row, marks=[pytest.mark.stress] * (i > 0)) for i, row in enumerate(
+    rows_of("hostile.txt", PACKAGE=tree.PACKAGE))], ids=lambda value: value[:30])
 def test_hostile_code_gets_no_points_and_a_reason(student, body, words, monkeypatch):
     monkeypatch.setattr(check, "TEST", 5)
     edit(student, body)
@@ -237,6 +226,8 @@ def test_a_busy_machine_is_not_the_students_mistake(student, monkeypatch):
     edit(student, GOOD)
     results = check.run(RMSNORM, check.student_files(RMSNORM, student / "nanoharmon"), quiet=True)
     assert all("the machine is too busy" in r.failure for r in results)
+    with pytest.raises(ValueError, match="exercise 4: the machine is too busy"):
+        grade.grade(student)
 
 
 @pytest.mark.stress
@@ -261,22 +252,11 @@ def test_bad_input_is_one_line(handed_out, tmp_path):
     odd = tmp_path / "odd"
     shutil.copytree(handed_out / "exercises", odd / "exercises")
     (odd / handout.MANIFEST).write_text('{"version": "00000000", "exercises": []}', encoding="utf-8")
-    table = tmp_path / "course.json"
-    table.write_text('{"points": {"99": 1}}', encoding="utf-8")
-    due = tmp_path / "due.json"
-    due.write_text('{"due": ["see", "sea"]}', encoding="utf-8")
-    for argv, words in ((["check", "rms"], "unknown exercise 'rms'"), (["hint", "42"], "unknown exercise '42'"),
-            (["handout", str(handed_out)], "exists"), (["handout", str(tmp_path / "a"), "--lab", "se"], "unknown lab"),
-            (["handout", str(tmp_path / "a"), "--only", "x"], "unknown exercise"), (["grade", str(tmp_path)], "no handout"),
-            (["grade", str(tmp_path / "none")], "no such folder"), (["grade", str(odd)], "version 00000000, this is"),
-            (["grade", str(handed_out), "--table", str(table)], f"{table}: unknown exercise '99'"),
-            (["grade", str(handed_out), "--table", str(due)], f"{due}: unknown exercise 'sea'"),
-            (["grade", str(handed_out), "--submitted", "soon"], "change --submitted"),
-            (["grade", str(handed_out), "--table", "none.json"], "pass another --table"),
-            (["grade", str(handed_out), "--out", str(tmp_path / "no" / "r.json")], "change --out"),
-            (["speedrun", str(tmp_path)], "has no log.jsonl"), (["check", "--mine"], "--mine needs an exercise")):
+    for name, text in ("course", '{"points": {"99": 1}}'), ("due", '{"due": ["see", "sea"]}'):
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    for typed, words in rows_of("course_input.txt", HERE=tmp_path, GOOD=handed_out):
         with pytest.raises(ValueError, match=words) as e:
-            course.main(argv)
+            course.main(shlex.split(typed))
         assert "\n" not in str(e.value)
 
 

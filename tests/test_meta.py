@@ -16,6 +16,7 @@ from nanoharmon.config import PRESETS, MARConfig
 from nanoharmon.harmon import Harmon
 from nanoharmon.mar import MAR
 from nanoharmon.vae import vae_loss
+from test_bad_input import rows_of
 
 
 @functools.cache
@@ -28,15 +29,7 @@ def shapes(size):
     return {name: list(t.shape) for name, t in model.state_dict().items()}
 
 
-HALF, WHOLE = "harmon-0.5b", "harmon-1.5b"
-OFFICIAL = {                                             # file: (model, prefix of the part, ours that are not in it)
-    "harmon_0.5b_inference_with_vae": (HALF, "", "none"), "harmon_1.5b_inference_with_vae": (WHOLE, "", "none"),
-    "harmon_0.5b_train_state_dict_no_vae": (HALF, "", "vae."),
-    "harmon_1.5b_train_state_dict_no_vae": (WHOLE, "", "vae."),
-    "lth14_mar_base": (HALF, "mar.", "none"), "lth14_mar_large": ("large", "mar.", "none"),
-    "lth14_mar_huge": (WHOLE, "mar.", "none"), "kl16_vae": (HALF, "vae.", "none"),
-    "qwen2.5_0.5b_state_dict": (HALF, "llm.", "none"), "qwen2.5_1.5b_state_dict": (WHOLE, "llm.", "none"),
-    "qwen2.5_0.5b_safetensors": (HALF, "llm.", "lm_head."), "qwen2.5_1.5b_safetensors": (WHOLE, "llm.", "lm_head.")}
+OFFICIAL = {file: (size, part.strip("*"), without) for file, size, part, without in rows_of("official.txt")}
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "keys").glob("*.json")), ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from nanoharmon.config import pico
 from nanoharmon.pipeline import Pipeline, load_pipeline
 from nanoharmon.weights.convert import Assembly, load_llm
 from nanoharmon.weights.safetensors import open_tensors, save_safetensors
+from test_bad_input import rows_of
 from test_pipeline import make_pipeline
 
 HUB = "hub/models--Qwen--Qwen2.5-9B/snapshots"
@@ -29,16 +30,8 @@ FOLDERS = {"gptq": ({"quantization_config": {"quant_method": "gptq"}}, {}, None)
     "gguf": ({}, {}, lambda p: [(p / "config.json").unlink(), (p / "q4.gguf").touch()]),
     "lora": ({}, {}, lambda p: (p / "config.json").rename(p / "adapter_config.json")),
     "no--words": ({}, {}, lambda p: (p / "tokenizer.json").unlink()), f"{HUB}/abc": ({}, {}, None)}
-AS_LLM = {
-    "gptq": "weights are quantized .gptq.", "mlx": "weights are quantized .4 bits", "awq": "quantized weights .GPTQ",
-    "bnb": "quantized weights .bitsandb", "merged": "a LoRA adapter", "lora": "a LoRA adapter for its model",
-    "float8": "is F8_E4M3, expected float32", "u32": "is U32, expected float32", "bin": "PyTorch's .bin only",
-    "parts": "no model.safetensors.index.json", "half": "model-2.safetensors: No such file", "gguf": "GGUF, for",
-    "no--words": "no such file, expected the tokenizer.json", "hub": f"cache of Hugging Face; .*{HUB}/abc",
-    "hub/models--Qwen--Qwen2.5-9B": f"keeps the model in {HUB}/abc", "Qwen/Qwen2.5-0.5B": "hf download Qwen/Qwen2",
-    "Qwen/Qwen2.5-9B": f"there is a download of it in {HUB}/abc", "nowhere": "No such file", "empty": "no config.json"}
-AS_CKPT = {"qwen": "a language model alone.*--llm", "run": "training, which keeps the model in run/final",
-           "qwen/config.json": "a file, expected the directory.*is it qwen", "hf": "convert --harmon hf --out DIR"}
+AS_LLM, AS_CKPT = ({name: words for given, name, words in rows_of("recognise.txt", HUB=HUB) if given == flag}
+                   for flag in ("--llm", "--ckpt"))
 
 
 def replace(path, old, new):

@@ -32,9 +32,14 @@ def first_line(node):
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
 
 
+def lines_of(text):
+    """Lines as ast counts them: for str.splitlines a form feed or U+2028, pasted into a comment, ends one, too."""
+    return text.removesuffix("\n").split("\n")
+
+
 def source(text, node, indent=None):
     """The lines of a definition, with decorators; indented as they are, or anew."""
-    lines = text.splitlines()[first_line(node):node.end_lineno]
+    lines = lines_of(text)[first_line(node):node.end_lineno]
     if indent is not None:
         own = lines[0][:len(lines[0]) - len(lines[0].lstrip())]
         lines = [indent + line.removeprefix(own) if line.strip() else "" for line in lines]
@@ -43,7 +48,7 @@ def source(text, node, indent=None):
 
 def stub(text, qualified, task, message):
     """The file with the body of one function replaced by its docstring, the task beneath, and NotImplementedError."""
-    node, lines = locate(ast.parse(text), qualified), text.splitlines()
+    node, lines = locate(ast.parse(text), qualified), lines_of(text)
     start = node.body[0].lineno - 1
     if start + 1 == node.lineno:
         raise ValueError(f"{qualified} has its body beside its head: it cannot be cut")
@@ -69,7 +74,7 @@ def transplant(ours, theirs, functions, name="the file"):
     that are neither definitions, imports nor assignments are left out. Raises ValueError that says what is wrong.
     """
     our_tree, their_tree = ast.parse(ours), parse(theirs, name)
-    lines = ours.splitlines()
+    lines = lines_of(ours)
     edits = []                                                   # (from, to, new lines) of our file
     for qualified in functions:
         node = locate(our_tree, qualified)

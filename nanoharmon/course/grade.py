@@ -94,7 +94,10 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda found,
     exercises = settings["due"] or ours
 
     def one(exercise):
-        return check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
+        results = check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
+        if any(check.BUSY in (r.failure or "") for r in results):              # no failure of the student's
+            raise ValueError(f"exercise {exercise.number}: {check.BUSY}")
+        return results
     with ThreadPoolExecutor(min(2, cores())) as pool:          # each thread waits for a process of its own
         found = list(progress(pool.map(one, exercises), len(exercises)))
     tests, score, most, done = [], 0.0, 0.0, 0
