@@ -6,7 +6,6 @@
     pipe.answer(Image.open("out.png"), "what color is the circle?")
 """
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,15 @@ import torch
 from PIL import Image
 
 from . import arguments
-from .files import advising, write_bytes, write_json
+from .files import advising
 from .mar import random_orders
 from .pictures import as_picture, as_pictures, at_once, pad_square, to_pictures, to_pixels
 from .plans import OFFICIAL, plan_drawing
 from .qwen import KVCache, rotary_positions
 from .replies import check_length, check_sampling, readable, seen_and_said, stream
 from .tokenizer import IMAGE, LOOK, REFUSAL, pad
-from .weights.checkpoint import load_weights, open_checkpoint
+from .weights.checkpoint import load_weights, open_checkpoint, write_checkpoint
 from .weights.recognise import in_place_of_a_folder
-from .weights.safetensors import save_safetensors
 
 SMALL = 2 * 10**7                    # parameters: the scripts run a smaller model on one thread (docs/HARDWARE.md)
 
@@ -65,16 +63,8 @@ class Pipeline:
     def save(self, path, dtype=torch.float32, weights=None):
         """Write the directory `load` reads; weights in `dtype`. The VAE's scale travels in config.json. weights:
         those to write instead of the model's, whose blocks are sharded."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").unlink(missing_ok=True)       # written last: without it, a folder is no checkpoint
         weights = self.model.state_dict() if weights is None else weights
-        if self.model.config.llm.tie_word_embeddings:
-            del weights["llm.lm_head.weight"]                # the same tensor as the embedding: stored once
-        save_safetensors({k: torch.empty_like(v, dtype=dtype, device="meta") for k, v in weights.items()},
-                         path / "model.safetensors", {"format": "pt"}, get=lambda name: weights[name].to(dtype))
-        write_bytes(path / "tokenizer.json", self.tokenizer.to_bytes())
-        write_json(path / "config.json", {"model": asdict(self.model.config), "meta": self.meta})
+        write_checkpoint(path, self.model.config, self.meta, self.tokenizer.to_bytes(), weights, weights.get, dtype)
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +136,8 @@ class Pipeline:
                                                               seed)
         if not prompts:
             return []
-        ids, is_real = pad([self.tokenizer.drawing(p) for p in prompts], self.tokenizer.pad, self.device, left=True)
+        rows = [self.tokenizer.drawing_request(p) for p in prompts]
+        ids, is_real = pad(rows, self.tokenizer.pad, self.device, left=True)
         generator = torch.Generator(self.device).manual_seed(seed)
         thoughts = self.say(self.model.llm.embed(ids), is_real, max_new_tokens, temperature, generator)
         return [thought or prompt for thought, prompt in zip(thoughts, prompts)]
@@ -166,8 +157,8 @@ class Pipeline:
     def prompt_ids(self, prompts, guided, part=False):
         """Right-padded ids and is_real of drawing requests, the unconditional ones after them when guided. part: they
         are about a part of the picture."""
-        rows = [self.tokenizer.drawing(p, part) for p in prompts]
-        rows += [self.tokenizer.drawing(None, part)] * len(prompts) if guided else []
+        rows = [self.tokenizer.drawing_request(p, part) for p in prompts]
+        rows += [self.tokenizer.drawing_request(None, part)] * len(prompts) if guided else []
         return pad(rows, self.tokenizer.pad, self.device)
 
     def unfinished(self, latents, visible, grid):

@@ -6,7 +6,7 @@ meta device first, so nothing is read or filled before everything is known to fi
 """
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..cli import first_of
 from ..config import HarmonConfig, from_dict
-from ..files import read_json
+from ..files import read_json, write_bytes, write_json
 from ..flags import check_model
 from ..harmon import Harmon
 from ..tokenizer import Tokenizer
 from .recognise import in_names, in_place_of_a_folder
-from .safetensors import open_tensors, require
+from .safetensors import open_tensors, require, save_safetensors
 
 # --- modules without weights ------------------------------------------------------------------------------------------
 
@@ -126,6 +126,20 @@ def load_weights(module: nn.Module, tensors: Mapping, report: Report, dtype: tor
 
 
 # --- checkpoint directories -------------------------------------------------------------------------------------------
+
+def write_checkpoint(path, config, meta, tokenizer, tensors, get, dtype):
+    """Write what `open_checkpoint` reads, in `dtype`, one tensor at a time. config: HarmonConfig; tokenizer: bytes.
+    tensors: {name: a tensor of its shape}, get: name -> its values."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").unlink(missing_ok=True)               # written last: without it, a folder is no checkpoint
+    tensors = {name: torch.empty_like(t, dtype=dtype, device="meta") for name, t in tensors.items()}
+    if config.llm.tie_word_embeddings:
+        del tensors["llm.lm_head.weight"]                        # the same tensor as the embedding: stored once
+    save_safetensors(tensors, path / "model.safetensors", {"format": "pt"}, lambda name: get(name).to(dtype))
+    write_bytes(path / "tokenizer.json", tokenizer)
+    write_json(path / "config.json", {"model": asdict(config), "meta": meta})
+
 
 def open_checkpoint(path):
     """A checkpoint directory, checked, with its weights still in the file: (model on the meta device, tensors,

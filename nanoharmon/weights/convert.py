@@ -19,23 +19,21 @@ shape: they are known for the official sizes, for others pass --mar.encoder_num_
 Weights are mapped, never unpickled, and written one by one: memory stays far below the size of the model.
 """
 import copy
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ..cli import DTYPES, Parser
 from ..config import PRESETS, HarmonConfig, from_dict
-from ..files import advising, check_folder, read_json, write_bytes, write_json
+from ..files import advising, check_folder, read_json
 from ..flags import check_model, override
 from ..harmon import projector
 from ..mar import MAR
 from ..qwen import Qwen
 from ..tokenizer import Tokenizer
 from ..vae import VAE
-from .checkpoint import blank, load_weights, meta_model
+from .checkpoint import blank, load_weights, meta_model, write_checkpoint
 from .recognise import in_place_of_a_folder
-from .safetensors import save_safetensors
 from .stored import (Stored, llm_config, mar_config, match_part, read, read_config, read_llm_config, stored_sizes,
                      vae_config)
 
@@ -186,22 +184,15 @@ def check_out(out, *files):
 
 def write(assembly, out, dtype=torch.bfloat16):
     """Write the directory that Pipeline.load reads, tensor by tensor."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.to(dtype) for name, t in assembly.model.state_dict().items()}                         # meta
-    if assembly.config.llm.tie_word_embeddings:
-        del tensors["llm.lm_head.weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = {part: assembly.fresh(part).state_dict() for part in PARTS if part not in assembly.stored}
 
     def get(name):
         part, _, rest = name.partition(".")
-        return fresh[part][rest].to(dtype) if part in fresh else assembly.stored[part].copy(rest, dtype)
-    (out / "config.json").unlink(missing_ok=True)                    # written last: no config.json, no checkpoint
-    save_safetensors(tensors, out / "model.safetensors", {"format": "pt"}, get)
-    write_bytes(out / "tokenizer.json", Path(assembly.tokenizer).read_bytes())
-    write_json(out / "config.json", {"model": asdict(assembly.config), "meta": assembly.meta})
+        return fresh[part][rest] if part in fresh else assembly.stored[part].copy(rest, dtype)
+    write_checkpoint(out, assembly.config, assembly.meta, Path(assembly.tokenizer).read_bytes(),
+                     assembly.model.state_dict(), get, dtype)
 
 
 # --- for train.py and chat.py ----------------------------------------------------------------------------------------
