@@ -91,7 +91,7 @@ def chapters():
     return [
         Chapter("Thinking first", Pipeline.think, "The LLM says in words what it will draw. This thought is the prompt "
                 "from here on (--no-think leaves it out).", [
-            Step(Tokenizer.drawing, "-> ids", "", "The request, in lower case, cut into tokens (_: a space):", tokens),
+            Step(Tokenizer.drawing_request, "-> ids", "", "The request in lower case, as tokens (_: a space):", tokens),
             Step(Pipeline.think, "ids", "B, T", "The number of each token in the vocabulary."),
             Step(Qwen.embed, "-> embeds", "B, T, E", "Each number picks its row of the embedding table."),
             *next_token("One is picked at random, hardly ever an unlikely one."),
@@ -99,8 +99,8 @@ def chapters():
         ]),
         Chapter("The prompt becomes numbers", Pipeline.prompt_ids, "With guidance, every iteration runs for two "
                 "prompts at once, the picture's own and the unconditional one, and compares the two.", [
-            Step(Tokenizer.drawing, "text", "", "The prompt goes into the sentence that training used."),
-            Step(Tokenizer.drawing, "-> ids", "", "It is cut into tokens:", tokens),
+            Step(Tokenizer.drawing_request, "text", "", "The prompt goes into the sentence that training used."),
+            Step(Tokenizer.drawing_request, "-> ids", "", "It is cut into tokens:", tokens),
             Step(Pipeline.prompt_ids, "-> ids, is_real", "R, T | R, T", "The number of each token in the vocabulary; "
                  "with guidance, the last B rows are \"Generate an image.\" | Which of them count: shorter rows are "
                  "padded at the end."),
@@ -157,7 +157,7 @@ def chapters():
         ], Harmon.draw),
         Chapter("Latents become pixels", VAE.decode, "When nothing is hidden any more, the VAE makes a picture of the "
                 "tokens.", [
-            Step(VAE.decode, "mean", "B, C, h, w", "Divided by the latents' scale, on the grid."),
+            Step(VAE.decode, "mean", "B, C, h, w", "Divided by vae.scale, on the grid."),
             Step(VAE.decode, "-> image", "B, 3, H, W", "The VAE's decoder: red, green and blue, from -1 to 1."),
         ]),
         Chapter("The words around the picture", Pipeline.chat_ids, "A question is a turn of a chat; the picture takes "

@@ -40,8 +40,8 @@ class VAEConfig:
     z_channels: int = arg(16, "channels C of an image token (official name; not the z of the MAR decoder)")
     patch_size: int = arg(1, "side of the pixel patches folded into channels before the first convolution")
     resolution: int = arg(256, "nominal picture size; with attn_resolutions it decides which levels have attention")
-    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes of encoder levels with attention; the middle has it")
-    scale: float = arg(0.2325, "1 / std of the latents; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
+    attn_resolutions: tuple[int, ...] = arg((16,), "nominal sizes of encoder levels with attention, besides the middle")
+    scale: float = arg(0.2325, "1 / std of the VAE's means; measured after stage vae (0.2325: for KL-16)", **POSITIVE)
 
     @property
     def stride(self):
@@ -65,7 +65,7 @@ class LLMConfig:
 
 @dataclass
 class MARConfig:
-    grid: int = arg(16, "native latent grid: position embeddings are grid x grid", high=1024)
+    grid: int = arg(16, "side of the native latent grid: position embeddings are grid x grid", high=1024)
     token_dim: int = arg(16, "channels of a token (= vae.z_channels)")
     encoder_embed_dim: int = arg(768, "encoder width")
     encoder_depth: int = arg(12, "encoder blocks", **LAYERS)
@@ -112,7 +112,7 @@ def nano():
     """Laptop CPU: 48 px pictures of 3x3 tokens in stages 1-2, 96 px of 6x6 tokens in stage 3.
 
     class_num: 5 shapes x 7 colors x 4 counts of the shapes world. clip_x0: just inside the latents' range: 99.99 %
-    of the numbers are below 5.6. diffusion_batch_mul: twelve draw better than four in more training steps.
+    of the numbers are below 5.6. diffusion_batch_mul: twelve draw better than four with a tenth more training steps.
     grad_scale is 1, because the stages' understanding_weight (training/recipe.py) already makes that gradient small.
     """
     return HarmonConfig(
@@ -134,8 +134,8 @@ def micro():
         MARConfig(grid=8, encoder_embed_dim=384, encoder_depth=8, encoder_num_heads=6, decoder_embed_dim=384,
                   decoder_depth=8, decoder_num_heads=6, buffer_size=16, class_num=140, mask_ratio="cosine",
                   attn_dropout=0.0, proj_dropout=0.0, diffloss_d=4, diffloss_w=512, clip_x0=5.0),
-        LLMConfig(vocab_size=1024, hidden_size=384, intermediate_size=1024, num_hidden_layers=12,
-                  num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048))
+        LLMConfig(vocab_size=1024, hidden_size=384, intermediate_size=1024, num_hidden_layers=12, num_attention_heads=6,
+                  num_key_value_heads=2, rope_theta=1e4, max_position_embeddings=2048), grad_scale=1.0)
 
 
 def harmon_15b():

@@ -21,7 +21,7 @@ def modulate(x, shift, scale):
 
 
 FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
-AHEAD = 2048                     # rows times steps modulated at once in `sample`: -26 % at full size (docs/HARDWARE.md)
+AHEAD = 2048     # rows times steps modulated at once in `sample`: 26 % less time at full size (docs/HARDWARE.md)
 
 
 class TimestepEmbedder(nn.Module):
@@ -134,13 +134,13 @@ class DiffLoss(nn.Module):
         y = time + self.net.cond_embed(z).repeat(n // z.shape[0], 1)             # (N, width)
         return self.train_diffusion.loss(self.net.denoise(x_t, self.net.modulations(y)), target, x_t, t, noise)
 
-    def guide(self, x, y, cfg):
-        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); y: the modulations of 2N conditions, N with
-        a prompt, then N without.
+    def guide(self, x, modulations, cfg):
+        """Classifier-free guidance on eps: u + cfg (c - u). x (N, C); modulations: of 2N conditions, N
+        with a prompt, then N without.
 
         v, which sets the variance, is the conditional row's own (not guided), as in the official code.
         """
-        cond, uncond = self.net.denoise(x.repeat(2, 1), y).chunk(2)              # (N, 2C) each
+        cond, uncond = self.net.denoise(x.repeat(2, 1), modulations).chunk(2)    # (N, 2C) each
         eps = uncond[:, :self.channels].lerp(cond[:, :self.channels], cfg)       # (N, C)
         return torch.cat([eps, cond[:, self.channels:]], dim=-1)                 # (N, 2C)
 
@@ -148,7 +148,7 @@ class DiffLoss(nn.Module):
     def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None):
         """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
-        guided: whether z is doubled, None = if cfg != 1; MAR.draw says it, whose growing cfg is 1 for a single token.
+        guided: whether z is doubled; None = if cfg != 1. MAR.draw says it: with a single token, "linear" gives cfg 1.
         randn(shape) is the source of noise: for the first noise, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
@@ -163,11 +163,11 @@ class DiffLoss(nn.Module):
         # embedded once: z, the same in every step, and the timesteps, the same for every row
         embedded = self.net.cond_embed(z)                                        # (N, width), guided (2N, width)
         times = self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))         # (steps, width)
-        at_once = [*times.split(max(1, AHEAD // max(1, len(z))))]            # groups of steps; the first is needed last
+        groups = [*times.split(max(1, AHEAD // max(1, len(z))))]            # of steps; the first is needed last
         ahead = []                                                   # modulations of steps to come, the very next last
 
         def network(x, t):                                           # called once for each step, from the last down
             if not ahead:
-                ahead.extend(zip(*self.net.modulations(at_once.pop()[:, None] + embedded)))
+                ahead.extend(zip(*self.net.modulations(groups.pop()[:, None] + embedded)))
             return self.guide(x, ahead.pop(), cfg) if guided else self.net.denoise(x, ahead.pop())
         return diffusion.sample(network, randn((n, self.channels)), randn, temperature, sampler, self.clip)

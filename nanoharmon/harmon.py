@@ -124,9 +124,9 @@ class Harmon(nn.Module):
         """Draw. ids, is_real (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
         ("Generate an image.", or that of a part: in training they replace a share of the prompts).
 
-        grid (h, w): tokens down and across, default the native grid. orders: see MAR.draw, None = random. redraw:
-        rounds of MAR.redraw. options: cfg_schedule, temperature, steps, sampler, generator, randn, latents and known
-        (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
+        grid (h, w): tokens down and across, default the native grid. orders: see MAR.draw, None = all places, in random
+        order. redraw: rounds of MAR.redraw. options: cfg_schedule, temperature, steps, sampler, generator, randn,
+        latents and known (in-painting), on_iteration: MAR.draw and DiffLoss.sample. Returns latents (B, S, C).
         """
         grid = grid or (self.config.mar.grid,) * 2
         copies = 1 if cfg == 1.0 else 2                          # with guidance, the unconditional prompts follow

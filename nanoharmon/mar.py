@@ -50,7 +50,7 @@ class Attention(nn.Module):
             k, v = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=2)             # (B, L, D) each
         # b l (heads d) -> b heads l d
         q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # (B, heads, m, d)
+        x = attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)        # like q
         return dropout(self.proj(x.transpose(1, 2).flatten(2)), self.proj_dropout if self.training else 0.0)
 
 
@@ -75,13 +75,13 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, config.attn_dropout, config.proj_dropout)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x, places=None):
-        """x (B, L, D) -> (B, L, D); with places (B, m), only those rows of it are computed: (B, m, D)."""
+    def forward(self, x, rows=None):
+        """x (B, L, D) -> (B, L, D); with rows (B, m), indices into L, only those are computed: (B, m, D)."""
         h = self.norm1(x)                                            # (B, L, D)
-        if places is None:
+        if rows is None:
             x = x + self.attn(h)
         else:
-            x = take(x, places) + self.attn(h, take(h, places))      # (B, m, D)
+            x = take(x, rows) + self.attn(h, take(h, rows))      # (B, m, D)
         return x + self.mlp(self.norm2(x))
 
 
@@ -153,10 +153,10 @@ class MAR(nn.Module):
 
     # --- encoder and decoder ---------------------------------------------------------------------------------------
 
-    def run_blocks(self, blocks, x, places=None):
-        """x (B, L, D) through all blocks; places (B, m): the rows of the last block's output that are wanted."""
+    def run_blocks(self, blocks, x, rows=None):
+        """x (B, L, D) through all blocks; rows (B, m): the indices into L whose last output is wanted, (B, m, D)."""
         for i, block in enumerate(blocks):
-            wanted = places if i == len(blocks) - 1 else None
+            wanted = rows if i == len(blocks) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, wanted, use_reentrant=False)
             else:
@@ -206,7 +206,7 @@ class MAR(nn.Module):
         """Diffusion loss of the hidden tokens, a scalar. hidden (B, S-K): places, z (B, S-K, D), latents (B, S, C).
 
         Every token is used `diffusion_batch_mul` times, with another timestep and noise each.
-        t (mul*B*(S-K),) and noise (mul*B*(S-K), C), in that tiled order, are drawn if None.
+        t (mul*B*(S-K),) and noise (mul*B*(S-K), C), tiled (row i: token i % (B*(S-K))), are drawn if None.
         """
         mul = self.config.diffusion_batch_mul
         target = take(latents, hidden).flatten(0, 1).repeat(mul, 1)              # (mul*B*(S-K), C)
@@ -241,7 +241,7 @@ class MAR(nn.Module):
         if latents is None:
             latents = torch.zeros(B, n, self.config.token_dim, device=orders.device)      # (B, S, C): S = n, all hidden
         known = orders[:, :0] if known is None else known
-        counts = unmasking_schedule(n, iters)
+        counts = unmasking_schedule(n, iters)    # orders[:, :n_now] are hidden before an iteration, :n_next after it
         for n_now, n_next in zip(counts, counts[1:]):
             if n_now == n_next:
                 continue                             # more iterations than tokens: nothing to draw in this one

@@ -37,7 +37,7 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     width, height = arguments.sides("size", pipe.size if size is None else size)
     grid, limit = pipe.model.vae.grid_of(height, width), pipe.model.config.llm.max_position_embeddings
     S, U = grid[0] * grid[1], pipe.model.config.mar.buffer_size
-    if S + U + len(pipe.tokenizer.drawing("")) > limit:
+    if S + U + len(pipe.tokenizer.drawing_request("")) > limit:
         raise ValueError(f"size is {width}x{height}, which is {S + U} tokens: with a prompt more than {limit}")
     if (image is None) != (region is None):
         raise ValueError("region is None, expected a part of the image" if region is None else
@@ -60,7 +60,7 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     if not prompts or not all(p.strip() for p in prompts):
         raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
     for prompt in prompts:
-        T = len(pipe.tokenizer.drawing(prompt))
+        T = len(pipe.tokenizer.drawing_request(prompt))
         if T + S + U > limit:
             raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
                              f"picture): {prompt[:40]!r}...")

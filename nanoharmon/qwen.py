@@ -50,7 +50,7 @@ def rotate(x, cos, sin):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, per layer (B, kv_heads, L, d).
+    """Keys and values of the tokens so far, per layer (B, kv_heads, past, d).
 
     `append=False` makes `extend` return past + new without keeping the new: Harmon's drawing loop reads the prompt's
     cache in every iteration, but its image tokens change each time.

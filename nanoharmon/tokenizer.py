@@ -129,7 +129,7 @@ class Tokenizer:
             add([self.im_start] + self.encode("assistant\n"))
         return ids, labels
 
-    def drawing(self, prompt=None, part=False):
+    def drawing_request(self, prompt=None, part=False):
         """Ids of the request to draw `prompt`; None = the unconditional request. part: it is about a part only."""
         request, anything = (GENERATE_PART, GENERATE_ANY_PART) if part else (GENERATE, GENERATE_ANYTHING)
         text = anything if prompt is None else request.format(prompt)

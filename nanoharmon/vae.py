@@ -6,8 +6,8 @@ One place of the mean, scaled to unit variance, is one *image token* of the mode
 a code. A picture's tokens are its `latents` (B, S, C), S = H/stride * W/stride.
 
 At the official config (VAEConfig's defaults) the layers and the parameter names are those of `kl16.ckpt`. Two settings
-can differ: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds them after
-the last), which makes the nano VAE cheap; an empty `attn_resolutions` leaves attention in the middle only.
+change the layers: `patch_size` > 1 folds patches of pixels into channels before the first convolution (and unfolds them
+after the last), which makes the nano VAE cheap; an empty `attn_resolutions` leaves attention in the middle only.
 
 Not as official: the adversarial and perceptual losses are left out, and `vae_loss` has ten times the MSE instead.
 """
@@ -148,8 +148,8 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """KL autoencoder. `config`: VAEConfig. Its `scale` (1 / std of the latents) brings latents to unit variance, which
-    the diffusion schedule expects. It is measured after training the VAE (train.py) and stored in the config: 0.2325 is
+    """KL autoencoder. `config`: VAEConfig. Its `scale`, 1 / std of the means, gives latents unit variance, which the
+    diffusion schedule expects. It is measured after training the VAE (train.py) and stored in the config: 0.2325 is
     what MAR measured for KL-16 on ImageNet."""
 
     def __init__(self, config):
@@ -166,7 +166,7 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30, 20)                           # the official limits: exp(logvar) stays finite
 
     def reconstruct(self, mean):
-        """mean (B, C, h, w), not scaled -> image (B, 3, h*stride, w*stride), about [-1, 1]."""
+        """`decode` without the scale: mean, or a sample, (B, C, h, w) -> image (B, 3, h*stride, w*stride)."""
         return self.decoder(self.post_quant_conv(mean))
 
     def encode(self, image):

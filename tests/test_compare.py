@@ -198,7 +198,7 @@ def discrete(kind):
 
 
 def requests(*prompts):
-    return pad([TOKENIZER.drawing(p) for p in prompts], TOKENIZER.pad, "cpu")
+    return pad([TOKENIZER.drawing_request(p) for p in prompts], TOKENIZER.pad, "cpu")
 
 
 @pytest.mark.parametrize("kind", ["codes", "toklip", "masked"])

@@ -62,7 +62,7 @@ def test_shares_of_a_batch_are_as_asked(data):
         scenes, nothing, bare = [], [], []
         for latents, ids, is_real in data.generation(random.Random(1), 200, 16, caption_drop=share, pairs=share):
             scenes += map(scene_of, latents)
-            nothing += [row[real].tolist() == data.tokenizer.drawing(None) for row, real in zip(ids, is_real)]
+            nothing += [row[real].tolist() == data.tokenizer.drawing_request(None) for row, real in zip(ids, is_real)]
         for latents, ids, labels, *_ in data.understanding(random.Random(0), 200, 16, thoughts=share):
             bare += (~(ids == IMAGE).any(1)).tolist()
             assert len(latents) == (ids == IMAGE).any(1).sum()

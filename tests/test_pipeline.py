@@ -173,7 +173,7 @@ def test_dtype_auto_is_the_faster_one(slow, fast, monkeypatch):
 
 
 def test_a_prompt_that_just_fits_the_context_is_drawn(pipe, monkeypatch):
-    length = len(pipe.tokenizer.drawing("a red circle")) + 16 + 2                # tokens and buffers of the picture
+    length = len(pipe.tokenizer.drawing_request("a red circle")) + 16 + 2       # tokens and buffers of the picture
     monkeypatch.setattr(pipe.model.config.llm, "max_position_embeddings", length)
     pipe.plan(["a red circle"])
     monkeypatch.setattr(pipe.model.config.llm, "max_position_embeddings", length - 1)

@@ -75,14 +75,14 @@ class Job:
         return self.out / f"{self.arm.name.replace(' ', '_')}-{self.seed}"
 
 
-def fingerprint(base, stage):
+def base_hash(base, stage):
     """A short name of the weights after a stage: any training changes it."""
     return content_hash(base / f"stage_{stage}" / "model.safetensors")[:12]
 
 
 def note(job):
     """Write down what an arm is. Raises ValueError when its folder is of another one: of another budget, perhaps."""
-    path, weights = job.folder / "arm.json", fingerprint(job.base, job.arm.start)
+    path, weights = job.folder / "arm.json", base_hash(job.base, job.arm.start)
     what = {"weights": weights, "preset": job.preset, "scenes": job.scenes, **asdict(job.arm)}
     what = json.loads(json.dumps(what))                         # tuples become lists, as in the file
     if path.exists() and (old := read_json(path)) != what:

@@ -86,7 +86,7 @@ def contrast(pipe, n=PICTURES, seed=0):
         for name, pairs in told.items():
             losses = []
             for said in zip(*(pairs[i] for i in part)):                          # the true ones, the wrong ones
-                ids, is_real = pad([pipe.tokenizer.drawing(p) for p in said], pipe.tokenizer.pad, pipe.device)
+                ids, is_real = pad([pipe.tokenizer.drawing_request(p) for p in said], pipe.tokenizer.pad, pipe.device)
                 generator = torch.Generator(pipe.device).manual_seed(part.start)         # the same noise for all
                 losses.append(model.generation_loss(latents, ids, is_real, grid, split, generator=generator).item())
             out.setdefault(name, []).append(losses)

@@ -75,7 +75,7 @@ def draw_file(pipe, path, prompt, seed, options):
 def draw_lines(pipe, lines, out, each=4, seed=0, pool=None, progress=None, **options):
     """Draw what is missing of [(line, {"prompt": ...})] in the folder `out`: (pictures drawn, pictures in all)."""
     plan = pipe.plan([meta["prompt"] for _, meta in lines], **options)
-    settings = {"weights": fingerprint(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
+    settings = {"weights": weights_hash(pipe.model), "dtype": str(pipe.dtype), "device": pipe.device.type, "seed": seed,
                 "size": list(plan["size"]), **{name: plan[name] for name in OFFICIAL}}
     check_same_pictures(out, settings, lines, each)
     write_json(out / "settings.json", settings)
@@ -113,7 +113,7 @@ def column(pictures):
     return ImageOps.expand(picture_grid(pictures, 1, background="black"), (2, 2, 0, 0))
 
 
-def fingerprint(model):
+def weights_hash(model):
     """A short name of the weights, from the first numbers of every tensor: any training changes it."""
     code = hashlib.sha256()
     for tensor in model.state_dict().values():

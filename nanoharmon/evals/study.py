@@ -35,7 +35,7 @@ from ..files import FolderLock, write_json
 from ..pipeline import load_pipeline
 from ..training.recipe import Config
 from . import sweep
-from .arm import TRAIN, Arm, Job, fingerprint, measure_stage, note, run_apart, train_arm
+from .arm import TRAIN, Arm, Job, base_hash, measure_stage, note, run_apart, train_arm
 from .common import out_folder
 from .report import markdown
 
@@ -115,7 +115,7 @@ def run_study(study, base, out, seeds, budget, procs):
     tasks = [(train_arm, (job,), job.folder / "study.json") for job in jobs]
     after = [s for s in "123" if study == "stages" and (base / f"stage_{s}" / "config.json").exists()]
     for stage in after:
-        path = out / f"after_{stage}-{fingerprint(base, stage)}.json"
+        path = out / f"after_{stage}-{base_hash(base, stage)}.json"
         tasks.append((measure_stage, (base, stage, path), path))
     with ThreadPool(procs) as pool:                              # each thread waits for one process
         done = list(tqdm(pool.imap(lambda task: run_apart(*task), tasks), total=len(tasks), desc=f"study {study}"))

@@ -17,7 +17,7 @@ from ..files import read_json, write_json
 from ..plans import OFFICIAL
 from ..training.plot import draw_sweeps
 from .common import workers
-from .external import fingerprint
+from .external import weights_hash
 from .geneval import draw_scores
 from .report import cell
 
@@ -33,7 +33,7 @@ def sampling(pipe, out, n=15, procs=2, seed=0, sweeps=SWEEPS):
     kept by weights and all options: the sweeps meet in one point.
     """
     own = pipe.plan(["a ring"])
-    weights, most = fingerprint(pipe.model), len(own["inside"])
+    weights, most = weights_hash(pipe.model), len(own["inside"])
     lines = {"thinking first": True} if own["think"] else {}
     lines["the prompt itself"] = False
     todo = [(line, name, value) for line in lines for name, values in sweeps.items() for value in values

@@ -102,7 +102,7 @@ def architecture(preset, picture, share):
     c.text(468, bottom - 1, "+", 16, anchor="mm")
     arrow([(538, bottom), (483, bottom)], BUFFER)
     arrow([(324, 302), (324, 340), (468, 340), (468, bottom - 15)], BUFFER)
-    c.text(394, 330, "encoded, added again", 11, INK, "mm")
+    c.text(394, 330, "encoded, as it was", 11, INK, "mm")
     part(300, bottom - 34, 396, bottom + 34, "MAR\ndecoder", IMAGE, f"{mar.decoder_depth} blocks")
     arrow([(453, bottom), (398, bottom)], BUFFER, "summed", size=shape["summed"])
     c.text(348, bottom + 50, "mask tokens at hidden places", 10, FAINT, "mm")

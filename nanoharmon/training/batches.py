@@ -110,7 +110,7 @@ class Batches:
         caption_drop: share of unconditional prompts, for guidance; pairs: see ShapesData.generation_item.
         """
         items = [(source, *source.generation_item(rng, pairs)) for source in self.pick(rng, n, "captions")]
-        prompts = [self.tokenizer.drawing(None if rng.random() < caption_drop else source.prompt(item, rng))
+        prompts = [self.tokenizer.drawing_request(None if rng.random() < caption_drop else source.prompt(item, rng))
                    for source, _, item in items]
         yield from self.requests(items, prompts, size)
 
@@ -135,7 +135,8 @@ class Batches:
             prompt = None if rng.random() < caption_drop else prompt
             found.append((i, render(scene, size), prompt, *split_region(box, (board, board), (side, side))))
         rows, after, prompts, hidden, visible = zip(*found)
-        ids, is_real = pad([self.tokenizer.drawing(p, part=True) for p in prompts], self.tokenizer.pad, self.device)
+        rows_of_ids = [self.tokenizer.drawing_request(p, part=True) for p in prompts]
+        ids, is_real = pad(rows_of_ids, self.tokenizer.pad, self.device)
         split = tuple(torch.from_numpy(np.stack(index)).to(self.device) for index in (visible, hidden))
         return (self.latents_of([(self.shapes, row) for row in rows], size),
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)

@@ -18,7 +18,7 @@ from ..pictures import at_once, to_pixels
 
 
 def measure_scale(config, model, batches):
-    """vae.scale = 1 / std of the latents: the diffusion schedule expects unit variance. config: Config."""
+    """vae.scale = 1 / std of the VAE's means: the diffusion schedule expects unit variance. config: Config."""
     rng = random.Random(f"{config.data.seed}/scale")             # the same pictures in every process
     size = config.stages["vae"].size
     with torch.no_grad():

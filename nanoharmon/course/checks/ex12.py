@@ -19,7 +19,7 @@ def a_request(seed):
 
     def denoise(x, y):
         for layer in y:
-            assert len(x) == len(layer), f"the network gets {len(x)} rows of x with {len(layer)} rows of y"
+            assert len(x) == len(layer), f"the network gets {len(x)} rows of x with {len(layer)} of a modulation"
         return torch.tanh(x @ a + y[0] @ b + y[1] @ b + y[2] @ c)
     model.net.denoise = denoise
     x, y = torch.randn(N, C), [torch.randn(2 * N, w) for w in (width, width, 2 * width)]
@@ -36,7 +36,7 @@ def test_guided_noise(seed):
     N, C = x.shape
     cfg = random.Random(seed).uniform(1.5, 4)
     before, got = [part.clone() for part in (x, *y)], model.guide(x, y, cfg)
-    for name, was, part in zip(("x", "y", "y", "y"), before, (x, *y)):
+    for name, was, part in zip(("x", *3 * ("a modulation",)), before, (x, *y)):
         unchanged(name, was, part)
     assert isinstance(got, torch.Tensor), f"guide gives a {type(got).__name__}, expected a tensor (N, 2C)"
     assert got.shape != (2 * N, 2 * C), "2N rows come back, expected N: one for each row of x"
@@ -46,7 +46,7 @@ def test_guided_noise(seed):
     paired = model.net.denoise(x.repeat_interleave(2, dim=0), y)
     pairs = paired[:N, :C], paired[N:, :C]
     same("eps", got[:, :C], u + cfg * (c - u), {
-        "the halves of y are swapped; the conditional rows come first": c + cfg * (u - c),
+        "the halves of the modulations are swapped; the conditional rows come first": c + cfg * (u - c),
         "the distance is added to the conditional eps, and not to the unconditional one": c + cfg * (c - u),
         "the distance is taken the wrong way round: unconditional minus conditional": u + cfg * (u - c),
         "cfg weighs the unconditional eps": cfg * u + (1 - cfg) * c,
@@ -55,7 +55,7 @@ def test_guided_noise(seed):
         "nothing is guided: this is the conditional eps": c,
         "nothing is guided: this is the unconditional eps": u,
         "only the first three channels are guided, a quirk of DiT that MAR does not have": three,
-        "the rows of x are repeated one by one (a a b b); y has its halves one after the other, so x must be a b a b":
+        "the rows of x are repeated one by one (a a b b); the conditions are in halves, so x must be a b a b":
             pairs[1] + cfg * (pairs[0] - pairs[1]),
     })
 
@@ -80,7 +80,7 @@ def test_no_guidance_and_no_condition(seed):
     N, C = x.shape
     same("eps with cfg = 1", model.guide(x, y, 1.0)[:, :C], cond[:, :C], {
         "the distance is added to the conditional eps": 2 * cond[:, :C] - uncond[:, :C],
-        "the halves of y are swapped": uncond[:, :C]})
+        "the halves of the modulations are swapped": uncond[:, :C]})
     same("eps with cfg = 0", model.guide(x, y, 0.0)[:, :C], uncond[:, :C], {
         "cfg = 0 is taken for no guidance; it means no condition": cond[:, :C]})
     cfg = random.Random(seed).uniform(1.5, 4)
