@@ -196,7 +196,7 @@ def test_inputs_depend_on_the_secret():
 
 
 @pytest.mark.parametrize("body, words", [pytest.param(*row, marks=[pytest.mark.stress] * (i > 0)) for i, row in enumerate(
-    rows_of("hostile.txt", PACKAGE=tree.PACKAGE))], ids=lambda value: value[:30])
+    rows_of("hostile.txt", PACKAGE=tree.PACKAGE.as_posix()))], ids=lambda value: value[:30])
 def test_hostile_code_gets_no_points_and_a_reason(student, body, words, monkeypatch):
     monkeypatch.setattr(check, "TEST", 5)
     edit(student, body)
@@ -226,7 +226,7 @@ def test_a_busy_machine_is_not_the_students_mistake(student, monkeypatch):
     edit(student, GOOD)
     results = check.run(RMSNORM, check.student_files(RMSNORM, student / "nanoharmon"), quiet=True)
     assert all("the machine is too busy" in r.failure for r in results)
-    with pytest.raises(ValueError, match="exercise 4: the machine is too busy"):
+    with pytest.raises(ValueError, match="exercise 04: torch was not there after 0 seconds: the machine is too busy"):
         grade.grade(student)
 
 

@@ -8,7 +8,8 @@ course.json (all of it optional):
      "late": {"deadline": "2026-12-01T23:59:00+00:00", "percent_per_day": 10, "most_percent": 50}}       # default: none
 
 results.json is Gradescope's: score, max_score, output, visibility, tests, leaderboard. It is written whatever a student
-handed in, and says what is wrong. What is wrong in the teacher's flags or files is an error, and no student's zero.
+handed in, and says what is wrong. What is wrong in the teacher's flags or files, or with a machine that has no time
+to start torch, is an error, and no student's zero.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,8 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda found,
 
     def one(exercise):
         results = check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
-        if any(check.BUSY in (r.failure or "") for r in results):              # no failure of the student's
-            raise ValueError(f"exercise {exercise.number}: {check.BUSY}")
+        if check.was_late(results):
+            raise ValueError(f"exercise {exercise.number:02d}: {results[0].failure}")
         return results
     with ThreadPoolExecutor(min(2, cores())) as pool:          # each thread waits for a process of its own
         found = list(progress(pool.map(one, exercises), len(exercises)))

@@ -175,12 +175,12 @@ def main(argv=None):
             found, kept = run_benchmarks(pipe, [bench], args.n, args.images_per_prompt, args.seed, args.size, pool,
                                          tqdm, look=args.look, **options)
             results, pictures = results | found, pictures | kept
+            report.save_grids(out, kept)
             write_json(out / "results.json", {                   # after each: whatever stops the next one
                 "checkpoint": args.ckpt or "checkpoints/nano", "seed": args.seed, "n": args.n or SIZES,
                 "interval": "Wilson score, 95 %", "images_per_prompt": args.images_per_prompt,
                 "look": pipe.looks(args.look), "draw": {k: plan[k] for k in options} | {"size": plan["size"]},
                 "results": results})
-    report.save_grids(out, pictures)
     print(report.tables(results))
     print("[low, high]: 95 % Wilson score intervals")
     print(f"wrote {out}/results.json" + (" and picture grids" if pictures else ""))

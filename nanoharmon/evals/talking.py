@@ -92,7 +92,9 @@ def told(talk, words):
     """What the model answers; "" where the conversation is too long for it, which chat.py would say: wrong."""
     try:
         return talk.answer(words)
-    except ValueError:
+    except ValueError as e:
+        if not str(e).startswith("conversation is"):
+            raise
         talk.reset()
         return ""
 
@@ -110,7 +112,7 @@ def one_talk(pipe, seed, i, folder, size, look, options):
             wish = wish_in(words)                                            # as chat.py does
             path, said = talk.draw(wish) if wish else (None, told(talk, words))
             right = path is not None and judge(np.asarray(talk.pictures[-1]), meta)["correct"]
-            yield turn, "draw", right, (not said or questions.is_sentence(said) or
+            yield turn, "draw", right, (bool(path) and not said or questions.is_sentence(said) or
                                         language.parse_description(said) is not None)
             scene, asked = (seen_in(talk.pictures[-1], said) if path else scene), []
             continue

@@ -119,7 +119,7 @@ def list_metadata(start):
     """The metadata files of a folder; where it has none, those in its folders."""
     folders = sorted(p for p in start.iterdir() if p.is_dir() and not p.name.startswith("."))
     for places in [start], folders:
-        found = (next((file for name in METADATA if (file := place / name).is_file()), None) for place in places)
+        found = (next((file for name in METADATA if os.path.isfile(file := place / name)), None) for place in places)
         if found := [file for file in found if file]:
             return found
     return []

@@ -99,7 +99,7 @@ def is_lost(error):
 
 
 class Stop:
-    """Catches SIGNALS: SystemExit(130, 143 or 129) at once, but while `polite` only `code` is set, for a training
+    """Catches SIGNALS: SystemExit(128 + its number) at once, but while `polite` only `code` is set, for a training
     loop that first finishes its step and saves. A second signal ends at once. Ranks above 0 leave it all to rank 0."""
 
     def __init__(self, rank=0):

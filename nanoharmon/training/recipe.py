@@ -279,14 +279,15 @@ def check_class_size(config):
                          f"change it, or --mar.grid")
 
 
-def check_sizes(config):
-    """Complain about pictures that are no whole number of tokens, or too many. Given parts have sizes of their own."""
+def check_sizes(config, names=ALL_STAGES):
+    """Complain about pictures, of the named stages, that are no whole number of tokens, or too many. Given parts have
+    sizes of their own, and so has the model of a run that goes on."""
     stages, model = config.stages, config.model
     stride, limit = model.vae.stride, model.llm.max_position_embeddings
     if not model.mar.buffer_size:
         raise ValueError("--mar.buffer_size 0, expected at least 1: where all of a picture is hidden, buffers are all "
                          "that the LLM is given; change that flag, or pass another --mar")
-    for name, stage in stages.items():
+    for name, stage in ((name, stage) for name, stage in stages.items() if name in names):
         if name != "llm" and (stage.size < stride or stage.size % stride):
             raise ValueError(f"--stage_{name}.size {stage.size}, expected a multiple of {stride}, the VAE's stride")
         tokens = (stage.size // stride) ** 2 + model.mar.buffer_size
@@ -301,6 +302,6 @@ def check_sizes(config):
                 what = "--data.layout free has none" if is_free else f"{side} tokens a side do not fit"
                 raise ValueError(f"--stage_{name}.parts {stage.parts} hides cells of a board of {config.data.board}: "
                                  f"{what}; pass --stage_{name}.parts 0")
-    if stages["vae"].size < stages["1"].size:
+    if "vae" in names and stages["vae"].size < stages["1"].size:
         raise ValueError(f"--stage_vae.size {stages['vae'].size} is smaller than --stage_1.size {stages['1'].size}, "
                          f"expected the larger of the two: the vae is trained on both")

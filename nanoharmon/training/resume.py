@@ -41,6 +41,7 @@ class TrainingState:
     optimizers: list
     ema: EMA                                                     # the parameters' moving average
     scaler: torch.amp.GradScaler                                 # does nothing but in float16
+    base: str = ""                                               # a hash of the stage that it goes on from, see base_of
 
     @classmethod
     def of(cls, run, name, model):
@@ -50,19 +51,19 @@ class TrainingState:
             params = shard_blocks(model, run.world_size, run.device.type)
         scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
         optimizers = make_optimizers(params, run.config.optim, run.given_parts)
-        return cls(params, optimizers, EMA(params, run.config.optim.ema), scaler)
+        return cls(params, optimizers, EMA(params, run.config.optim.ema), scaler, base_of(run, name))
 
     def contents(self, run, step):
         """A nest of tensors and plain values, for save_state. With sharded blocks, all processes must call it."""
         state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
                  "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
-                 "made_by": made_by(run), "base": base(run)}
+                 "made_by": made_by(run), "base": self.base}
         return whole(state, run.is_main)
 
     def restore(self, run, path):
         """Put everything back as it was when the state in `path` was saved. Returns the number of steps done."""
         state = load_state(path)
-        if state.get("base", base(run)) != base(run):
+        if state.get("base", self.base) != self.base:
             raise ValueError(f"{path.parents[1]} went on from another stage than {run.out} has now, and would undo "
                              f"that one; delete {path.parents[1]} to repeat that stage")
         with torch.no_grad():
@@ -92,10 +93,10 @@ def trained(run, name, model):
         return select(model, run.config.stages[name].train_parts)
 
 
-def base(run):
-    """What tells which stage the one in training goes on from: a hash of its weights, "" of none."""
-    before = [s for s in finished_in(run.out) if s in run.config.stages]
-    return sampled_hash(run.out / f"stage_{before[-1]}") if before else ""
+def base_of(run, name):
+    """A hash of the stage that stage `name` trains further; "" of the first three, with parameters of their own."""
+    before = [s for s in progress(run.out)[0] if s in run.config.stages]
+    return sampled_hash(run.out / f"stage_{before[-1]}") if before and name in (*HARMON_STAGES, "reca") else ""
 
 
 def made_by(run):
@@ -106,13 +107,9 @@ def made_by(run):
 
 # --- what there is ----------------------------------------------------------------------------------------------------
 
-def finished_in(out):
-    return [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
-
-
 def progress(out):
     """The finished stages, and {stage: step of its last state} of the interrupted ones."""
-    done = finished_in(out)
+    done = [s for s in ALL_STAGES if (out / f"stage_{s}" / "config.json").exists()]
     states = {s: latest_state(out / f"stage_{s}") for s in ALL_STAGES if s not in done}
     return done, {s: step_of(path) for s, path in states.items() if path}
 
@@ -231,6 +228,7 @@ def check_parts(run):
     """
     assembly = Assembly(run.config.model, **run.given, flags=flags_of_model(run))
     assembly.load_tokenizer()
+    check_sizes(replace(run.config, model=assembly.config))
     for name in to_do(run):
         trained(run, name, assembly.model)
     return assembly.model, assembly.report if run.given_stages else []
@@ -260,6 +258,9 @@ def check(run):
         name, step = next(iter(begun.items()))
         raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
                          f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
+    for name in {*HARMON_STAGES, "reca"} & {*todo[1:]} & {*begun}:
+        raise ValueError(f"stage {name} in {out} went on from another stage {todo[0]}, and would undo the one to come; "
+                         f"delete {out / f'stage_{name}'} to repeat both, or put back the old stage {todo[0]}")
     if "reca" in todo and "3" not in [*finished, *todo] and not run.given["init"]:
         raise ValueError(f"stage reca goes on with a trained Harmon, and stage 3 in {out} is not finished; run --stage "
                          f"3 first, or give one with --init")
@@ -283,7 +284,8 @@ def check(run):
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
-    check_sizes(replace(run.config, model=model.config))
+    if finished:
+        check_sizes(replace(run.config, model=model.config), todo)
     if "mar" in todo:
         check_class_size(replace(run.config, model=model.config))
     # a run that is past stage mar, or leaves it out, needs no classes

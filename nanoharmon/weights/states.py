@@ -5,8 +5,8 @@ tensors, whose metadata hold the rest as JSON. It is written beside its destinat
 sees the old one or the new one, never half.
 
 What train.py puts into a state: trained weights, their average (EMA), optimizers, GradScaler, step (the schedule is a
-function of it), number of processes, versions of the libraries, git commit. No state of a random generator:
-every batch, mask, timestep and noise is drawn anew from (seed, stage, step, shard).
+function of it), number of processes, versions of the libraries, git commit, a hash of the stage before. No state of a
+random generator: every batch, mask, timestep and noise is drawn anew from (seed, stage, step, shard).
 
 The newest K states are kept, not "the best" one: the learning rate falls to the end of a stage, so its last weights are
 its best, and the generation loss is mostly noise: its minimum is a lucky batch.

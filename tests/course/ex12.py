@@ -31,14 +31,14 @@ def guide(self, x, modulations, cfg):
     ("cfg 0 means none", GUIDED.replace("    C = self.channels\n", "    C, cfg = self.channels, cfg or 1.0\n"),
      "it means no condition"),
     ("batch of one", GUIDED.replace("x.repeat(2, 1)", "x[:1].expand(2 * len(x), -1)"), ""),
-    ("in place", GUIDED.replace("(x.repeat(2, 1), modulations)", "(x.repeat(2, 1), modulations)").replace(
+    ("in place", GUIDED.replace(
         "    eps =", "    x += 0.1 * cond[:, :C]\n    eps ="), "changes x in place"),
 ]
 RIGHT = [
     ("two calls", """
 def guide(self, x, modulations, cfg):
     N = len(x)
-    with_prompt, without = (self.net.denoise(x, [m[half] for m in y]) for half in (slice(N), slice(N, None)))
+    with_prompt, without = (self.net.denoise(x, [m[half] for m in modulations]) for half in (slice(N), slice(N, None)))
     result = with_prompt.clone()
     result[:, :self.channels] = torch.lerp(without, with_prompt, cfg)[:, :self.channels]
     return result
