@@ -150,7 +150,7 @@ def save_row(folder, r, row):
 
 
 def write_pictures(args, prompts, rows, films, image):
-    """The grid of all pictures, and what --gif asks for. image: that of --image, or None."""
+    """The grid of all pictures, and what --gif asks for; says what else --save-each holds. image: --image's or None."""
     write_bytes(args.out, file_bytes(make_grid(prompts, rows)))
     if args.gif:
         size = rows[0][0].size                                   # first all is hidden, or as it was

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# cuDNN's kernel, the default on an H100, plans anew for every shape: nearly every batch, iteration and answer has one
+# cuDNN's kernel, the default on an H100, plans anew for every shape, and nearly every batch and answer has a new one
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 

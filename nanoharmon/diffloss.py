@@ -163,7 +163,7 @@ class DiffLoss(nn.Module):
         # embedded once: z, the same in every step, and the timesteps, the same for every row
         embedded = self.net.cond_embed(z)                                        # (N, width), guided (2N, width)
         times = self.net.time_embed(torch.tensor(diffusion.timestep_map, device=z.device))         # (steps, width)
-        groups = [*times.split(max(1, AHEAD // max(1, len(z))))]            # of steps; the first is needed last
+        groups = [*times.split(max(1, AHEAD // max(1, len(z))))]             # of steps; the first is needed last
         ahead = []                                                   # modulations of steps to come, the very next last
 
         def network(x, t):                                           # called once for each step, from the last down

@@ -81,7 +81,7 @@ class Block(nn.Module):
         if rows is None:
             x = x + self.attn(h)
         else:
-            x = take(x, rows) + self.attn(h, take(h, rows))      # (B, m, D)
+            x = take(x, rows) + self.attn(h, take(h, rows))          # (B, m, D)
         return x + self.mlp(self.norm2(x))
 
 

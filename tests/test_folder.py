@@ -156,7 +156,7 @@ def test_llava_in_its_other_spellings(tmp_path):
     rows = [{"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, plain]},
             {"image": ["a.png"], "messages": [{"role": "user", "content": [
                 {"type": "image"}, {"type": "text", "text": "What?"}]}, plain]},
-            talk("<image>\nWhat?", "A cat.", "And?", image="a.png"), talk("What?", "A cat.", images=[]), talk("What?", "A cat.", images=[""])]
+            talk("<image>\nWhat?", "A cat.", "And?", image="a.png"), *(talk("What?", "A cat.", images=i) for i in ([], [""]))]
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": "x"}])), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.jsonl"), str(tmp_path))

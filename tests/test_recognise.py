@@ -30,7 +30,7 @@ FOLDERS = {"gptq": ({"quantization_config": {"quant_method": "gptq"}}, {}, None)
     "gguf": ({}, {}, lambda p: [(p / "config.json").unlink(), (p / "q4.gguf").touch()]),
     "lora": ({}, {}, lambda p: (p / "config.json").rename(p / "adapter_config.json")),
     "no--words": ({}, {}, lambda p: (p / "tokenizer.json").unlink()), f"{HUB}/abc": ({}, {}, None)}
-AS_LLM, AS_CKPT = ({name: words for given, name, words in rows_of("recognise.txt", HUB=HUB) if given == flag} for flag in ("--llm", "--ckpt"))
+AS_LLM, AS_CKPT = ({name: words for f, name, words in rows_of("recognise.txt", HUB=HUB) if f == flag} for flag in ("--llm", "--ckpt"))
 
 
 def replace(path, old, new):

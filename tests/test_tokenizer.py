@@ -33,7 +33,7 @@ def test_request_to_draw_is_the_official_prompt():
     gold, toy = Golden("harmon"), characters()
     prompt = gold.config["text_cond_prompt"].removeprefix("Generate an image: ")
     ids, is_real = gold.output("text_cond/input_ids"), gold.output("text_cond/attention_mask")
-    assert [toy.drawing_request(p) for p in (prompt, None)] == [ids[i][is_real[i]].tolist() for i in range(2)]
+    assert [toy.drawing_request(prompt), toy.drawing_request()] == [ids[i][is_real[i]].tolist() for i in range(2)]
 
 
 @pytest.mark.parametrize("text", [

@@ -275,7 +275,7 @@ def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch
     assert [e["step"] for e in entries(tmp_path) if "lr" in e] == [4]
 
 
-@pytest.mark.parametrize("number, code, keep", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3), *((number, 128 + number, 1) for number in SIGNALS[2:])])
+@pytest.mark.parametrize("number, code, keep", [*zip(SIGNALS, (130, 143, 129), (1, 3, 1))])
 def test_a_signal_saves_and_says_how_to_go_on(done, tmp_path, capsys, monkeypatch, unseen, number, code, keep):
     before = signal.getsignal(number)
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:

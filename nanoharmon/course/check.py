@@ -24,7 +24,7 @@ from . import tree
 
 HERE = Path(__file__).parent
 TEST, EXERCISE = 20, 90                  # seconds: of one test, of an exercise
-LATE = "torch was not there after"                              # no failure of the student: not remembered, no points
+BUSY = "torch was not there after"                              # no failure of the student: not remembered, no points
 START = 120                              # of importing torch, before a student's code runs: longer on a busy machine
 GIGABYTES = 4
 MOST_OUTPUT = 20_000_000                 # bytes that a solution may print when it is graded
@@ -42,8 +42,8 @@ class Result:
         return 0 if self.failure else self.points
 
 
-def was_late(results):
-    return any((r.failure or "").startswith(LATE) for r in results)
+def was_busy(results):
+    return any((r.failure or "").startswith(BUSY) for r in results)
 
 
 def check_text(exercise):
@@ -126,7 +126,7 @@ def run_process(job, folder, left, quiet):
                 line = lines.get(timeout=max(0.1, min(TEST, end - time.monotonic())) if end else START)
             except queue.Empty:
                 reason = "no answer in time: an endless loop, or far too slow" if end else \
-                    f"{LATE} {START} seconds: the machine is too busy; run this again"
+                    f"{BUSY} {START} seconds: the machine is too busy; run this again"
                 break
             if line is None:                                     # its end of the pipe is closed
                 with suppress(subprocess.TimeoutExpired):

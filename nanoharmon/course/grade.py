@@ -96,7 +96,7 @@ def grade(folder, secret="0", table=None, submitted=None, progress=lambda found,
 
     def one(exercise):
         results = check.run(exercise, check.student_files(exercise, folder / "nanoharmon"), secret, quiet=True)
-        if check.was_late(results):
+        if check.was_busy(results):
             raise ValueError(f"exercise {exercise.number:02d}: {results[0].failure}")
         return results
     with ThreadPoolExecutor(min(2, cores())) as pool:          # each thread waits for a process of its own

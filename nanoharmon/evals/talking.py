@@ -89,7 +89,8 @@ def chance(seed, what, i):
 
 
 def told(talk, words):
-    """What the model answers; "" where the conversation is too long for it, which chat.py would say: wrong."""
+    """What the model answers; "" where the conversation is too long for it, which chat.py would say: wrong, and all of
+    it is forgotten."""
     try:
         return talk.answer(words)
     except ValueError as e:

@@ -258,9 +258,9 @@ def check(run):
         name, step = next(iter(begun.items()))
         raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
                          f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
-    for name in {*HARMON_STAGES, "reca"} & {*todo[1:]} & {*begun}:
-        raise ValueError(f"stage {name} in {out} went on from another stage {todo[0]}, and would undo the one to come; "
-                         f"delete {out / f'stage_{name}'} to repeat both, or put back the old stage {todo[0]}")
+    if later := [s for s in todo[1:] if s in begun and s in (*HARMON_STAGES, "reca")]:
+        raise ValueError(f"stage {later[0]} in {out} went on from another stage {todo[0]}, and would undo the one to "
+                         f"come; delete {out / f'stage_{later[0]}'} to repeat both, or put back that stage {todo[0]}")
     if "reca" in todo and "3" not in [*finished, *todo] and not run.given["init"]:
         raise ValueError(f"stage reca goes on with a trained Harmon, and stage 3 in {out} is not finished; run --stage "
                          f"3 first, or give one with --init")
