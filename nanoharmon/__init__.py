@@ -9,12 +9,12 @@ import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3           # malloc.h
 
-# idle threads sleep instead of spinning, which beside one busy program made drawing many times slower
-# (docs/HARDWARE.md). Torch reads this when it is imported, so import nanoharmon first; a user's own value stays
+# idle threads sleep instead of spinning, which beside a busy program makes all slower (docs/HARDWARE.md).
+# Torch reads this when it is imported, so import nanoharmon first; a user's own value stays
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # glibc gives freed memory back to the system, which hands it out again page by page, zeroed: for large tensors that
-# takes longer than the arithmetic (docs/HARDWARE.md). Keep up to 1 GiB; a user's own setting stays
+# can take as long as the arithmetic (docs/LOG.md). Keep up to 1 GiB; a user's own setting stays
 if "MALLOC_TRIM_THRESHOLD_" not in os.environ and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
     with contextlib.suppress(AttributeError, OSError, TypeError):                # systems without glibc
         mallopt = ctypes.CDLL(None).mallopt
