@@ -15,6 +15,7 @@ def test_each_prompt_is_true_or_wrong_in_one_thing():
         for text, right in ((true, True), (wrong, False), (prompts["binding"][i][1], False)):
             assert language.caption_is_right(text, scene) == right
         assert f" {shapes.relation(a, b)} " in true and sorted(true.split()) == sorted(prompts["binding"][i][1].split())
+        assert not any(f"{color} {shape}" in prompts["binding"][i][1] for color, shape in shapes.UNSEEN)
         where, elsewhere = prompts["places"][i]
         assert where != elsewhere and {" ".join(o.pair) in elsewhere for o in scene.objects} == {True}
         described = {language.describe(scene, shapes.random.Random(k)) for k in range(20)}
@@ -29,6 +30,7 @@ def test_of_one_object_one_thing_is_another():
                 language.parse_description, filter(None, pairs[i]))) for o in s.objects)
             assert [[a != b for a, b in zip(true, other)] for other in wrong] == [
                 [False] * 3, *[[j == k for j in range(3)]] * (k < 3)]
+            assert not any(other[:2] in shapes.UNSEEN for other in wrong)
 
 
 def test_who_does_not_hear_has_no_rise(pico, capsys):
