@@ -56,20 +56,12 @@ def check(name, got, ref, tolerance=None):
     assert error <= tolerance, f"{name}: off by {error:.2e}, tolerance {tolerance:.1e}"      # NaN fails, too
 
 
-def check_gradients(golden, key, module, names=None):
-    """Norms of all gradients, in the order of `names` (-1 = no gradient), and the gradients stored whole."""
+def check_gradients(golden, key, module):
+    """The norm of each gradient, and the gradients stored whole."""
     params = dict(module.named_parameters())
-    if names is None:
-        norms = {name: norm.item() for name, norm in golden.outputs(key + "gradnorm/").items()}
-    else:
-        norms = dict(zip(names, golden.output(key + "gradnorms").tolist()))
-    biggest = max(norms.values())
+    norms = {name: norm.item() for name, norm in golden.outputs(key + "gradnorm/").items()}
     for name, norm in norms.items():
-        grad = params[name].grad
-        assert (grad is None) == (norm == -1), f"{name}: gradient {grad}, expected norm {norm}"
-        if grad is not None:
-            check(name, grad.norm(), norm, 1e-4 * max(1.0, biggest))
-            assert abs(grad.norm().item() - norm) <= 1e-3 * norm + 1e-5, f"{name}: {grad.norm()} expected {norm}"
+        check(name, params[name].grad.norm(), norm, min(1e-4 * max(1.0, *norms.values()), 1e-3 * norm + 1e-5))
     for name, grad in golden.outputs(key + "grad/").items():
         check(name, params[name].grad, grad)
 
@@ -121,7 +113,7 @@ def replay(*tensors):
     return randn
 
 
-def drawing_noise(golden, folder, iters, rows=None):
+def drawing_noise(golden, folder, iters):
     """The noise of a whole drawing, as the head asks for it: in each iteration the initial noise, then each step's."""
     tensors = []
     for i in range(iters):

@@ -37,10 +37,12 @@ class Rows(list):
         self.append((module, gold.prefix + key, error, float(tolerance)))
 
     def gradients(self, module, gold, key, model, names):
-        """Norms of all gradients (-1 = none), and those that are stored whole."""
-        params = dict(model.named_parameters())
-        norms = [-1.0 if params[n].grad is None else params[n].grad.norm() for n in names]
-        self.add(module, gold, key + "gradnorms", torch.tensor(norms))
+        """Norms of all gradients (-1 = none), all together and each by itself, and those that are stored whole."""
+        params, ref = dict(model.named_parameters()), gold.output(key + "gradnorms")
+        norms = torch.tensor([-1.0 if params[n].grad is None else params[n].grad.norm() for n in names])
+        self.add(module, gold, key + "gradnorms", norms)
+        each = ((norms - ref).abs() / (1e-3 * ref.abs() + 1e-5)).max().item()
+        self.append((module, key + "gradnorms, each", each, 1.0))
         for name in gold.outputs(key + "grad/"):
             self.add(module, gold, f"{key}grad/{name}", params[name].grad)
 

@@ -124,6 +124,7 @@ def wrong_files(path):
         (path / name).write_bytes(red[:12] + head + struct.pack(">I", zlib.crc32(head)) + red[33:])
     damage(path / "ckpt", path / "run_without" / "stage_vae", T, None)
     torch.save(pytest.approx, path / "code.pth")
+    torch.save({"encoder.conv_in.weight": torch.ones(3)}, path / "thin.pth")
     (path / "run_list" / "stage_vae").mkdir(parents=True)             # looks finished, but for train_config.json
     for name, content in ("stage_vae/config.json", "{}"), ("train_config.json", "[]"):
         (path / "run_list" / name).write_text(content, encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 import chat
 import sample
@@ -137,7 +137,8 @@ def test_options_are_taken(ckpt, here, capsys):
     assert "cfg 1.5, linear, iters 4, redraw 0, steps 2, sampler dpm++, temperature 1, think False, seed 0" in out
     assert "pictures of 16x24" in out
     Image.new("RGBA", (320, 160), (0, 255, 0, 128)).save("wide.png")             # any size and mode
-    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--image", "wide.png", "--region", "0,0,160,40"])
+    sample.main([*P, "--n", "1", "--ckpt", ckpt, "--image", "wide.png", "--region", "0,0,160,40", "--gif", "a.gif"])
+    assert Image.open("a.gif").convert("RGB").getpixel((104, 122))[1] > 200      # begins with what is kept
     assert "iters 2," in capsys.readouterr().out             # cut to the tokens there are: the left half of the top row
 
 
@@ -154,7 +155,7 @@ def type_in(monkeypatch, ckpt, *lines, flags=()):
 def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     Path("drawing-001.png").write_bytes(b"mine")             # never overwritten
     talk = type_in(monkeypatch, ckpt, "hello", "/Draw\tpls draw a circle", "what color is it?", "", "Draw it again!",
-                   "red.png", "which one?", "/save talk.json", "Quit", "not read any more")
+                   "red.png", "which one?", "/save talk.json", "/save talk.txt", "Quit", "not read any more")
     assert [m["content"] for m in talk.messages[::2]] == [
         "hello", [None, "\n", "what color is it?"], [None, "\n", None, "\n", "which one?"]]
     assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 3 and not talk.waiting
@@ -166,6 +167,7 @@ def test_draw_then_ask_about_the_drawing(ckpt, here, capsys, monkeypatch):
     assert all(m["content"] in out for m in talk.messages[1::2])
     assert "(drawing-002.png; ask about it)" in out and "error" not in err
     assert json.loads(Path("talk.json").read_text(encoding="utf-8"))[4]["content"][0] == {"image": "drawing-003.png"}
+    assert "user: [drawing-002.png]\nwhat color is it?" in Path("talk.txt").read_text(encoding="utf-8")
 
 
 def test_a_model_that_looks_first_shows_what_it_saw_in_brackets(ckpt, here, capsys, monkeypatch):
@@ -359,10 +361,18 @@ def test_an_environment_that_is_not_torchruns_is_named(monkeypatch, size, rank, 
         torchrun_says()
 
 
-def test_umlauts_are_letters_also_under_pictures():
-    letters = [font_for("ä", 11).getmask(letter) for letter in "äö"]
-    assert font_for("a", 11).getmask("a").size                   # Pillow's own, where there is no other
-    if font_for("ä", 11).getname() != font_for("a", 11).getname():
-        assert bytes(letters[0]) != bytes(letters[1])
-        a, o = (np.asarray(captioned(Image.new("RGB", (60, 9)), letter, 60)) for letter in "äö")
-        assert (a != o).any()
+def test_other_letters_than_ascii_are_set_in_a_font_that_has_them(monkeypatch):
+    before, other = captioned(Image.new("RGB", (60, 9)), "ä", 60).tobytes(), ImageFont.load_default(22)
+    real = ImageFont.truetype
+    assert font_for("a", 11).getmask("a").size                                   # Pillow's own
+    monkeypatch.setattr(ImageFont, "truetype", lambda font, *args, **options:     # stands for one of the system
+                        other if isinstance(font, str) else real(font, *args, **options))
+    assert (font_for("ä", 11).size, font_for("a", 11).size) == (22, 11)
+    assert captioned(Image.new("RGB", (60, 9)), "ä", 60).tobytes() != before
+
+
+def test_each_prompts_pictures_are_in_its_row():
+    rows = [[Image.new("RGB", (96, 96), (60 * r, 99 * c, 0)) for c in range(2)] for r in range(3)]
+    sheet = sample.make_grid(["a", "b", "c"], rows)
+    assert [[sheet.getpixel((104 + 200 * c, 122 + 222 * r)) for c in range(2)] for r in range(3)] == [
+        [(60 * r, 99 * c, 0) for c in range(2)] for r in range(3)]

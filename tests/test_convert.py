@@ -1,6 +1,5 @@
 """Downloaded weights.     python -m pytest -q tests/test_convert.py"""
 import json
-import shutil
 import weakref
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from nanoharmon.weights.stored import llm_config, mar_config, vae_config
 
 def test_all_golden_outputs_through_the_public_loader(tmp_path):
     rows = parity.compare(tmp_path)
-    assert len(rows) == 68 and not parity.failed(rows), parity.table(rows)
+    assert len(rows) == 70 and not parity.failed(rows), parity.table(rows)
 
 
 OFFICIAL = {"lth14_mar_base": PRESETS["harmon-0.5b"]().mar, "lth14_mar_huge": PRESETS["harmon-1.5b"]().mar,
@@ -156,23 +155,6 @@ def test_conversion_streams(official, tmp_path, monkeypatch):
     monkeypatch.setattr(Stored, "copy", watched)
     convert.write(assembly, tmp_path / "out")
     assert len(alive) > 100
-
-
-DAMAGE = [
-    ("vae", lambda p: torch.save({"model": {"encoder.conv_in.weight": torch.ones(3)}}, p), "expected 4 dimensions"),
-    ("harmon", lambda p: p.write_bytes(b"<html>"), "expected a PyTorch checkpoint"),
-    ("llm", lambda p: (p / "config.json").write_bytes(b"{"), "not valid JSON"),
-    ("llm", lambda p: parity.qwen_directory(p, QWEN | {"vocab_size": 300, "hidden_size": 64}, {}), "do not divide")]
-
-
-@pytest.mark.parametrize("flag, damage, message", DAMAGE)
-def test_an_error_about_a_file_names_its_flag(official, tmp_path, flag, damage, message):
-    shutil.copytree(official[0]["vae"].parent, tmp_path / "in")
-    files = {name: tmp_path / "in" / path.name for name, path in official[0].items()}
-    damage(files[flag])
-    with pytest.raises(ValueError, match=f"{message}.*; change --{flag}$"):
-        convert.main(argv(files, official[1], out=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_flags_that_do_not_go_together_are_refused(official, tmp_path):

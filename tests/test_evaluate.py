@@ -21,6 +21,7 @@ from nanoharmon.evals.reading import answer_scores, pope_questions
 from nanoharmon.pipeline import Pipeline
 from nanoharmon.plans import OFFICIAL
 from nanoharmon.tokenizer import DESCRIBE, LOCATE
+from nanoharmon.training import watch
 from nanoharmon.training.recipe import Config
 from nanoharmon.world import language, prompts, questions, shapes
 from nanoharmon.world.judge import Detected, detect
@@ -31,6 +32,14 @@ from test_questions import truth
 SIDE = 48
 METAS = {meta["prompt"]: meta for task in prompts.TASKS for unseen in (False, True)
          for meta in prompts.geneval_prompts(task, 100, 0, unseen)}
+
+
+def test_a_training_ends_with_the_figures_that_it_tells(pico, monkeypatch, short_replies):
+    real = evaluate.run_benchmarks
+    monkeypatch.setattr(evaluate, "run_benchmarks", lambda pipe, benches, n, each, **options: real(
+        pipe, benches, 1, 1, steps=1, iters=1, **options))
+    found = evaluate.quick(Pipeline.load(pico))
+    assert {name for line in watch.MAIN_FIGURES.values() for name in line.values()} <= set(found)
 
 
 class Fake:

@@ -21,30 +21,27 @@ AGAIN = "python -m nanoharmon.figures draws the page and the pictures anew"
 
 
 @cache
-def statements(path):
-    """[(function, statement)] of a file, the function as in `Class.name`."""
-    found = []
+def assigned(path):
+    """{(line, function): names} of a file: what is assigned or taken there; None where it returns."""
+    found = {}
 
     def visit(node, name):
         for child in ast.iter_child_nodes(node):
             inner = f"{name}.{child.name}".lstrip(".") if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else name
+            if isinstance(child, ast.Assign):
+                names = {n.id for n in ast.walk(ast.Tuple(child.targets)) if isinstance(n, ast.Name)}
+            else:
+                names = {a.arg for a in child.args.args} if isinstance(child, ast.FunctionDef) else ()
             if isinstance(child, ast.stmt):
-                found.append((inner, child))
+                found.setdefault((child.lineno, inner), None if isinstance(child, ast.Return) else names)
             visit(child, inner)
     visit(ast.parse(path.read_text(encoding="utf-8")), "")
     return found
 
 
 def assigns(path, line, function, name):
-    """Whether that line of that function assigns, returns or takes such a variable."""
-    for where, statement in statements(path):
-        if where == function and statement.lineno == line:
-            if isinstance(statement, ast.Assign):
-                return name in {n.id for n in ast.walk(ast.Tuple(statement.targets)) if isinstance(n, ast.Name)}
-            if isinstance(statement, ast.FunctionDef):
-                return name in {argument.arg for argument in statement.args.args}
-            return isinstance(statement, ast.Return)
-    return False
+    names = assigned(path).get((line, function), ())
+    return names is None or name in names
 
 
 def told(walk):

@@ -306,6 +306,10 @@ def test_a_few_broken_files_are_named_and_left_out(photos, tmp_path):
 
 
 def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys, monkeypatch):
+    data.main([str(photos), "--out", str(tmp_path / "data.png")])
+    told = capsys.readouterr().out
+    for words in "12 entries, 12 pictures; 0 entries broken", "texts: 12, of", "labels: 2; a 4, b 4":
+        assert words in told
     for i, name in enumerate(["a.heic", "b.HEIC", "c.mp4", "d.jfif", ".hidden.heic", "d.txt", "a.txt"]):
         picture(i + 20).save(photos / name, "JPEG")
     (photos / "away").symlink_to(tmp_path, target_is_directory=True)
@@ -418,13 +422,16 @@ def test_own_pictures_have_their_own_classes_and_captions_in_any_language(photos
 
 def test_conversations_are_cut_at_a_turn_and_may_have_no_picture(chat):
     made, kinds = batches([chat], max_position_embeddings=200), set()
+    first = {item["turns"][1][1]: item["row"] for item in chat.items}
     for latents, ids, labels, _ in made.understanding(random.Random(1), 60, 16):
         has_picture = (ids == IMAGE).any(1)
         assert ids.shape[1] <= made.room + 4 + 2
         assert len(latents) == has_picture.sum() and set((ids == IMAGE).sum(1).tolist()) <= {0, 4 + 2}
+        shown = iter(latents[:, 0, 0].tolist())              # the number of its row
         for row, label in zip(ids, labels):
             said = made.tokenizer.decode(label[label != IGNORE].tolist())
             kinds.add(said.split()[0])
+            assert IMAGE not in row.tolist() or next(shown) == first["reply 0" if "reply" in said else said]
             if "reply" in said:
                 n = said.count("reply")
                 assert 1 < n < 40 and said == "".join(f"reply {k}" for k in range(n))

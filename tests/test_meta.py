@@ -3,7 +3,6 @@
 On the meta device tensors have shapes but no data, so even Harmon-1.5B costs nothing. It stands for a GPU: whatever
 needs a number on the host (`.item()`, a boolean index, a copy back) and would stall a GPU is an error there.
 """
-import functools
 import json
 
 import pytest
@@ -12,31 +11,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from golden import FOLDER
-from nanoharmon.config import PRESETS, MARConfig
+from nanoharmon.config import PRESETS
 from nanoharmon.harmon import Harmon
 from nanoharmon.mar import MAR
 from nanoharmon.vae import vae_loss
-from test_bad_input import rows_of
+import test_convert
 
 
-@functools.cache
-def shapes(size):
-    """{name: shape} of a whole model, or of MAR-L, which no Harmon has."""
+# KL-16's names are those behind vae., MAR-B's and MAR-H's those behind mar., Qwen2.5's those behind llm.
+OFFICIAL = {"harmon_0.5b_inference_with_vae": lambda: Harmon(PRESETS["harmon-0.5b"]()),
+            "harmon_1.5b_inference_with_vae": lambda: Harmon(PRESETS["harmon-1.5b"]()),
+            "lth14_mar_large": lambda: MAR(test_convert.OFFICIAL["lth14_mar_large"])}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_names_and_shapes_are_those_of_the_official_checkpoint(name):
     with torch.device("meta"):
-        model = Harmon(PRESETS[size]()) if size != "large" else torch.nn.ModuleDict({"mar": MAR(MARConfig(
-            encoder_embed_dim=1024, encoder_depth=16, encoder_num_heads=16, decoder_embed_dim=1024, decoder_depth=16,
-            decoder_num_heads=16, diffloss_d=8, diffloss_w=1280))})
-    return {name: list(t.shape) for name, t in model.state_dict().items()}
-
-
-OFFICIAL = {file: (size, part.strip("*"), without) for file, size, part, without in rows_of("official.txt")}
-
-
-@pytest.mark.parametrize("path", sorted((FOLDER / "keys").glob("*.json")), ids=lambda path: path.stem)
-def test_names_and_shapes_are_those_of_the_official_checkpoint(path):
-    size, prefix, without = OFFICIAL[path.stem]
-    got = {name.removeprefix(prefix): shape for name, shape in shapes(size).items() if name.startswith(prefix)}
-    assert {k: v for k, v in got.items() if not k.startswith(without)} == json.loads(path.read_text(encoding="utf-8"))
+        ours = {key: list(t.shape) for key, t in OFFICIAL[name]().state_dict().items()}
+    assert ours == json.loads((FOLDER / "keys" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Watch(TorchDispatchMode):

@@ -8,6 +8,7 @@ from nanoharmon.config import pico
 from nanoharmon.harmon import Harmon
 from nanoharmon.training.optim import EMA, Muon, is_matrix, lr_factor, make_optimizers, orthogonalize, select, set_lr
 from nanoharmon.training.recipe import OptimConfig
+from nanoharmon.training.sharding import clip_gradients
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,11 @@ def test_ema_follows_its_ramp_and_is_swapped_in_for_a_while():
     assert params["w"][0].item() == pytest.approx(expected) and ema.shadow["w"][0] == 20
     ema.swap(params)
     assert params["w"][0] == 20 and ema.shadow["w"][0].item() == pytest.approx(expected)
+
+
+def test_gradients_are_cut_to_the_largest_norm():
+    params = [torch.nn.Parameter(torch.zeros(n)) for n in (1, 3)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    assert clip_gradients(params, 0.5).item() == 2
+    assert torch.cat([p.grad for p in params]).norm().item() == pytest.approx(0.5, rel=1e-4)

@@ -121,6 +121,7 @@ def test_numbers_of_numpy_and_pictures_in_any_form_are_taken_and_all_else_is_nam
     tensor = torch.from_numpy(np.array(flat)).permute(2, 0, 1)
     for form in Image.open(path), str(path), path, np.asarray(flat), tensor, tensor / 255, [Image.open(path)]:
         assert pipe.features(form)[0].equal(pipe.features([flat])[0])
+    assert pipe.features(flat)[0].equal(pipe.features(pad_square(flat))[0])
     part = dict(region=(0, 0, 32, 6), seed=np.int64(3), cfg=np.float32(2), steps=np.int64(3))
     assert bytes_of(pipe.draw("x", image=path, **part)) == bytes_of(pipe.draw(["x"], image=flat, **part))
     assert pipe.think("a circle", max_new_tokens=3) == pipe.think(["a circle"], max_new_tokens=3)

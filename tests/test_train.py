@@ -177,8 +177,8 @@ def test_a_run_remembers_what_it_was_given(done, tmp_path, capsys, monkeypatch, 
     train.main([*flags, "--stage", "2"])
     assert f"was given --llm {final} at its start, and still is" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.glob("stage_*")) == ["stage_1", "stage_2"]
-    llm = [{k: v for k, v in weights(done / "final").items() if k.startswith("llm.")}] + [
-        {k: v for k, v in weights(tmp_path / f"stage_{s}").items() if k.startswith("llm.")} for s in "12"]
+    llm = [{k: v for k, v in weights(folder).items() if k.startswith("llm.")}
+           for folder in (done / "final", tmp_path / "stage_1", tmp_path / "stage_2")]
     moved = [max((a[k].float() - b[k].float()).abs().max() for k in a) for a, b in zip(llm, llm[1:])]
     assert moved[0] == 0 and 0 < moved[1] < 2e-3                 # two steps of at most 0.0005, and of 0.01 without
     config = tmp_path / "train_config.json"                      # once a stage is finished, no given file is needed
@@ -220,6 +220,9 @@ def test_reca_goes_on_with_a_finished_run_and_leaves_it_as_it_is(done, tmp_path,
     assert f"see {tmp_path / 'results.json'}; nothing to do" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "final")
     train.main(flags)                                                # made again
+    os.utime(tmp_path / "results.json", (1, 1))                      # as if a stage had been repeated since
+    train.main(flags)
+    assert (tmp_path / "results.json").stat().st_mtime > 1
     final, reca = (Pipeline.load(tmp_path / name) for name in ("final", "final_reca"))
     assert final.meta == reca.meta and reca.draw(["a ring"], steps=1, iters=1)[0].size == (32, 32)
 

@@ -29,10 +29,7 @@ DAMAGED = short.DAMAGED | {
     "no_tokenizer": (T, None), "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, lambda raw: raw[:999]),
     "huge_tokenizer": (T, None), "sparse_tokenizer": (T, entry("model.vocab.a", str(2**32 - 1))),
     "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")),
-    "no_weights": (M, None), "no_bytes": (M, lambda raw: b""), "nine": (M, lambda raw: raw[:9]),
-    "header": (M, lambda raw: b"\xff" * 8 + raw[8:]), "page": (M, lambda raw: b"<!DOCTYPE html><html>404"),
-    "lfs": (M, lambda raw: b"version https://git-lfs.github.com/spec/v1"), "pickle": (M, lambda raw: b"\x80\x04\x95."),
-    "dtype": (M, lambda raw: raw.replace(b'"F32"', b'"F99"', 1)), "tail": (M, lambda raw: raw + b"more"),
+    "no_weights": (M, None), "nine": (M, lambda raw: raw[:9]),
     "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
     "cut_index": (INDEX, lambda raw: b'{"weight_map'), "deep_index": (INDEX, lambda raw: b'{"a":' + b"[" * 10**5)}
 
