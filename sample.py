@@ -183,7 +183,7 @@ def main(argv=None):
         raise ValueError(f"--dry-run follows one prompt, got {len(prompts)}; pass one of them")
     image = open_image(args.image) if args.image else None           # first: it says so if no file can have that name
     check_outputs(args, len(prompts))
-    from nanoharmon.plans import OFFICIAL, settled
+    from nanoharmon.plans import OFFICIAL, refuse_idle, settled
     from nanoharmon.pipeline import load_pipeline            # only now: torch takes a second, --help needs none of it
     from nanoharmon.words import note_changed, note_unseen, put_right
     if args.explain:
@@ -193,11 +193,7 @@ def main(argv=None):
     typed, prompts = prompts, [put_right(pipe.meta, prompt) for prompt in prompts]
     options = {"size": args.size, "image": image, "region": args.region, **{k: getattr(args, k) for k in OFFICIAL}}
     plan = pipe.plan(prompts, **options)      # complains about any prompt before the first is drawn
-    for flag, given, idle, why in (
-            ("--temperature", args.temperature, plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
-            ("--cfg-schedule", args.cfg_schedule, plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):
-        if given is not None and idle:
-            raise ValueError(f"{flag} {given} {why}, or drop {flag}")
+    refuse_idle(plan, options)
     for note in filter(None, (note_changed(typed, prompts), note_unseen(pipe.meta, prompts))):
         print(note, file=sys.stderr)
     if args.dry_run:

@@ -69,6 +69,16 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
                       "total": options["iters"] + again}
 
 
+def refuse_idle(plan, given):
+    """Raises ValueError for a flag that was given ({name: value or None}) and changes nothing in this plan."""
+    for name, idle, why in (
+            ("temperature", plan["sampler"] != "ddpm", "is of ddpm's noise; pass --sampler ddpm"),
+            ("cfg_schedule", plan["cfg"] == 1, "is of guidance, here none; pass a larger --cfg")):
+        if given[name] is not None and idle:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {given[name]} {why}, or drop {flag}")
+
+
 def settled(plan):
     """The options of a plan for drawing finished thoughts: `think` is off, and what `fast` chose is in the numbers."""
     return {name: plan[name] for name in OFFICIAL} | {"think": False, "fast": False}

@@ -94,6 +94,8 @@ def test_scripts_explain_what_they_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chat, "load_pipeline", lambda *_: pipe)
     sample.main(["--prompt", "a ring", "--n", "1", "--out", "plain.png"])
     assert "Letters:" not in capsys.readouterr().out
+    sample.main([*["--prompt", "a ring"] * 3, "--n", "1", "--batch", "2", "--explain"])      # the last batch is smaller
+    assert "The same in the last iteration" in capsys.readouterr().out
     sample.main(["--prompt", "a ring", "--n", "1", "--explain"])
     out = capsys.readouterr().out
     assert Path("plain.png").read_bytes() == Path("grid.png").read_bytes()       # to watch changes nothing

@@ -258,6 +258,10 @@ def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
     assert packed.rows == loose.rows and len(packed.held) == 4
     assert {(i["caption"], i["class"]) for i in packed.items + packed.held} == {(f"text {i}", i % 3) for i in range(12)}
     assert "left out: 1 .png" in read_entries(str(root)).notes[0]
+    with tarfile.open(tmp_path / "dot.tar", "w") as file:            # `tar cf dot.tar .`: one folder is no label
+        for name in "./a.png", "./cat/b.png":
+            file.add(photos / "0.png", name)
+    assert [e.label for e in read_entries(str(tmp_path / "dot.tar")).entries] == [None] * 2
     whole, second = (root / "b.tar").read_bytes(), read_entries(str(root / "b.tar")).entries[1].path.start
     for cut in second - 512, second + 9:                             # between two of its files, and inside of one
         (root / "b.tar").write_bytes(whole[:cut])

@@ -18,7 +18,8 @@ import types
 
 FORBIDDEN = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "os.kill",
              "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.putenv", "pty.",
-             "socket.", "resource.set", "resource.prlimit", "ctypes.dlopen", "ctypes.dlsym", "shutil.rmtree")
+             "socket.", "_winapi.CreateProcess", "resource.set", "resource.prlimit", "ctypes.dlopen", "ctypes.dlsym",
+             "shutil.rmtree")
 
 
 def limit_memory(gigabytes):
@@ -56,8 +57,13 @@ def close_back_doors(torch):
     """Functions that open files or start processes without telling the audit hook."""
     def refuse(*_, **__):
         raise PermissionError("a solution may neither open files by torch nor start processes")
-    import _posixsubprocess
-    for owner, name in (torch, "from_file"), (torch.UntypedStorage, "from_file"), (_posixsubprocess, "fork_exec"):
+    doors = [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
+    try:
+        import _posixsubprocess
+        doors.append((_posixsubprocess, "fork_exec"))
+    except ImportError:                                          # Windows: its own way tells the hook
+        pass
+    for owner, name in doors:
         setattr(owner, name, refuse)
 
 

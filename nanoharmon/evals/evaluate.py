@@ -32,7 +32,7 @@ from ..config import nearest
 from ..files import write_json
 from ..pictures import psnr
 from ..pipeline import load_pipeline
-from ..plans import OFFICIAL
+from ..plans import OFFICIAL, refuse_idle
 from ..replies import check_sampling
 from ..tokenizer import DESCRIBE
 from ..world import prompts, shapes
@@ -165,6 +165,7 @@ def main(argv=None):
         benches = [bench for bench in benches if bench != "edit"]
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     plan = pipe.plan(["a red circle"], args.size, **options)
+    refuse_idle(plan, options)
     if set(benches) & ASKING:
         most = check_sampling(pipe.model.config.llm)[2] if {"phrases", "chat"} & set(benches) else 0
         external.check_fit(pipe, [{"text": DESCRIBE}], args.size, max(LONGEST, most), "pass a smaller --size")

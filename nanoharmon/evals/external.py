@@ -34,7 +34,7 @@ from ..cli import bar, first_of
 from ..files import read_json, text_of, write_bytes, write_json
 from ..pictures import file_bytes, open_image, picture_grid
 from ..pipeline import load_pipeline
-from ..plans import OFFICIAL
+from ..plans import OFFICIAL, refuse_idle
 from . import report
 from .common import BATCH, batches, out_folder, over_processes, rate, workers
 from .reading import likeliest, yes_no_scores
@@ -226,7 +226,7 @@ def run_files(args, options):
     pipe = load_pipeline(args.ckpt, args.device, args.dtype)
     torch.set_num_threads(1)                                    # the bytes drawn depend on it
     if lines:                                                   # complain before anything is made
-        pipe.plan([meta["prompt"] for _, meta in lines], args.size, **options)
+        refuse_idle(pipe.plan([meta["prompt"] for _, meta in lines], args.size, **options), options)
     check_fit(pipe, rows, args.size)
     out = out_folder(args.out)
     with workers(pipe, args.procs) as pool:

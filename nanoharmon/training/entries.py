@@ -61,7 +61,7 @@ def members(path):
         with tarfile.open(path, "r:") as tar:                    # not compressed: compressed ones cannot be sought in
             for m in tar:
                 if m.isreg() and not m.issparse():
-                    found.append(Packed(path, m.name, m.offset_data, m.size))
+                    found.append(Packed(path, m.name.removeprefix("./"), m.offset_data, m.size))   # `tar cf x.tar .`
             if tar.offset >= end:                                # cut between two of them: only the end mark tells
                 raise ValueError("no end mark")
     except (tarfile.TarError, OSError, ValueError) as e:
