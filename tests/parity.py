@@ -42,7 +42,7 @@ class Rows(list):
         norms = torch.tensor([-1.0 if params[n].grad is None else params[n].grad.norm() for n in names])
         self.add(module, gold, key + "gradnorms", norms)
         each = ((norms - ref).abs() / (1e-3 * ref.abs() + 1e-5)).max().item()
-        self.append((module, key + "gradnorms, each", each, 1.0))
+        self.append((module, f"{gold.prefix}{key}gradnorms, each", each, 1.0))
         for name in gold.outputs(key + "grad/"):
             self.add(module, gold, f"{key}grad/{name}", params[name].grad)
 

@@ -55,6 +55,8 @@ def test_a_stopped_run_goes_on_with_the_same_pictures(pico, drawn, tmp_path):
     before = kept.stat().st_mtime_ns
     command(pico, "--prompts", prompts, "--images-per-prompt", 2, "--steps", 3, "--out", out)
     assert files(out) == files(whole) and kept.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="drop --temperature"):
+        command(pico, "--prompts", prompts, "--sampler", "ddim", "--temperature", 0.5, "--out", tmp_path / "new")
 
 
 def test_pictures_depend_on_weights_seed_and_prompt_only_and_never_mix(pico, drawn, tmp_path):

@@ -10,6 +10,8 @@ timesteps and noise: so even small differences are real. The wrong prompts:
     places     "a red circle at the top and a blue square at the left" -> "... at the left and ... at the top"
     nothing    the request without a description ("Generate an image."), which training knows from caption_drop
 
+None of them names a pair that training never shows.
+
 Of a model that knows scenes of one object only (--quick), pictures of one: another color, shape or place, or nothing.
 
 A model that reads its prompt as a bag of words has zeros in the first three rows, however good its pictures are. That
@@ -37,7 +39,7 @@ def wrong_prompts(n, seed, **placement):
     named = [(meta, *((o["color"], o["class"]) for o in meta["include"]))        # GenEval lists the reference first
              for meta in prompts.geneval_prompts("position", 4 * n, seed)]
     for meta, b, a in [(meta, b, a) for meta, b, a in named if b[0] != a[0] and b[1] != a[1] and
-                       not {(b[0], a[1]), (a[0], b[1])} & shapes.UNSEEN][:n]:    # the wrong prompt is not new, too
+                       not {(b[0], a[1]), (a[0], b[1])} & shapes.UNSEEN][:n]:    # else the pair would be new, not only wrong
         scene = prompts.scene_for(meta, rng, **placement)
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)
