@@ -89,7 +89,7 @@ class Walk:
     def __exit__(self, *_):
         sys.settrace(self.before)
         for chapter in self.told:
-            sizes = {letter: n for letter, n in chapter.sizes.items() if letter not in "BRKm"}   # these may have changed
+            sizes = {letter: n for letter, n in chapter.sizes.items() if letter not in "BRKm"}   # may have changed
             for (owner, step), (value, where) in self.last.items():
                 chapter.last += self.rows(step, value, where, sizes) if owner is chapter else ()
 

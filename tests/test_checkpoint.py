@@ -79,10 +79,12 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 
 HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-BAD = {"empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "limit"), "html": (HTML, "HTML"),
-    "lfs": (LFS, "Git LFS"), "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, ".pth"),
-    "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"), "entry": (st({"a": 3}), "'a' has a bad"),
-    "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "E4M3,"), "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "12"),
+BAD = {"empty": (b"", "truncated"), "header of 2**63": (st({}, length=2**63), "above the 100000000 limit"),
+    "html": (HTML, "an HTML page, not the file itself"), "lfs": (LFS, "a Git LFS pointer, .*git lfs pull"),
+    "pickle": (b"\x80\x02}q\x00(X" + b"\0" * 60, r"a zip or pickle .*\.pth"), "entry": (st({"a": 3}), "'a' has a bad"),
+    "duplicate": (st(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "duplicate"),
+    "dtype": (st({"a": entry("F8_E4M3")}, b"\0" * 8), "is F8_E4M3, expected float32"),
+    "size": (st({"a": entry(shape=[3])}, b"\0" * 8), "12"),
     "two negatives": (st({"a": entry(shape=[-2, -1])}, b"\0" * 8), "shape"),
     "huge empty": (st({"a": entry(shape=[0, 2**62], offsets=[0, 0])}), "shape"),
     "cut data": (st({"a": entry()}, b"\0" * 7), "truncated"), "tail": (st({"a": entry()}, b"\0" * 9), "1 bytes after"),

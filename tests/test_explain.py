@@ -28,10 +28,9 @@ def assigned(path):
     def visit(node, name):
         for child in ast.iter_child_nodes(node):
             inner = f"{name}.{child.name}".lstrip(".") if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else name
+            names = {a.arg for a in child.args.args} if isinstance(child, ast.FunctionDef) else ()
             if isinstance(child, ast.Assign):
                 names = {n.id for n in ast.walk(ast.Tuple(child.targets)) if isinstance(n, ast.Name)}
-            else:
-                names = {a.arg for a in child.args.args} if isinstance(child, ast.FunctionDef) else ()
             if isinstance(child, ast.stmt):
                 found.setdefault((child.lineno, inner), None if isinstance(child, ast.Return) else names)
             visit(child, inner)
@@ -40,6 +39,7 @@ def assigned(path):
 
 
 def assigns(path, line, function, name):
+    """Whether that line of that function assigns, returns or takes such a variable."""
     names = assigned(path).get((line, function), ())
     return names is None or name in names
 

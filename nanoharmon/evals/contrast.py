@@ -33,13 +33,17 @@ from .report import markdown
 PICTURES, BATCH = 256, 16
 
 
+def exchangeable(a, b):
+    """Whether two (color, shape) pairs differ in both, and are seen, too, each with what the other one has."""
+    return a[0] != b[0] and a[1] != b[1] and not {(a[0], b[1]), (b[0], a[1])} & shapes.UNSEEN
+
+
 def wrong_prompts(n, seed, **placement):
     """n scenes, and {what is wrong: [(true prompt, wrong prompt)]}. placement: options of shapes.random_scene."""
     rng, scenes, out = random.Random(f"contrast/{seed}"), [], {}
     named = [(meta, *((o["color"], o["class"]) for o in meta["include"]))        # GenEval lists the reference first
              for meta in prompts.geneval_prompts("position", 4 * n, seed)]
-    for meta, b, a in [(meta, b, a) for meta, b, a in named if b[0] != a[0] and b[1] != a[1] and
-                       not {(b[0], a[1]), (a[0], b[1])} & shapes.UNSEEN][:n]:    # else the pair would be new, not only wrong
+    for meta, b, a in [(meta, b, a) for meta, b, a in named if exchangeable(a, b)][:n]:
         scene = prompts.scene_for(meta, rng, **placement)
         related, order = meta["include"][1]["position"][0], rng.getrandbits(32)
         swapped = shapes.Scene(tuple(shapes.Object(o.shape, o.color, p.x, p.y, o.r, o.rgb)
@@ -61,8 +65,7 @@ def wrong_about_one(n, seed, **placement):
     while len(scenes) < n:
         scene, other = (shapes.random_scene(rng, n=1, **placement) for _ in range(2))
         o, p = *scene.objects, *other.objects
-        if (o.color == p.color or o.shape == p.shape or language.place_of(o) == language.place_of(p) or
-                {(p.color, o.shape), (o.color, p.shape)} & shapes.UNSEEN):
+        if not exchangeable(o.pair, p.pair) or language.place_of(o) == language.place_of(p):
             continue
         scenes.append(scene)
         changed = {"color": {"color": p.color}, "shape": {"shape": p.shape}, "place": {"x": p.x, "y": p.y}}
