@@ -19,7 +19,7 @@ from .tokenizer import IMAGE, Tokenizer
 from .vae import VAE
 
 
-LETTERS = {"B": "pictures or questions at once", "R": "rows: B, plus B unconditional with guidance",
+LETTERS = {"B": "pictures or questions at once", "R": "rows (README: N): B, plus B unconditional with guidance",
            "T": "text tokens", "S": "image tokens", "K": "visible ones", "m": "drawn in this iteration", "U": "buffers",
            "D": "width of the MAR",
            "E": "width of the LLM", "C": "numbers of an image token", "L": "places in the LLM", "V": "vocabulary",
@@ -141,8 +141,8 @@ def chapters():
             Step(MAR.decode, "-> z", "R, m, D", "After {mar.decoder_depth} blocks: at each place to draw, a vector "
                  "that says what belongs there.", again=True),
             Step(Diffusion.sample, "(x", "B*m, C", "A token begins as pure noise."),
-            Step(DiffLoss.guide, "cond", "B*m, 2C", "The diffusion MLP, which sees this noise and z: the noise it "
-                 "believes to be in there (C numbers), and how much new noise the step adds (C more)."),
+            Step(DiffLoss.guide, "cond", "B*m, 2C", "What the diffusion MLP makes of this noise and z: the noise it "
+                 "finds there (C numbers), and how much new noise the step adds (C more)."),
             Step(DiffLoss.guide, "eps", "B*m, C", "Guidance: away from what the row without a prompt says, and past "
                  "what the one with it says."),
             Step(Diffusion.sample, "mean", "B*m, C", "One diffusion step: what would be left without new noise. In the "

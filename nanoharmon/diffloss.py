@@ -21,7 +21,7 @@ def modulate(x, shift, scale):
 
 
 FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
-AHEAD = 2048     # rows times steps modulated at once in `sample`: 26 % less time at full size (docs/HARDWARE.md)
+AHEAD = 2048     # rows times steps modulated at once in `sample`: a quarter less time at full size (docs/HARDWARE.md)
 
 
 class TimestepEmbedder(nn.Module):
@@ -41,7 +41,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + gate * MLP(modulated LayerNorm(x)); shift, scale, gate come from the condition (AdaLN)."""
+    """x + gate * MLP(modulated LayerNorm(x)); shift, scale, gate come from the condition (adaptive LayerNorm)."""
     def __init__(self, width):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
@@ -148,7 +148,7 @@ class DiffLoss(nn.Module):
     def sample(self, z, temperature=1.0, cfg=1.0, steps=100, sampler="ddpm", generator=None, randn=None, guided=None):
         """Draw tokens. z (N, D) -> (N, C); if guided, z is (2N, D), conditional rows first, and N rows come back.
 
-        guided: whether z is doubled; None = if cfg != 1. MAR.draw says it: with a single token, "linear" gives cfg 1.
+        guided: whether z is doubled; None = if cfg != 1. MAR.draw passes it: of one token, "linear" makes cfg 1.
         randn(shape) is the source of noise: for the first noise, then, by ddpm only, once per diffusion step.
         """
         if steps not in self._spaced:
@@ -168,6 +168,6 @@ class DiffLoss(nn.Module):
 
         def network(x, t):                                           # called once for each step, from the last down
             if not ahead:
-                ahead.extend(zip(*self.net.modulations(groups.pop()[:, None] + embedded)))
+                ahead.extend(zip(*self.net.modulations(groups.pop()[:, None] + embedded)))     # of (group, N, width)
             return self.guide(x, ahead.pop(), cfg) if guided else self.net.denoise(x, ahead.pop())
         return diffusion.sample(network, randn((n, self.channels)), randn, temperature, sampler, self.clip)

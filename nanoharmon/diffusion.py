@@ -12,8 +12,8 @@ of the official 870-line `gaussian_diffusion.py` that MAR and Harmon use, and it
 
 Every function works on rows (N, C): one row is one image *token*, with its own timestep. A network output is (N, 2C):
 eps | v, v in about [-1, 1]. `t` is an index into the chain of *this* object, which may be shorter than the 1000 steps;
-only the network gets the original timestep, timestep_map[t]. t = 0 is one step of noise. In formulas with x_{t-1} the
-indices are those of the papers: x_0 is the clean token, x_1 has one step of noise.
+only the network gets the original timestep, timestep_map[t]. t = 0 is one step of noise, the papers' t = 1. In formulas
+with x_{t-1} the indices are the papers': x_0 is the clean token.
 
 The variational bound is in bits, as in the official code. Its weight is 1: eq. 16 has 0.001 times the sum over 1000 t,
 which is the mean over t. Left out: timesteps that are not evenly spaced, other schedules, other parametrisations.
@@ -36,7 +36,7 @@ def cosine_betas(steps=1000, max_beta=0.999):
 
 
 def space_timesteps(train_steps, steps):
-    """The `steps` of range(train_steps) that a sampler visits, evenly spaced, both ends included; of one, the first."""
+    """The `steps` of range(train_steps) that a sampler visits, evenly spaced, both ends included; steps = 1: only 0."""
     if not 1 <= steps <= train_steps:
         raise ValueError(f"{steps} diffusion steps asked for, expected 1 to {train_steps}")
     stride, at, chosen = 1 if steps == 1 else (train_steps - 1) / (steps - 1), 0.0, []
@@ -62,7 +62,7 @@ class Diffusion:
         ac = np.cumprod(1 - betas)
         ac_prev = np.append(1.0, ac[:-1])
         posterior_variance = betas * (1 - ac_prev) / (1 - ac)
-        # log of the first entry would be -inf: the official code repeats the second
+        # log of the first entry would be -inf: the official code repeats the second; a chain of one has none
         clipped = np.append(posterior_variance[1], posterior_variance[1:]) if len(betas) > 1 else betas
         self.tables = {
             "betas": betas, "alphas_cumprod": ac, "alphas_cumprod_prev": ac_prev,
@@ -159,7 +159,7 @@ class Diffusion:
                 continue
             ac, ac_prev = self.tables["alphas_cumprod"][i], self.tables["alphas_cumprod_prev"][i]
             x0 = self.predict_x0(x, i, output.chunk(2, dim=-1)[0], clip)
-            eps = (x - math.sqrt(ac) * x0) / math.sqrt(1 - ac)
+            eps = (x - math.sqrt(ac) * x0) / math.sqrt(1 - ac)       # again, from the cut x0
             if i == 0:
                 return x0
             if sampler == "ddim":

@@ -112,17 +112,17 @@ class Harmon(nn.Module):
         embeds = self.llm.embed(ids.clamp(min=0))        # (B, L, E); IMAGE as id 0, overwritten below
         if latents is None:
             return embeds
-        pictures = self.see(latents, None, grid)[1]                              # (N, S+U, E)
+        shown = self.see(latents, None, grid)[1]                                 # (N, S+U, E)
         if grad_scale != 1.0:
-            pictures = pictures.detach() + grad_scale * (pictures - pictures.detach())     # same value, scaled gradient
-        return embeds.masked_scatter((ids == IMAGE).unsqueeze(-1), pictures.to(embeds.dtype))
+            shown = shown.detach() + grad_scale * (shown - shown.detach())       # same value, scaled gradient
+        return embeds.masked_scatter((ids == IMAGE).unsqueeze(-1), shown.to(embeds.dtype))
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def draw(self, ids, is_real, iters=64, cfg=3.0, grid=None, orders=None, redraw=0, **options):
         """Draw. ids, is_real (B or 2B, T): right-padded prompts; with cfg != 1 the B unconditional ones follow
-        ("Generate an image.", or that of a part: in training they replace a share of the prompts).
+        ("Generate an image.", of a part GENERATE_ANY_PART: in training they replace a share of the prompts).
 
         grid (h, w): tokens down and across, default the native grid. orders: see MAR.draw, None = all places, in random
         order. redraw: rounds of MAR.redraw. options: cfg_schedule, temperature, steps, sampler, generator, randn,

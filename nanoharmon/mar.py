@@ -75,13 +75,13 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, config.attn_dropout, config.proj_dropout)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x, rows=None):
-        """x (B, L, D) -> (B, L, D); with rows (B, m), indices into L, only those are computed: (B, m, D)."""
+    def forward(self, x, index=None):
+        """x (B, L, D) -> (B, L, D); with index (B, m), indices into L, only those are computed: (B, m, D)."""
         h = self.norm1(x)                                            # (B, L, D)
-        if rows is None:
+        if index is None:
             x = x + self.attn(h)
         else:
-            x = take(x, rows) + self.attn(h, take(h, rows))          # (B, m, D)
+            x = take(x, index) + self.attn(h, take(h, index))          # (B, m, D)
         return x + self.mlp(self.norm2(x))
 
 
@@ -153,10 +153,10 @@ class MAR(nn.Module):
 
     # --- encoder and decoder ---------------------------------------------------------------------------------------
 
-    def run_blocks(self, blocks, x, rows=None):
-        """x (B, L, D) through all blocks; rows (B, m): the indices into L whose last output is wanted, (B, m, D)."""
+    def run_blocks(self, blocks, x, index=None):
+        """x (B, L, D) through all blocks; index (B, m): the places in L that the last block computes, (B, m, D)."""
         for i, block in enumerate(blocks):
-            wanted = rows if i == len(blocks) - 1 else None
+            wanted = index if i == len(blocks) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, wanted, use_reentrant=False)
             else:
@@ -258,7 +258,7 @@ class MAR(nn.Module):
         return latents
 
     def redraw(self, predict, orders, rounds, iters, cfg, latents, known=None, cfg_schedule=None, **options):
-        """Correct a finished drawing, latents. Ours, not the paper's. Arguments as in `draw`; cfg_schedule is ignored.
+        """Correct a finished drawing, latents (ours). Arguments as in `draw`; no cfg_schedule: "linear" would restart.
 
         In a round one half of the tokens is hidden and drawn anew given the other, then the other half: a token that
         was drawn while little was visible, say with a color between two, has to fit its neighbours then.

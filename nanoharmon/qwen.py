@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x, rope, may_attend, cache, layer, rows=None):
-        """x (B, L, E) -> (B, L, E); with rows (N,), flat indices into B*L, only those of it: (N, E)."""
+        """x (B, L, E) -> (B, L, E); with rows (N,), flat indices into B*L, only these: (N, E)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, may_attend, cache, layer)
         x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -5,10 +5,10 @@ strings and integers, an integer n standing for a picture of n placeholders. In 
 
     <|im_start|>user\n [n x IMAGE] \n is it red? <|im_end|>\n <|im_start|>assistant\n yes <|im_end|>\n
 
-Only what the assistant says, and the <|im_end|> after it, is supervised; not a LOOK at its beginning, which the program
-writes, so that the model says what it sees before it answers. As in Harmon, no system message is added (Qwen's own
-template would); the \n after a picture is part of the content. The special tokens are put in by id: the same characters
-typed by a user are encoded as plain text, never as control tokens.
+Only what the assistant says, and the <|im_end|> after it, is supervised. A LOOK ("look:") at its beginning is not: the
+program writes it, so that the model says what it sees before it answers. As in Harmon, no system message is added
+(Qwen's own template would); the \n after a picture is part of the content. The special tokens are put in by id: the
+same characters typed by a user are encoded as plain text, never as control tokens.
 
 `train` makes a small byte-level BPE (GPT-2 style: any language, no unknown tokens) when no LLM is given.
 """

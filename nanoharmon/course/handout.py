@@ -96,7 +96,8 @@ def write_handout(folder, exercises, solved=False):
         copy(ROOT / name, folder / name)
     (folder / "docs/TEACHING.md").unlink()                       # it has answers
     log = (folder / "docs/LOG.md").read_text(encoding="utf-8")   # and so have what it says of the open tasks
-    write(folder / "docs/LOG.md", re.sub(r"\n## [^\n]*Five open tasks.*?(?=\n## )", "", log, flags=re.S))
+    answers = r"\n\|[^\n]*five-open-tasks[^\n]*|\n## [^\n]*Five open tasks.*?(?=\n## )"
+    write(folder / "docs/LOG.md", re.sub(answers, "", log, flags=re.S))
     shutil.copytree(tree.PACKAGE, folder / "nanoharmon", ignore=shutil.ignore_patterns("__pycache__"))
     tree.write(folder, result)
     for name in "exercises", "tests", ".github/workflows":

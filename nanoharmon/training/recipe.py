@@ -64,14 +64,14 @@ class StageConfig:
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup", low=0)
     caption_drop: float = arg(0.0, "share of prompts replaced by 'Generate an image.', for guidance", **SHARE)
-    hide_all: float = arg(0.0, "share of pictures drawn from the prompt alone, all tokens hidden, beside those "
+    hide_all: float = arg(0.0, "share of batches drawn from the prompt alone, all tokens hidden, beside those "
                                "that mar.mask_ratio gives (official: 0)", **SHARE)
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
     thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: mostly a prompt, "
                                "answered by what will be where (sample.py --think)", **SHARE)
-    parts: float = arg(0.0, "shapes world: share of the pictures to generate of which only one part is hidden, with a "
-                            "prompt about that part (sample.py --region)", **SHARE)
+    parts: float = arg(0.0, "shapes world: share of batches to generate with only one part of each picture hidden, and "
+                            "a prompt about that part (sample.py --region)", **SHARE)
     kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps the means from growing (nano: std 2), and is "
                                  "too little to blur them; with 5e-3 they have a fourth of the bits: docs/LOG.md")
     train_parts: str = arg("", "what is trained: prefixes of parameter names, comma-separated")
