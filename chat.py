@@ -39,12 +39,13 @@ from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
 from nanoharmon.wishes import AGAIN, CHANGE, is_request, wish_in
 from nanoharmon.words import note_changed, note_unseen, put_right
+from nanoharmon.world.language import CELLS
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."      # in Qwen2.5's own chat template
 HELP = """\
   /image FILE   show a picture (its name alone does so, too); the next question is about it, and so are those after
   /draw TEXT    draw a picture, save it as drawing-001.png, -002, ..., and talk about it (so do "red ring", "again")
-  /edit BOX TEXT  draw a part of the last picture anew: /edit 32,0,64,32 a white ring (pixels; "nothing" empties it)
+  /edit PART TEXT  draw a part of the last picture anew: /edit top left a ring, or /edit 32,0,64,32 nothing (pixels)
   /save FILE    .json or .txt: the conversation; .png: the last picture
   /reset        forget everything so far
   /help         this list
@@ -52,8 +53,13 @@ HELP = """\
   anything else is said to the model"""
 # how an error of the library begins, and what helps those who typed a line
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
-         "region is ": "type /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
+         "region is ": "type /edit PLACE TEXT, or /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
          "prompt is ": "type a shorter text"}
+NINTHS = {place.split("the ")[1]: cell for place, cell in CELLS.items()}         # "top left": (0, 0)
+NINTH = f"(?:(?:at|in|on|to) )?(?:the )?({'|'.join(sorted(NINTHS, key=len, reverse=True))})"
+PART = re.compile(rf"(?:(\d+) *, *(\d+) *, *(\d+) *, *(\d+)|{NINTH}:?) +(.+)", re.IGNORECASE)
+ADDED = re.compile(rf"add (.+?) {NINTH}(?: corner)?[.!]*", re.IGNORECASE)         # "add a ring at the top"
+A_PICTURE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 
 
 def parse_args(argv=None):
@@ -146,7 +152,7 @@ def help_for(pipe):
 
 
 def read(chat, words):
-    """Words as the model can read them; says which were put right, and which it has never met."""
+    """Words as the model can read them; says which were put right, and which it has not learned."""
     right = put_right(chat.pipe.meta, words)
     for note in filter(None, (note_changed([words], [right]), note_unseen(chat.pipe.meta, [right], chat.noted))):
         print(note, file=sys.stderr)
@@ -159,9 +165,7 @@ def save(chat, name):
     if path.resolve() in [Path(shown).resolve() for shown in chat.names]:
         raise ValueError(f"{path} is a picture of this conversation, and would be overwritten; pass another name")
     if path.suffix.lower() == ".png":
-        if not chat.pictures:
-            raise ValueError("no picture to save yet; type /image FILE or /draw TEXT first")
-        write_bytes(path, file_bytes(chat.pictures[-1]))
+        write_bytes(path, file_bytes(chat.last()))
         return
     names = iter(chat.names)
     turns = [{**m, "content": [{"image": next(names)} if part is None else part for part in
@@ -180,6 +184,22 @@ def file_name(words):
     if words[0] == words[-1] and words[0] in "'\"":
         words = words[1:-1]
     return words if Path(words).exists() else os.path.expanduser(words).replace("\\ ", " ")
+
+
+def part(words, size):
+    """What to change of a picture, and into what: "top left a ring" or "0,0,32,32 a ring" -> (x0, y0, x1, y1), "a ring".
+    size: of the picture, in pixels."""
+    if added := ADDED.fullmatch(words):
+        words = f"{added[2]} {added[1]}"
+    if not (found := PART.fullmatch(words)):
+        raise ValueError(f"/edit needs a part and a text, got {words!r:.80}; type /edit PLACE TEXT (places: "
+                         f"{', '.join(NINTHS)}), or /edit x0,y0,x1,y1 TEXT, in pixels of the last picture "
+                         f"({size[0]}x{size[1]}), or wish for a whole one")
+    *box, place, words = found.groups()
+    if place:
+        x, y = NINTHS[place.lower()]
+        box = [i * side // 3 for i, side in ((x, size[0]), (y, size[1]), (x + 1, size[0]), (y + 1, size[1]))]
+    return tuple(map(int, box)), words
 
 
 def command(chat, line):
@@ -202,13 +222,8 @@ def command(chat, line):
         path, thought = chat.draw(rest)
         print(f"({thought and f'{thought}; '}{path}; ask about it)" if path else thought)
     elif name == "/edit":
-        if not (found := re.fullmatch(r"(\d+) *, *(\d+) *, *(\d+) *, *(\d+) +(.+)", rest)):
-            size = "x".join(map(str, chat.pictures[-1].size)) if chat.pictures else "any size"
-            raise ValueError(f"/edit needs a box and a text, got {rest!r:.80}; type /edit x0,y0,x1,y1 TEXT, in pixels "
-                             f"of the last picture ({size}), or wish for a whole one")
-        *region, words = found.groups()
-        words = read(chat, words)
-        print(f"({chat.edit(tuple(map(int, region)), words)}; ask about it)")
+        region, words = part(rest, chat.last().size)
+        print(f"({chat.edit(region, read(chat, words))}; ask about it)")
     elif name == "/save":
         save(chat, rest)
         print(f"(wrote {rest})")
@@ -228,13 +243,13 @@ def command(chat, line):
 def as_command(chat, line):
     """What is typed, as the command that is meant: "quit", a picture's file, "again", "make it red" (/edit says what it
     needs), a wish for a picture."""
-    if line.lower() in ("quit", "exit", "help"):
-        return f"/{line}"
+    if (word := line.lower().rstrip(".!")) in ("quit", "exit", "help"):
+        return f"/{word}"
     if cannot(chat.pipe):
         return line
     with suppress(OSError, ValueError):                          # too long for a file's name, or none that can be
-        if Path(name := file_name(line)).suffix and Path(name).is_file():
-            return f"/image {line}"
+        if Path(name := file_name(line)).suffix and Path(name).is_file() or A_PICTURE.fullmatch(line):
+            return f"/image {line}"                              # which complains if there is none
     if line.startswith("/"):
         return line
     if chat.wish and AGAIN.fullmatch(line):
@@ -252,7 +267,7 @@ def talk(chat):
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline                  # noqa: F401: arrow keys and history for input()
-        known = "/image FILE", "/draw TEXT", "/edit BOX TEXT", "/reset", "/save FILE", "/help", "/quit"
+        known = "/image FILE", "/draw TEXT", "/edit PART TEXT", "/reset", "/save FILE", "/help", "/quit"
         print("Ask something, or:", ", ".join(c for c in known if c.split()[0] not in cannot(chat.pipe)))
     while True:
         try:
@@ -301,7 +316,7 @@ def main(argv=None):
         print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
-    if is_request(args.prompt) and not cannot(pipe):
+    if not cannot(pipe) and (is_request(args.prompt) or not pictures and "words" in pipe.meta and wish_in(args.prompt)):
         print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
     prompt = read(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:

@@ -83,8 +83,8 @@ class Conversation:
 
     def recent(self, messages):
         """What the model reads, and the pictures in it: everything; or, where the checkpoint has learned to talk about
-        one picture for so many "turns" (meta), the turn with the last picture, and the last ones after it, without
-        those that were refused. It has not learned to go on after these, or without a picture."""
+        one picture for so many "turns" (meta), the first turn about the last picture, and the last ones after it,
+        without those that were refused. It has not learned to go on after these, or without a picture."""
         n, shows = self.pipe.meta.get("turns"), [i for i, m in enumerate(messages)
                                                      if not isinstance(m["content"], str)]
         if not n:
@@ -92,22 +92,23 @@ class Conversation:
         first, rest = [m for m in messages[:1] if m["role"] == "system"], [m for m in messages if m["role"] != "system"]
         if not shows:
             return first + rest[-1:], []
-        shown, said, rest = messages[shows[-1]], messages[shows[-1] + 1:][:1], messages[shows[-1] + 2:]
-        kept = [m for asked, reply in zip(rest[::2], rest[1::2])
-                if not seen_and_said(reply["content"])[1].startswith(REFUSAL) for m in (asked, reply)]
-        kept += rest[len(rest) // 2 * 2:]
-        return first + [{**shown, "content": shown["content"][-3:]}, *said] + kept[3 - 2 * n:], self.pictures[-1:]
+        rest = messages[shows[-1]:]
+        shown, *kept = [m for asked, reply in zip(rest[::2], rest[1::2])
+                        if not seen_and_said(reply["content"])[1].startswith(REFUSAL) for m in (asked, reply)] + rest[-1:]
+        words = shown["content"] if isinstance(shown["content"], str) else shown["content"][-1]
+        shown = {**shown, "content": [None, "\n", words]}    # moved on where the first question was refused
+        return first + [shown] + kept[:1] + kept[1:][3 - 2 * n:], self.pictures[-1:]
 
     def draw(self, words):
         """Draw, save under the next free number, show. Returns the path (None when the model refuses) and the thought,
         "" if it has none."""
         self.free_path()                     # complains before the work
-        self.wish = words
         plan, seed, thought = self.pipe.plan([words], **self.drawing), self.seed + self.drawn, ""
         if plan["think"]:
             [thought] = self.pipe.think([words], seed)
             if thought.startswith(REFUSAL):
                 return None, thought
+        self.wish = words
         with bar(total=plan["total"], desc="drawing", unit="iter") as shown:
             [picture] = self.pipe.draw([thought or words], seed=seed, progress=shown.update,
                                        **self.drawing | settled(plan))
@@ -115,12 +116,17 @@ class Conversation:
 
     def edit(self, region, words):
         """Draw a part of the last picture anew. region: x0, y0, x1, y1 in its pixels. Returns the path."""
-        if not self.pictures:
-            raise ValueError("no picture to change yet; type /image FILE or /draw TEXT first")
+        last = self.last()
         self.free_path()
-        [picture] = self.pipe.draw([words], seed=self.seed + self.drawn, image=self.pictures[-1], region=region,
+        [picture] = self.pipe.draw([words], seed=self.seed + self.drawn, image=last, region=region,
                                    **self.drawing | {"think": False})
         return self.keep(picture)
+
+    def last(self):
+        """The last picture, to change or to save."""
+        if not self.pictures:
+            raise ValueError("no picture yet; type /image FILE or /draw TEXT first")
+        return self.pictures[-1]
 
     def free_path(self):
         """The next drawing-001.png, -002, ... that is not there yet."""

@@ -38,28 +38,31 @@ SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|th
         rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b|\W*$)|{PICTURE} )")
 WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.IGNORECASE)
 DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."
-    r"(?!(?:did|do|does|don't|why|what(?! about)|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b).*\b"
+    r"(?!(?:did|do|does|don't|why|what(?! about)|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b)"
+    rf"(?!.*\b(?:don't|never|stop) {DRAW}).*\b"
     rf"(?:{DRAW}|(?<=if you )drew)(?:ing)? (?:me |us )?{SOME}", re.IGNORECASE)
 # without a verb of wishing: whether there is something to draw, and whether the line asks or tells
 NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
 ASKS = re.compile(
     r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
-    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|which|who|how|why|true|or|tell|say|name|"
+    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|or|tell|say|name|"
     r"list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|believe|learned|"
-    r"drew|forgot|asked|thank you for|i (?:like|love|hate)|these|those|this(?! time)|the last|the \w+ one|"
-    r"any(?! chance)|add up|(?:colou?r|number|place|position|size|word)s? (?:of|for)|"
-    rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|{SHAPE} (?:colou?r|count|number|position|place|size))\b",
+    r"drew|forgot|asked|thank you for|never|stop|i (?:like|love|hate)|these|those|this(?! time)|the last|the \w+ one|"
+    r"any(?! chance)|add up|(?:colou?r|number|amount|place|position|location|size|word)s? (?:of|for)|^total|locate|"
+    rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|{SHAPE} (?:colou?r|count|number|position|location|place|size))\b",
     re.IGNORECASE)
 NO_VERB = re.compile(                        # of the line: "a ring that is red", "my wish is", "i want to see"
     r"(?<=\w )(?:(?:that|which|wish|want) (?:is|are|has|have)|to (?:see|have))\b|, both are\b|"
     r"\b(?:(?:let'?s|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|(?:{WISH} )?{PICTURE} .)", re.IGNORECASE)
 
-AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me)(?: (?:it|that))? ?)?(?:again|"
-                   r"once (?:again|more)|(?:try|same) again|redo|redraw(?: it)?|repeat|another(?: one)?|"
-                   r"one more(?: time)?)(?: please)?[.!]*", re.IGNORECASE)
-CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|replace) (?!{PICTURE})"
-                    r"(?:it|them|this|that|the)\b|(?:add|remove|delete|erase)\b).+", re.IGNORECASE)
+AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me|try)(?: (?:it|that|the same))? ?)?(?:again|"
+                   r"once (?:again|more)|same again|redo(?: it)?|redraw(?: it)?|repeat|retry|another(?: one)?|"
+                   r"one more(?: time)?|draw (?:it|that))(?:,? (?:please|pls))?[.!?]*", re.IGNORECASE)
+CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|flip|replace|put|place|get rid of|take|"
+                    rf"draw(?! th(?:e|is)\b)) (?!{PICTURE}|it in words)(?:it|them|this|that|the|everything)\b|"
+                    rf"(?:it|this|the (?:{COLOR})? ?{SHAPE}) (?:should|must) be (?!an? )|i want it (?!an? )|"
+                    r"(?:add (?!up)|remove|delete|erase)\b).*", re.IGNORECASE)
 
 
 def bare(line):

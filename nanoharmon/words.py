@@ -65,7 +65,7 @@ NAMES = {name for name in (*COLORS, *SHAPES, *map(plural, SHAPES), *"color above
 OTHERS = set("while write greek greet greed rang rung rink crops crossed oranges".split())   # words of their own
 SIGNS = ((r"[^\w\s.,!?:;'/&+()-]|^[-–\s]+(?=\s)|\s[:;]-?[()DP]+$|\.\.+", " "), (r"(?<=[a-z]) *[+&] *(?=\w)", " and "),
          (r"(?<=[a-z])-(?=[a-z])", " "), (r"\bw/ *", "with "), (r"(?<![-\w])1 (?=[a-z])", "one "),
-         (r"\b(\d)x(?= )", r"\1"))
+         (r"\b(\d)x(?= )", r"\1"), (r"\b(what|where|that|there|how)s\b", r"\1's"))
 
 
 def put_right(meta, text):
@@ -89,7 +89,7 @@ def note_changed(typed, read):
 def spelled(word, known):
     """A word that is not known as the name that it is nearly, or as the two known words that it is made of."""
     typed = word.lower()
-    if typed in known | OTHERS or not typed.isalpha():
+    if typed in known | OTHERS or typed in map(plural, NAMES) or not typed.isalpha():
         return word
     for name in sorted(NAMES & known, key=lambda name: (name[-2:] != typed[-2:], name)):
         if name[0] == typed[0] and differ_in_one(typed, name):
@@ -111,7 +111,7 @@ def differ_in_one(a, b):
 # --- words that are new -----------------------------------------------------------------------------------------------
 
 def note_unseen(meta, texts, noted=None):
-    """A line about the words of some texts that a checkpoint has never met, "" if there are none or it has no list.
+    """A line about the words of some texts that a checkpoint has not learned, "" if there are none or it has no list.
 
     meta: of the checkpoint; noted: words that have been noted already, a set that grows.
     """
@@ -120,6 +120,5 @@ def note_unseen(meta, texts, noted=None):
     known, noted = set(meta["words"].split()), set() if noted is None else noted
     new = [w for w in dict.fromkeys(w for text in texts for w in words_of(text)) if w not in known and w not in noted]
     noted.update(new)
-    meaning = "they mean" if len(new) > 1 else "it means"
-    return (f"note: {first_of([repr(w[:40]) for w in new], 8)} never occurred in the training of this checkpoint, "
-            f"so it has not learned what {meaning}") if new else ""
+    return (f"note: this checkpoint has not learned what {first_of([repr(w[:40]) for w in new], 8)} "
+            f"{'mean' if len(new) > 1 else 'means'}") if new else ""

@@ -217,6 +217,7 @@ def test_what_is_read_of_a_long_conversation(ckpt):
     refused = [{"role": "assistant", "content": said} for said in ("sorry, no", "look: nothing. sorry, no")]
     read, _ = talk.recent([*messages[6:8], messages[8], refused[0], messages[10], refused[1], *messages[12:15]])
     assert [m["content"] for m in read] == [[None, "\n", "e"], "f", "k", "l", "m"]       # what was refused is left out
+    assert [m["content"] for m in talk.recent([messages[6], refused[0], messages[8]])[0]] == [[None, "\n", "g"]]
     assert talk.recent([told, *messages])[0] == [told, *talk.recent(messages)[0]]
     del pipe.meta["turns"]
 
@@ -248,7 +249,9 @@ def test_a_part_of_the_last_picture_is_changed(ckpt, here, capsys, monkeypatch):
                    "/edit 0,0,-8,8 a ring", "/edit 0,0,99,8 a ring", "/edit  0, 0,8, 8  a ring", "/edit here a ring")
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 6 and "no picture" in errors[0] and "--" not in "".join(errors)
-    assert all("type /edit x0,y0,x1,y1 TEXT" in line for line in errors[1:])
+    assert all("x0,y0,x1,y1 TEXT" in line for line in errors[1:])
+    for words in "Bottom right: a ring", "add a ring at the bottom right corner.", "64, 40,96,60 a ring":
+        assert chat.part(words, (96, 60)) == ((64, 40, 96, 60), "a ring")
     drawn = talk.pipe.draw(["a ring"], image=talk.pictures[0], region=(0, 0, 8, 8))[0]
     assert talk.names == ["red.png", "drawing-001.png"] and talk.pictures[1].tobytes() == drawn.tobytes()
     small = CONVERSATION(talk.pipe, drawing={"size": 16})

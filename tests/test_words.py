@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ from nanoharmon.world.source import ShapesData
 from test_pipeline import make_pipeline
 from test_shapes import mentions_unseen
 
-UNKNOWN = "'house', 'next' never occurred in the training of this checkpoint, so it has not learned what they mean"
+UNKNOWN = "note: this checkpoint has not learned what 'house', 'next' mean"
 
 
 def test_the_words_of_training_are_those_that_its_stages_draw(monkeypatch):
@@ -49,23 +50,25 @@ def test_whoever_types_other_words_is_told_so_once(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     make_pipeline(draw={"steps": 1, "iters": 1}, words="a circle is it red to what").save("listed")
     make_pipeline(draw={"steps": 1, "iters": 1}).save("unlisted")
-    for ckpt, notes in ("unlisted", []), ("listed", [f"note: {UNKNOWN}"]):
+    for ckpt, notes in ("unlisted", []), ("listed", [UNKNOWN]):
         sample.main(["--ckpt", ckpt, "--prompt", "a Red house", "--prompt", "a red circle, next to a house!"])
         assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == notes
     monkeypatch.setattr(sys, "stdin", io.StringIO("what house is next to it?\na house\n/draw a house\nis it mine\nmake it red"))
     chat.main(["--ckpt", "listed", "--max-new-tokens", "2"])
     one, other, error = capsys.readouterr().err.splitlines()
-    assert [one, other] == [f"note: {UNKNOWN}", f"note: 'mine' {UNKNOWN[16:-9]}it means"] and "type /edit x0" in error
+    assert [one, other] == [UNKNOWN, f"{UNKNOWN[:42]} 'mine' means"] and "type /edit PLACE" in error
 
 
 def test_what_is_typed_is_put_right_and_searched_for_a_wish_as_is_written_down():
     here = Path(__file__)
     meta = json.loads((here.parents[1] / "checkpoints/nano/config.json").read_text(encoding="utf-8"))["meta"]
-    lines, wishes = here.with_name("typed.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    lines, wishes, commands = here.with_name("typed.txt").read_text(encoding="utf-8").strip().split("\n\n")
     for typed, read in (line.split(" => ") for line in lines.split("\n")[1:]):
         assert put_right(meta, typed) == read and put_right({"words": meta["words"]}, typed) == typed
     for typed, wish in (line.split(" =>") for line in wishes.split("\n")[1:]):
         assert wish_in(typed) == wish.strip(), typed
+    talk = SimpleNamespace(pipe=SimpleNamespace(meta=meta), pictures=["one"], wish="two rings", noted=set())
+    assert all(chat.as_command(talk, typed) == line for typed, line in (c.split(" => ") for c in commands.split("\n")[1:]))
     assert note_changed(["a cirkle", '"ring"'], ["a circle", "ring"]) == "note: read as 'a circle'"
 
 
