@@ -187,8 +187,8 @@ def file_name(words):
 
 
 def part(words, size):
-    """What to change of a picture, and into what: "top left a ring" or "0,0,32,32 a ring" -> (x0, y0, x1, y1), "a ring".
-    size: of the picture, in pixels."""
+    """What to change of a picture of this size, and into what: "top left a ring" or "0,0,32,32 a ring" -> (x0, y0, x1,
+    y1), "a ring"."""
     if added := ADDED.fullmatch(words):
         words = f"{added[2]} {added[1]}"
     if not (found := PART.fullmatch(words)):

@@ -49,8 +49,7 @@ def parse_args(argv=None):
     add("--gif", metavar="FILE", help="also write how the pictures come about; hidden places are grey")
     add("--size", type=size, metavar="N|WxH", help="pixels, multiples of the VAE's stride (default: the checkpoint's)")
     add("--image", metavar="FILE", help="with --region: the picture to change; it is resized to --size")
-    add("--region", type=box, metavar="x0,y0,x1,y1", help="the part to draw anew, in pixels of --image; "
-        "whole tokens")
+    add("--region", type=box, metavar="x0,y0,x1,y1", help="the part to draw anew, in pixels of --image; whole tokens")
     drawing_flags(parser)
     explain_flags(parser)
     model_flags(parser)

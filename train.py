@@ -37,7 +37,6 @@ Read on: README.md has the stages beside the paper's, docs/HARDWARE.md memory an
 """
 import math
 import random
-import shlex
 import shutil
 import sys
 import time
@@ -49,7 +48,7 @@ import torch
 from tqdm import tqdm
 
 from nanoharmon.arguments import cores
-from nanoharmon.cli import Parser, Unbroken, number, run_main
+from nanoharmon.cli import Parser, Unbroken, number, run_main, typed
 from nanoharmon.compiling import compile_blocks
 from nanoharmon.config import PRESETS
 from nanoharmon.evals import evaluate
@@ -61,12 +60,11 @@ from nanoharmon.training.imports import known_folders
 from nanoharmon.training.latents import load_latents, measure_scale
 from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import lr_factor, set_lr
-from nanoharmon.training.parallel import (Stop, average_gradients, average_values, is_lost, join, launch, leave,
-                                          torchrun_says)
+from nanoharmon.training.parallel import Stop, average_gradients, average_values, is_lost, join, launch, torchrun_says
 from nanoharmon.training.recipe import ALL_STAGES, HARMON_STAGES, Config, check_training, parse_mix, quicken
 from nanoharmon.training.resume import TrainingState, begin, count_shards, prepare, progress, recall, to_do
 from nanoharmon.training.run import Run
-from nanoharmon.training.sharding import clip_gradients, whole
+from nanoharmon.training.sharding import clip_gradients, gathered
 from nanoharmon.training.table import print_stages
 from nanoharmon.training.watch import show, show_final, summary
 from nanoharmon.weights.states import latest_state
@@ -153,7 +151,7 @@ def train(run):
         if name == "vae":
             measure_scale(run.config, pipe.model, batches)
         pipe.meta |= {"size": stage.size or run.config.stages["1"].size} | batches.world()
-        weights = whole(pipe.model.state_dict(), run.is_main)    # gathered from all processes, where they are sharded
+        weights = gathered(pipe.model.state_dict(), run.is_main)    # from all processes, where they are sharded
         if run.is_main:
             pipe.save(folder, weights=weights)
             shutil.rmtree(folder / "state", ignore_errors=True)
@@ -197,7 +195,7 @@ def finish(run, pipe, batches):
     write_json(results, figures)
     run.say(*summary(figures, run.config.data.max_objects), f"all figures: {results}",
             f"{(time.time() - run.start) / 60:.1f} minutes. Try: python sample.py "
-            f"{shlex.join(['--ckpt', str(final), '--prompt', prompt])}")
+            f"{typed(['--ckpt', str(final), '--prompt', prompt])}")
 
 
 def worker(rank, world_size, store, stop, run, lock=None):
@@ -214,7 +212,7 @@ def worker(rank, world_size, store, stop, run, lock=None):
             finish(run, pipe, batches)
     except SystemExit:
         has_begun = (run.out / "train_config.json").exists()
-        again = shlex.join([*(flag for flag in run.command if flag != "--resume"), *["--resume"] * has_begun])
+        again = typed([*(flag for flag in run.command if flag != "--resume"), *["--resume"] * has_begun])
         run.end_line()
         how = "stopped and saved" if any(progress(run.out)) else "stopped before there was anything to save"
         start = "python" if store or world_size == 1 else f"torchrun --nproc_per_node={world_size}"
@@ -227,7 +225,8 @@ def worker(rank, world_size, store, stop, run, lock=None):
                          f"--resume and the flags of the start") from e
     finally:
         run.end_line()
-    leave(world_size)
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ def make_parser():
     add("--mix", metavar="NAME:N,...", help="how often each source is picked: shapes:1,DIR:3; NAME is shapes (the "
         "world), a folder or a .json file (sources of --data and --llava that are not named: 1)")
     add = parser.add_argument_group("start from given weights (docs/WEIGHTS.md)").add_argument
-    add("--init", metavar="FILE|DIR", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
+    add("--init", metavar="DIR|FILE", help="start from a whole Harmon: .pth (with --vae and --llm), or a directory")
     add("--vae", metavar="FILE", help="start from KL-16 (kl16.ckpt) and leave out the stage vae")
     add("--llm", metavar="DIR", help="start from a Qwen2.5 directory and leave out the stage llm")
     add("--mar", metavar="FILE", help="start from MAR (checkpoint-last.pth) and leave out the stage mar")

@@ -14,9 +14,8 @@ SEEDS = 2**64 - 1                                                  # the largest
 
 def whole(name, value, low, high=math.inf):
     """A whole number from low to high: an int, or what numpy and torch have for one."""
-    with suppress(TypeError, ValueError):
-        if low <= (number := operator.index(value)) <= high:
-            return number
+    if is_whole(value) and low <= operator.index(value) <= high:
+        return operator.index(value)
     raise ValueError(f"{name} is {shown(value)}, expected {'a whole number, ' if not is_whole(value) else ''}"
                      f"{f'{low} or more' if high == math.inf else f'{low} to {high}'}")
 

@@ -11,6 +11,8 @@ import errno
 import functools
 import math
 import os
+import shlex
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from .config import PRESETS, SAMPLERS, SCHEDULES, nearest
 
 DTYPES = "float32", "bfloat16", "float16"
-PATHS = "DIR", "FILE", "OUT", "FILE|DIR", "DIR|FILE"                # metavars of flags that name files and folders
+PATHS = "DIR", "FILE", "OUT", "DIR|FILE"                            # metavars of flags that name files and folders
 # how an error of the library about an option begins, and what helps those who typed flags
 FIXES = {"image size ": "pass another --size", "size is ": "pass a smaller --size", "iters is ": "pass another --iters",
          "cfg is ": "pass another --cfg", "temperature is ": "pass another --temperature",
@@ -148,8 +150,7 @@ def drawing_flags(parser):
     the checkpoint's to say."""
     add, own = parser.add_argument, "(default: the checkpoint's own, else {})".format
     add("--cfg", type=number(float, 0, 100), help="guidance: 1 none, higher follows the prompt more " + own(3))
-    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg, not in --redraw " +
-        own("constant"))
+    add("--cfg-schedule", choices=SCHEDULES, help="linear grows from 1 to --cfg, not in --redraw " + own("constant"))
     add("--iters", type=number(int, 1, 10**6), help="iterations, at most the number of tokens " + own(64))
     add("--redraw", type=number(int, 0, 100), help="afterwards, rounds in which one half of the tokens and then the "
         "other is drawn anew, given the rest " + own(0))
@@ -204,6 +205,11 @@ def one_line(words, most=1000):
     """Words as one line that does a terminal no harm: control characters escaped, the middle of an endless one cut."""
     words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
     return words if len(words) <= most else f"{words[:most // 2]} ... {words[-most // 2:]}"
+
+
+def typed(words):
+    """A command's words as one types them into a shell, on Windows into its own."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def first_of(items, most):

@@ -92,9 +92,10 @@ class Conversation:
         first, rest = [m for m in messages[:1] if m["role"] == "system"], [m for m in messages if m["role"] != "system"]
         if not shows:
             return first + rest[-1:], []
-        rest = messages[shows[-1]:]
-        shown, *kept = [m for asked, reply in zip(rest[::2], rest[1::2])
-                        if not seen_and_said(reply["content"])[1].startswith(REFUSAL) for m in (asked, reply)] + rest[-1:]
+        *rest, question = messages[shows[-1]:]
+        kept = [turn for turn in zip(rest[::2], rest[1::2])
+                if not seen_and_said(turn[1]["content"])[1].startswith(REFUSAL)]
+        shown, *kept = [*sum(kept, ()), question]
         words = shown["content"] if isinstance(shown["content"], str) else shown["content"][-1]
         shown = {**shown, "content": [None, "\n", words]}    # moved on where the first question was refused
         return first + [shown] + kept[:1] + kept[1:][3 - 2 * n:], self.pictures[-1:]

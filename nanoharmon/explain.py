@@ -27,7 +27,7 @@ from .chapters import LETTERS, chapters
 from .cli import markdown_table
 from .config import PRESETS, nearest
 from .files import advising
-from .pipeline import Pipeline
+from .pipeline import SHIPPED, Pipeline
 from .tokenizer import Tokenizer
 from .weights.checkpoint import meta_model
 
@@ -235,7 +235,7 @@ def without_weights(preset, ckpt=None):
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}, expected one of {', '.join(PRESETS)}; "
                          f"pass --dry-run nano")
     with advising("pass another --ckpt, whose tokenizer is used"):
-        tokenizer = Tokenizer.load(ckpt or ROOT / "checkpoints" / "nano")
+        tokenizer = Tokenizer.load(ckpt or SHIPPED)
     return Pipeline(meta_model(PRESETS[preset]()), tokenizer)
 
 

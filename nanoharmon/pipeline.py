@@ -89,17 +89,17 @@ class Pipeline:
         image = None if image is None else as_picture(image)
         given = dict(size=size, image=image, region=region, cfg=cfg, iters=iters, steps=steps, sampler=sampler,
                      temperature=temperature, cfg_schedule=cfg_schedule, redraw=redraw, think=think, fast=fast)
-        plan = self.plan(prompts, **given)
-        if plan["think"]:
-            thoughts = self.think(prompts, seed)
-            prompts = [p if t.startswith(REFUSAL) else t for p, t in zip(prompts, thoughts)]
-            plan = self.plan(prompts, **given)                                   # these may be too long
-        grid, device, B = plan["grid"], self.device, len(prompts)
-        generator = torch.Generator(device).manual_seed(seed)
-        order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
+        plan, B = self.plan(prompts, **given), len(prompts)
         group = B if group is None else arguments.whole("group", group, 1, B)
         if B % group:
             raise ValueError(f"group is {group}, expected a divisor of {B}, the number of prompts")
+        if plan["think"]:
+            thoughts = [t for i in range(0, B, group) for t in self.think(prompts[i:i + group], seed)]
+            prompts = [p if t.startswith(REFUSAL) else t for p, t in zip(prompts, thoughts)]
+            plan = self.plan(prompts, **given)                                   # these may be too long
+        grid, device = plan["grid"], self.device
+        generator = torch.Generator(device).manual_seed(seed)
+        order_generator = torch.Generator().manual_seed(seed)                    # orders are the same on every device
         order = random_orders(group, len(plan["inside"]), "cpu", order_generator).repeat(B // group, 1)        # (B, n)
 
         def randn(shape):                                                        # the same in each group
@@ -115,8 +115,7 @@ class Pipeline:
                 on_iteration(self.unfinished(latents, visible, grid))
             if progress is not None:
                 progress()
-        part = region is not None and bool(self.meta.get("parts"))               # else it only knows whole pictures
-        ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=part)
+        ids, is_real = self.prompt_ids(prompts, guided=plan["cfg"] != 1.0, part=plan["part"])
         options |= {name: plan[name] for name in OFFICIAL if name not in ("think", "fast")}
         latents = self.model.draw(ids, is_real, grid=grid, randn=randn, on_iteration=tell, **options)
         parts = latents.to(self.dtype).split(at_once(max(plan["size"])))         # (b, S, C) each
@@ -323,9 +322,12 @@ def pick_dtype(name, device):
     return min((torch.float32, torch.bfloat16), key=seconds) if name == "auto" else getattr(torch, name)
 
 
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "nano"
+
+
 def load_pipeline(path, device="auto", dtype="float32"):
     """Pipeline.load; path None is the checkpoint that comes with the code."""
-    path = Path(__file__).parents[1] / "checkpoints" / "nano" if path is None else Path(path)
+    path = SHIPPED if path is None else Path(path)
     if not path.is_dir():
         raise ValueError(f"no checkpoint folder {path}: {in_place_of_a_folder(path)}; pass --ckpt DIR")
     device = pick_device(device)

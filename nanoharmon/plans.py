@@ -19,8 +19,8 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     else the official ones.
 
     Raises ValueError for everything that could not be drawn, so that scripts can complain before they work.
-    Adds "grid" (tokens down and across), "inside" and "outside", the places to draw and to keep, and "total", the
-    number of iterations with those of `redraw`.
+    Adds "grid" (tokens down and across), "inside" and "outside", the places to draw and to keep, "part", whether the
+    request says that they are a part, and "total", the number of iterations with those of `redraw`.
     """
     own = pipe.meta.get("draw", {})
     options = OFFICIAL | {name: own[name] for name in OFFICIAL if name in own}
@@ -37,7 +37,8 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     width, height = arguments.sides("size", pipe.size if size is None else size)
     grid, limit = pipe.model.vae.grid_of(height, width), pipe.model.config.llm.max_position_embeddings
     S, U = grid[0] * grid[1], pipe.model.config.mar.buffer_size
-    if S + U + len(pipe.tokenizer.drawing_request("")) > limit:
+    part = region is not None and bool(pipe.meta.get("parts"))                   # else it only knows whole pictures
+    if S + U + len(pipe.tokenizer.drawing_request("", part)) > limit:
         raise ValueError(f"size is {width}x{height}, which is {S + U} tokens: with a prompt more than {limit}")
     if (image is None) != (region is None):
         raise ValueError("region is None, expected a part of the image" if region is None else
@@ -60,12 +61,12 @@ def plan_drawing(pipe, prompts, size=None, image=None, region=None, **given):
     if not prompts or not all(p.strip() for p in prompts):
         raise ValueError(f"prompts are {prompts!r:.80}, expected some text in each")
     for prompt in prompts:
-        T = len(pipe.tokenizer.drawing_request(prompt))
+        T = len(pipe.tokenizer.drawing_request(prompt, part))
         if T + S + U > limit:
             raise ValueError(f"prompt is {T} tokens long, expected at most {limit - S - U} (the context less the "
                              f"picture): {prompt[:40]!r}...")
     again = 2 * options["redraw"] * redraw_iters(options["iters"]) if len(inside) > 1 else 0
-    return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside,
+    return options | {"size": (width, height), "grid": grid, "inside": inside, "outside": outside, "part": part,
                       "total": options["iters"] + again}
 
 

@@ -45,12 +45,13 @@ DRAWING = re.compile(                        # "i'd be glad if you could draw me
 NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
 ASKS = re.compile(
     r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
-    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|or|tell|say|name|"
-    r"list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|believe|learned|"
-    r"drew|forgot|asked|thank you for|never|stop|i (?:like|love|hate)|these|those|this(?! time)|the last|the \w+ one|"
-    r"any(?! chance)|add up|(?:colou?r|number|amount|place|position|location|size|word)s? (?:of|for)|^total|locate|"
-    rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|{SHAPE} (?:colou?r|count|number|position|location|place|size))\b",
-    re.IGNORECASE)
+    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|"
+    r"or|tell|say|name|list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|"
+    r"believe|learned|drew|forgot|asked|thank you for|never|stop|i (?:like|love|hate)|these|those|this(?! time)|"
+    r"the last|the \w+ one|any(?! chance)|add up|^total|locate|"
+    r"(?:colou?r|number|amount|place|position|location|size|word)s? (?:of|for)|"
+    rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|"
+    rf"{SHAPE} (?:colou?r|count|number|position|location|place|size))\b", re.IGNORECASE)
 NO_VERB = re.compile(                        # of the line: "a ring that is red", "my wish is", "i want to see"
     r"(?<=\w )(?:(?:that|which|wish|want) (?:is|are|has|have)|to (?:see|have))\b|, both are\b|"
     r"\b(?:(?:let'?s|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)

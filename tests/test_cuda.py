@@ -23,7 +23,7 @@ from nanoharmon.training.losses import stage_losses
 from nanoharmon.training.optim import EMA, make_optimizers, select
 from nanoharmon.training.parallel import average_gradients
 from nanoharmon.training.recipe import ALL_STAGES, Config
-from nanoharmon.training.sharding import clip_gradients, shard_blocks, whole
+from nanoharmon.training.sharding import clip_gradients, gathered, shard_blocks
 from nanoharmon.weights.checkpoint import meta_model
 from nanoharmon.weights.safetensors import open_tensors
 from nanoharmon.world.source import ShapesData, training_texts
@@ -70,7 +70,7 @@ def step(device, name, amp=None, prepare=lambda model: None):
         for loss, _ in stage_losses(config, name, model, batches, random.Random(0), None):
             scaler.scale(loss).backward()
             total += loss.item()
-    gradients = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    gradients = gathered({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     return total, {n: g.cpu() / scaler.get_scale() for n, g in gradients.items()}
 
 

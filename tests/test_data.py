@@ -12,7 +12,7 @@ from nanoharmon.pictures import to_pixels
 from nanoharmon.tokenizer import IGNORE, IMAGE, LOOK, Tokenizer
 from nanoharmon.training.batches import Batches
 from nanoharmon.training.latents import encode_share, latents_path, measure_scale, new_cache
-from nanoharmon.training.recipe import Config, DataConfig, parse_mix
+from nanoharmon.training.recipe import Config, DataConfig
 from nanoharmon.vae import VAE
 from nanoharmon.world import language, phrases, prompts, shapes
 from nanoharmon.world.source import ShapesData, training_texts
@@ -151,10 +151,6 @@ def test_class_pictures_have_the_class_of_their_scene(data):
     latents, labels = data.class_pictures(random.Random(0), 30, 16)
     assert [shapes.scene_class(scene_of(x)) for x in latents] == labels.tolist()
     assert set(labels.tolist()) <= set(shapes.SEEN_CLASSES)
-
-
-def test_a_mix_is_names_and_weights():
-    assert parse_mix(["a.json", "b:.5", "a.json:2", "odd:name"]) == [("a.json", 2), ("b", 0.5), ("odd:name", 1)]
 
 
 def test_the_cache_is_the_same_for_any_number_of_processes(tmp_path, monkeypatch):

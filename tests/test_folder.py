@@ -227,7 +227,7 @@ def test_what_we_write_does_not_become_data(photos, monkeypatch):
 
 def test_paths_are_what_was_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert parse_mix(["a:3"]) == [("a", 3)]
+    assert parse_mix(["a:3", "b:.5", "a:2", "odd:name"]) == [("a", 2), ("b", 0.5), ("odd:name", 1)]
     (tmp_path / "a:3").mkdir()
     assert parse_mix(["a:3", "a:3:2"]) == [("a:3", 2)]
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -261,7 +261,10 @@ def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
     with tarfile.open(tmp_path / "dot.tar", "w") as file:            # `tar cf dot.tar .`: one folder is no label
         for name in "./a.png", "./cat/b.png":
             file.add(photos / "0.png", name)
-    assert [e.label for e in read_entries(str(tmp_path / "dot.tar")).entries] == [None] * 2
+        (link := tarfile.TarInfo("c.png")).type = tarfile.LNKTYPE
+        file.addfile(link)
+    found = read_entries(str(tmp_path / "dot.tar"))
+    assert [e.label for e in found.entries] == [None] * 2 and "1 links in it" in found.problems[-1]
     whole, second = (root / "b.tar").read_bytes(), read_entries(str(root / "b.tar")).entries[1].path.start
     for cut in second - 512, second + 9:                             # between two of its files, and inside of one
         (root / "b.tar").write_bytes(whole[:cut])

@@ -146,7 +146,7 @@ def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message)
     assert "--" not in str(e.value) and "--" in in_words(e.value)                 # a fact here, a flag in a script
 
 
-def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
+def test_prompts_drawn_at_once_are_drawn_as_alone(pipe, thinker, monkeypatch):
     prompts = ["a red circle", "two blue rings and a white cross", "a ring"]
     together = pipe.draw([p for p in prompts for _ in range(2)], seed=3, group=2, **FAST)
     for i, prompt in enumerate(prompts):
@@ -155,6 +155,10 @@ def test_prompts_drawn_at_once_are_drawn_as_alone(pipe):
     assert together[0] != together[1] != together[3]
     with pytest.raises(ValueError, match="group is 4, expected a divisor of 6"):
         pipe.draw(prompts * 2, group=4)
+    monkeypatch.setattr(thinker, "think", lambda prompts, seed: thought.append((len(prompts), seed)) or prompts)
+    thought = []
+    thinker.draw(prompts * 2, seed=3, group=2, **FAST)
+    assert thought == [(2, 3)] * 3                                               # so are their thoughts
 
 
 def test_fast_is_one_choice_for_thoughts_and_another_for_prompts_and_what_is_given_wins(pipe, thinker):

@@ -8,10 +8,11 @@ from PIL import Image
 from nanoharmon.training.plot import HEIGHT, WIDTH, draw_sweeps, read_log
 
 
-def test_a_log_becomes_curves_a_resumed_step_counts_once_and_damaged_lines_are_counted(tmp_path):
+def test_a_log_becomes_curves_the_newest_of_a_step_or_stage_counts_and_damaged_lines_are_counted(tmp_path):
     lines = [{"stage": "vae", "step": 50, "mse": 0.5, "kl": 3.0}, {"stage": "vae", "step": 50, "answers": []},
              {"stage": "2", "step": 100, "generation": 0.4, "understanding": 2.0},
-             {"stage": "2", "step": 50, "generation": 0.6}, {"stage": "2", "step": 100, "generation": 0.3},
+             {"stage": "2", "step": 150, "generation": 0.2}, {"stage": "2", "step": 50, "generation": 0.6},     # repeated
+             {"stage": "2", "step": 100, "generation": 0.4}, {"stage": "2", "step": 100, "generation": 0.3},
              {"stage": "2", "step": 120, "skipped": 1}, {"stage": "evaluation", "geneval": 0.5}]
     damaged = [b'{"stage": "2", "st', b"[1]", b"3", b'"x"', b"\xff\xfe{", bytes(9), b"[" * 10**5,
                b'{"stage": "2", "generation": 0.1}', b'{"stage": "2", "step": 3, "generation": [0.1]}']

@@ -271,6 +271,7 @@ def test_a_run_that_died_resumes_bit_for_bit(done, tmp_path, capsys, monkeypatch
     for flag in ("stage_1.train_parts=mar.", "stage_1.size=32", "stage_1.own_positions=true", "optim.muon=false",
                  "optim.given=1"):
         assert flag.split("=")[0] in failing([*flags, "--resume", f"--{flag}"], capsys)
+    assert "more than --stage_1.steps 1 to go on" in failing([*flags, "--resume", "--stage_1.steps=1"], capsys)
     assert "stage_1.steps 4 -> 20" in failing([*BASE, *flags[-4:], "--resume"], capsys)
     train.main([*flags, "--resume"])
     assert "stage 1 at step 2" in capsys.readouterr().out
@@ -397,7 +398,7 @@ def test_the_classes_of_shapes_may_be_numbered_after_those_of_others(monkeypatch
 
 
 def test_pictures_of_ones_own_are_judged_by_their_psnr(tmp_path, monkeypatch):
-    source = SimpleNamespace(name="photos", held=[{"row": 3, "caption": ""}, {"row": 4, "caption": ""}],
+    source = SimpleNamespace(name="photos", held=[{"row": n, "caption": ""} for n in (3, 3, 4)],       # two of one picture
                              pictures=lambda rows, size: np.full((len(rows), size, size, 3), 100, np.uint8))
     monkeypatch.setattr(watch, "through_vae", lambda pipe, array: [
         Image.fromarray(a) for a in np.concatenate([array, array + 1])])                # off by one everywhere

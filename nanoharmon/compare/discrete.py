@@ -73,7 +73,7 @@ class Discrete(nn.Module):
         is_hidden (B, S) bool.
         """
         B, S = codes.shape
-        real = torch.cat([is_real.bool(), is_real.new_ones(B, S, dtype=torch.bool)], dim=1)      # (B, T+S)
+        real = torch.cat([is_real, is_real.new_ones(B, S)], dim=1)               # (B, T+S)
         positions = rotary_positions(real)                                       # (B, T+S)
         if self.masked:
             picture = torch.where(is_hidden.unsqueeze(-1), self.blank, self.see(codes))          # (B, S, E)
@@ -92,13 +92,12 @@ class Discrete(nn.Module):
     def generation_loss(self, latents, ids, is_real, grid=None, split=None, generator=None, order_generator=None,
                         hide_all=0.0):
         """Cross-entropy of the codes: of all, or of the hidden ones. Arguments as in Harmon; a scalar."""
-        codes, is_hidden = latents.squeeze(-1).long(), None                      # (B, S)
+        codes = latents.squeeze(-1).long()                                       # (B, S)
+        is_hidden = torch.ones_like(codes, dtype=torch.bool)
         if self.masked:
             _, hidden = split or random_split(self.config.mar, *codes.shape, codes.device, order_generator, hide_all)
-            is_hidden = torch.zeros_like(codes, dtype=torch.bool).scatter(1, hidden, True)
-        logits = self.code_logits(codes, ids, is_real, is_hidden)
-        return F.cross_entropy(logits[is_hidden], codes[is_hidden]) if self.masked else F.cross_entropy(
-            logits.flatten(0, 1), codes.flatten())
+            is_hidden = torch.zeros_like(is_hidden).scatter(1, hidden, True)
+        return F.cross_entropy(self.code_logits(codes, ids, is_real, is_hidden)[is_hidden], codes[is_hidden])
 
     # --- drawing: the loops ----------------------------------------------------------------------------------------
 
@@ -114,7 +113,7 @@ class Discrete(nn.Module):
         return (self.draw_masked(*common, iters) if self.masked else self.draw_raster(*common)).unsqueeze(-1)
 
     def draw_raster(self, ids, is_real, S, cfg, temperature, randn):
-        real, cache = is_real.bool(), KVCache()
+        real, cache = is_real, KVCache()
         self.llm.model(self.llm.embed(ids), is_real=real, cache=cache)           # the request, once
         copies = 1 if cfg == 1.0 else 2
         codes = ids.new_zeros(len(ids) // copies, 0)

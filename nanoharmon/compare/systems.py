@@ -20,7 +20,6 @@ import random
 import time
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -181,6 +180,6 @@ class System:
     @torch.no_grad()
     def encode_scenes(self):
         """The latents or codes of all scenes, once, for the parts that read them."""
-        parts = [self.model.vae.encode(to_pixels(torch.from_numpy(self.source.pictures(rows, self.size)))).numpy()
+        parts = [self.model.vae.encode(to_pixels(torch.from_numpy(self.source.pictures(rows, self.size))))
                  for rows in (range(k, min(k + 64, self.source.rows)) for k in range(0, self.source.rows, 64))]
-        self.source.latents[self.size] = np.concatenate(parts)
+        self.source.latents[self.size] = torch.cat(parts).numpy()

@@ -36,9 +36,7 @@ def digest(exercise):
 
 def exercises():
     """The exercises of this handout; in the repository itself, all."""
-    if tree.is_handout():
-        return handout.manifest(handout.ROOT)
-    return list(EXERCISES)
+    return handout.manifest(handout.ROOT) if tree.is_handout() else list(EXERCISES)
 
 
 def check_one(exercise, mine=False):

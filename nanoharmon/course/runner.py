@@ -15,6 +15,7 @@ import re
 import sys
 import traceback
 import types
+from contextlib import suppress
 
 FORBIDDEN = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "os.kill",
              "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.putenv", "pty.",
@@ -23,11 +24,9 @@ FORBIDDEN = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", 
 
 
 def limit_memory(gigabytes):
-    try:
+    with suppress(ImportError, ValueError, OSError):             # Windows has none; there the parent's clock remains
         import resource
         resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30),) * 2)
-    except (ImportError, ValueError, OSError):                   # Windows has none; there the parent's clock remains
-        pass
 
 
 def guard(folder):
@@ -58,11 +57,9 @@ def close_back_doors(torch):
     def refuse(*_, **__):
         raise PermissionError("a solution may neither open files by torch nor start processes")
     doors = [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
-    try:
+    with suppress(ImportError):                                  # Windows: its own way tells the hook
         import _posixsubprocess
         doors.append((_posixsubprocess, "fork_exec"))
-    except ImportError:                                          # Windows: its own way tells the hook
-        pass
     for owner, name in doors:
         setattr(owner, name, refuse)
 

@@ -21,8 +21,7 @@ TEACHERS = re.compile(r"course/(?!__init__|checks/)|course/checks/ex\d+\.py")   
 def sources(package):
     """{path beneath the package: text} of its modules, but of the course only what checks need."""
     found = {p.relative_to(package).as_posix(): p for p in sorted(package.rglob("*.py"))}
-    return {name: p.read_text(encoding="utf-8") for name, p in found.items()
-            if not TEACHERS.match(name)}
+    return {name: p.read_text(encoding="utf-8") for name, p in found.items() if not TEACHERS.match(name)}
 
 
 def reference():

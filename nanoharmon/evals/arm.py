@@ -133,7 +133,7 @@ def run_train(*flags):
 
 
 def train_arm(job):
-    """Train and measure, and write study.json. What an earlier call has begun goes on."""
+    """Train and measure, and write study.json. What an earlier call has begun goes on; "minutes" are of this one."""
     arm, began = job.arm, time.time()
     job.folder.mkdir(parents=True, exist_ok=True)
     borrow_latents(job)

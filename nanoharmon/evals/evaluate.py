@@ -35,23 +35,24 @@ from ..pipeline import load_pipeline
 from ..plans import OFFICIAL, refuse_idle
 from ..replies import check_sampling
 from ..tokenizer import DESCRIBE
+from ..training.watch import reconstruct
 from ..world import prompts, shapes
 from ..world.judge import judge_scene
 from . import external, report
 from .common import batches, fresh_scene, out_folder, over_processes, placement, rate, workers
 from .geneval import draw_scores
 from .probe import probe_scores
-from .quality import NEIGHBOURS, quality_scores, reconstruct
+from .quality import NEIGHBOURS, quality_scores
 from .reading import LONGEST, answer_scores
 from .talking import chat_scores, edit_scores, phrase_scores
 
-BENCHES = ("geneval", "vae", "pope", "vqa", "caption", "ours", "phrases", "chat", "edit", "probe", "quality")
 # what draws and what asks: without any of these, options of drawing and of answering change nothing
 DRAWING, ASKING = {"geneval", "ours", "chat", "edit", "quality"}, {"pope", "vqa", "caption", "phrases", "chat"}
 TALKING = {"phrases": phrase_scores, "chat": chat_scores, "edit": edit_scores}
 # default --n
 SIZES = {"geneval": 25, "vae": 200, "pope": 200, "vqa": 200, "caption": 200, "ours": 25, "phrases": 50, "chat": 50,
          "edit": 50, "probe": 1000, "quality": 400}
+BENCHES = tuple(SIZES)
 
 
 # --- vae --------------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def reconstruct_batch(pipe, seed, start, stop, size, unseen=False):
             for scene, image, again in zip(scenes, images, reconstruct(pipe, images))]
 
 
-def vae_score(pipe, n=256, seed=0, size=None, pool=None, progress=None, unseen=False):
+def vae_score(pipe, n, seed=0, size=None, pool=None, progress=None, unseen=False):
     """How many fresh scenes survive the VAE: "right" (and "original": before it), mean "psnr" in dB. unseen: scenes
     with a pair that training never showed."""
     jobs = [(seed, part.start, part.stop, size or pipe.size, unseen) for part in batches(range(n), 32)]

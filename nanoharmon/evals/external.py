@@ -136,7 +136,7 @@ def check_same_pictures(out, settings, lines, each):
         if path.exists() and path.read_bytes() != line.encode() + b"\n":
             raise ValueError(f"{path} is not line {i} of --prompts; pass another --out, or the file it was drawn from")
     # the scorer counts all that is there, more than this command would
-    folders = [path for path in out.iterdir() if path.name.isdigit() and path.is_dir()] if out.is_dir() else []
+    folders = [path for path in out.iterdir() if path.name.isdigit() and path.is_dir()]
     if more := sorted({path.name for path in folders} - {f"{i:05d}" for i in range(len(lines))}):
         raise ValueError(f"{out} holds prompt {more[0]}, expected 00000 to {len(lines) - 1:05d}: the scorer would "
                          f"count it; pass another --out, or a larger --n")

@@ -18,17 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 SELF, MACHINE = Path("/proc/self"), Path("/proc/stat")           # Linux only; elsewhere these figures are left out
 
 
-def attention_flops(q, k, v, *_, out_shape=None, **__):
-    return sdpa_flop_count(q, k, v)
-
-
-def attention_backward_flops(out_gradient, q, k, v, *_, out_shape=None, **__):
-    return sdpa_backward_flop_count(out_gradient, q, k, v)
-
-
-# the fused attention of CPUs, which torch's counter does not know
-ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops}
+# the fused attention of CPUs, which torch's counter does not know: of q, k, v; and of a gradient, q, k, v
+ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *x, **_: sdpa_flop_count(*x[:3]),
+          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+              lambda *x, **_: sdpa_backward_flop_count(*x[:4])}
 
 
 def wait(device):

@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..pictures import psnr, to_pictures, to_pixels
+from ..pictures import psnr, to_pixels
 from ..training.optim import Muon
+from ..training.watch import reconstruct
 from ..world import prompts, shapes
 from .common import batches, over_processes, placement, rate
 
@@ -133,14 +134,6 @@ def within(points, reference):
 
 def draw_part(pipe, metas, seed, options):
     return np.stack([np.asarray(p) for p in pipe.draw([meta["prompt"] for meta in metas], seed=seed, **options)])
-
-
-@torch.no_grad()
-def reconstruct(pipe, images):
-    """Pictures (N, H, W, 3) uint8, through the VAE and back."""
-    vae, grid = pipe.model.vae, pipe.model.vae.grid_of(*images.shape[1:3])
-    decoded = (to_pictures(vae.decode(vae.encode(pipe.pixels(part)), grid)) for part in batches(images, 32))
-    return np.stack([np.asarray(picture) for part in decoded for picture in part])
 
 
 def quality_scores(pipe, n=400, seed=0, size=None, pool=None, progress=None, eye=None, **options):

@@ -58,7 +58,7 @@ def pope_questions(pipe, sampling, n, seed, unseen=False):
 
     random: pairs like "red circle". popular: the words true of most training scenes (bare shapes, and colors).
     adversarial: as random, but what is absent shares its color or shape with something present. unseen: pairs that
-    training never showed, present or not; else "yes" to every strange pair would be right.
+    training never showed, present or not; else "yes" to every unseen pair would be right.
     """
     pairs = [f"{c} {s}" for c, s in shapes.PAIRS if unseen or (c, s) not in shapes.UNSEEN]
     common = [*shapes.SHAPES, *(f"{color} object" for color in shapes.COLORS)]
@@ -88,8 +88,8 @@ def questions_of(pipe, ways, n, seed, unseen=False):
         rng = random.Random(f"eval/{seed}/{ways}/{i}")
         scene = fresh_scene(pipe, f"{seed}/questions", i, unseen)
         for qa in questions.questions(scene, rng, unseen, ways):
-            is_strange = qa.kind in OF_ALL or any(o and o.pair in shapes.UNSEEN for o in (qa.about, qa.other))
-            if len(found[qa.kind]) < n and (is_strange or not unseen):
+            is_unseen = qa.kind in OF_ALL or any(o and o.pair in shapes.UNSEEN for o in (qa.about, qa.other))
+            if len(found[qa.kind]) < n and (is_unseen or not unseen):
                 found[qa.kind].append((scene, qa.question, qa))
         i += 1
     return [row for rows in found.values() for row in rows]

@@ -35,12 +35,12 @@ def tables(results):
     for bench, found in results.items():
         if bench == "geneval":
             columns = {title: rates for group in found for title, rates in (
-                (group, found[group]), (f"{group}, in words", found[group].get("words", {})))}
+                (group, found[group]), (f"{group}, the thought", found[group].get("words", {})))}
             rows = {name: {title: rates.get(name) for title, rates in columns.items() if rates}
                     for name in found["seen"] if name not in ("reasons", "words")}
             for name in ("color", "shape", "number"):        # single objects, not whole pictures
                 rows[f"{name} right"] = rows.pop(name)
-            parts.append(titled("shapes-GenEval: pictures right, %; in words: what the model said before it drew",
+            parts.append(titled("shapes-GenEval: pictures right, %; and the thought, said before drawing",
                                 rows))
             for group in found:
                 wrong = found[group]["reasons"]
@@ -49,7 +49,7 @@ def tables(results):
                 parts.append(titled(f"what goes wrong, {group} pairs: number of pictures", rows))
         elif bench == "ours":
             parts.append(titled("tasks that GenEval has not: pictures right, %", {
-                task: {"right": found[task], "in words": found.get("words", {}).get(task)}
+                task: {"right": found[task], "the thought": found.get("words", {}).get(task)}
                 for task in (*prompts.OURS, "overall")}))
         elif bench == "vae":
             parts.append(titled("VAE reconstructions", {"all objects right, %": {"": found["right"]},

@@ -39,9 +39,9 @@ from .arm import TRAIN, Arm, Job, base_hash, measure_stage, note, run_apart, tra
 from .common import out_folder
 from .report import markdown
 
-STUDIES = ("shared", "stages", "mar", "sampling")
 STEPS = {"mar": 500, "1": 90, "2": 280}         # of an arm, at --budget 1
 SEEDS = {"shared": 3, "stages": 2, "mar": 2}    # trainings of every arm
+STUDIES = (*SEEDS, "sampling")
 
 
 def arms(study, budget=1.0, preset="nano"):
@@ -152,21 +152,18 @@ def main(argv=None):
     began, out = time.time(), out_folder(args.out)
     with FolderLock(out, "study_in_use") as lock:    # a run in this folder is not in the way
         lock.take()
-        run_and_print(args, pipe, out)
+        if pipe:
+            print(sweep.table(sweep.sampling(pipe, out, procs=args.procs, seed=args.seed)))
+            print("pictures right, % (95 % Wilson intervals)")
+        else:
+            seeds = args.seeds or SEEDS[args.study]
+            results = run_study(args.study, Path(args.base), out, seeds, args.budget, args.procs)
+            minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)
+            print(table(results), end="\n\n")
+            if differences := against_first(results):           # of one seed there are none
+                print(table(differences), end="\n\n")
+            print(f"mean ± standard deviation over seeds; all arms took {minutes:.0f} process minutes")
     print(f"{(time.time() - began) / 60:.0f} minutes now; everything is in {out}")
-
-
-def run_and_print(args, pipe, out):
-    if pipe:
-        print(sweep.table(sweep.sampling(pipe, out, procs=args.procs, seed=args.seed)))
-        print("pictures right, % (95 % Wilson intervals)")
-    else:
-        results = run_study(args.study, Path(args.base), out, args.seeds or SEEDS[args.study], args.budget, args.procs)
-        minutes = sum(figures["minutes"] for seeds in results.values() for figures in seeds)
-        print(table(results), end="\n\n")
-        if differences := against_first(results):               # of one seed there are none
-            print(table(differences), end="\n\n")
-        print(f"mean ± standard deviation over seeds; all arms took {minutes:.0f} process minutes")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ..config import PRESETS
 from ..explain import ROOT, Walk, as_markdown
 from ..files import check_folder, content_hash, write_bytes
 from ..pictures import read_image
-from ..pipeline import load_pipeline
+from ..pipeline import SHIPPED, load_pipeline
 from ..training.recipe import Config
 from . import plates, spy
 
@@ -127,11 +127,11 @@ def main(argv=None):
     parser.add_argument("--out", metavar="DIR", default=str(ROOT / "docs"),
                         help="DIR/figures/*.png and DIR/WALK.md are written (default docs, beside the code)")
     args = parser.parse_args(argv)
-    out, folder = check_folder(args.out, "--out"), ROOT / "checkpoints" / "nano"
-    found, text = figures(load_pipeline(folder, "cpu"))
+    out = check_folder(args.out, "--out")
+    found, text = figures(load_pipeline(SHIPPED, "cpu"))
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, canvas in found.items():
-        canvas.save(out / "figures" / f"{name}.png", "code" if name in FIXED else checkpoint_id(folder))
+        canvas.save(out / "figures" / f"{name}.png", "code" if name in FIXED else checkpoint_id(SHIPPED))
     write_bytes(out / "WALK.md", text.encode())
     print(f"wrote {out / 'WALK.md'} and {len(found)} pictures in {out / 'figures'}")
 

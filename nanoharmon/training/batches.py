@@ -41,7 +41,7 @@ from ..world.shapes import render
 from ..world.source import ShapesData
 from .folder import FolderData
 from .formats import TALKS
-from .recipe import parse_mix
+from .recipe import JOINT_STAGES, parse_mix
 
 
 class Batches:
@@ -231,7 +231,7 @@ def open_sources(config, cache, folders):
 
 def make_batches(config, sources, tokenizer, device):
     """The batches of a Config."""
-    sizes = [stage.size for name, stage in config.stages.items() if name not in ("vae", "llm", "mar")]
+    sizes = [stage.size for name, stage in config.stages.items() if name in JOINT_STAGES]
     S = (max(sizes) // config.model.vae.stride) ** 2
     buffers = config.model.mar.buffer_size
     return Batches(sources, [weight for _, weight in parse_mix(config.data.mix)], tokenizer, buffers,

@@ -1,7 +1,7 @@
 """An Entry: one picture with its text, label or conversation, before the picture is opened; and how to read them.
 
-Nothing outside of the folder that was named is ever opened: `..`, absolute names and links that lead out of it are
-errors. What an entry has and training does not use is counted by name (`ignored`): nothing vanishes silently.
+No picture and no text outside of the folder that was named is opened: `..`, absolute names and links that lead out of
+it are errors. What an entry has and training does not use is counted by name (`ignored`): nothing vanishes silently.
 """
 import io
 import re
@@ -56,12 +56,15 @@ class Entry:
 
 def members(path):
     """([Packed, ...], problem or "") of a .tar. Of one that is cut short, what is whole."""
-    found, problem, end = [], "", path.stat().st_size
+    found, links, problem, end = [], 0, "", path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:                    # not compressed: compressed ones cannot be sought in
             for m in tar:
                 if m.isreg() and not m.issparse():
                     found.append(Packed(path, m.name.removeprefix("./"), m.offset_data, m.size))   # `tar cf x.tar .`
+                links += m.islnk() or m.issym()
+            if links:
+                problem = f"{path}: {links} links in it, expected the files; pack with tar -h --hard-dereference"
             if tar.offset >= end:                                # cut between two of them: only the end mark tells
                 raise ValueError("no end mark")
     except (tarfile.TarError, OSError, ValueError) as e:

@@ -52,14 +52,14 @@ class Source:
     notes: tuple = ()
 
     def contents(self, cache):
-        """(number of classes, whether it has pictures, whether it has texts)"""
+        """(number of classes, whether it has pictures, whether it has texts to train on)"""
         if self.found is None:
             data = FolderData(cache / self.folder, self.name)
             return data.classes, data.has("pictures"), data.has("texts")
-        entries = self.found.entries
+        entries, held = self.found.entries, held_out(list(dict.fromkeys(self.prints.values())))
         classes = number_labels([e.label for e in entries if e.label is not None])
         return max(classes.values(), default=-1) + 1, any(e.path for e in entries), any(
-            e.caption or e.turns for e in entries)
+            e.caption or e.turns for e in entries if self.prints.get(e.path) not in held)
 
 
 def find_sources(config, out, has_begun):
@@ -185,7 +185,7 @@ def import_source(source, cache):
     name, found, prints = source.name, source.found, source.prints
     if found is None:
         return "\n".join(source.notes)
-    folder, total, problems = Path(cache) / source.folder, len(found.entries) + len(found.problems), found.problems[:]
+    folder, total, problems = cache / source.folder, len(found.entries) + len(found.problems), found.problems[:]
     users, different = Counter(prints.get(e.path) for e in found.entries), {}
     for path, key in prints.items():
         different.setdefault(key, path)                          # copies of a file are one picture
@@ -229,10 +229,10 @@ def import_source(source, cache):
 
 def drop_others(cache, folders):
     """Delete imported sources, whole or in part, that are not in `folders`, and their latents."""
-    for path in [*Path(cache).glob("*/about.json"), *Path(cache).glob("*.part/done.jsonl")]:
+    for path in [*cache.glob("*/about.json"), *cache.glob("*.part/done.jsonl")]:
         if path.parent.name not in folders:
             shutil.rmtree(path.parent, ignore_errors=True)
-            for latents in Path(cache).glob(f"latents_{path.parent.name}_*"):
+            for latents in cache.glob(f"latents_{path.parent.name}_*"):
                 latents.unlink()
 
 

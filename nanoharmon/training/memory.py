@@ -27,7 +27,7 @@ from ..weights.checkpoint import meta_model
 from .batches import halves
 from .losses import stage_losses
 from .optim import is_matrix, select
-from .recipe import HARMON_STAGES, STAGES, TEXT, Config
+from .recipe import JOINT_STAGES, STAGES, TEXT, Config
 
 CARDS, APART = (8, 16, 24, 80), 1.5                              # GB; of each, what CUDA and fragments take
 SHOWN = "nano", "micro", "harmon-0.5b", "harmon-1.5b"
@@ -160,7 +160,7 @@ def savings(config, name):
     """[(mark, state, work)] of a stage in GB: as it is, with checkpointing (*), and with one picture, or as few as
     divide the batch, at a time besides (**). Ends where no smaller card can be reached."""
     stage, rows, model = config.stages[name], [], meta_model(config.model)
-    fewest = math.gcd(stage.batch, stage.understanding_batch * (name in HARMON_STAGES))
+    fewest = math.gcd(stage.batch, stage.understanding_batch * (name in JOINT_STAGES))
     for mark, shards, checkpointing in ("", 1, False), ("*", 1, True), ("**", fewest, True):
         if mark != "*" or name != "vae":                         # which has nothing to recompute
             rows.append((mark, *step_memory(model, config, name, shards, checkpointing)))

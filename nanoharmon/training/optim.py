@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from .sharding import apart
 
-# MAR and Harmon give no weight decay to biases, norms, embeddings and the diffusion MLP
+# without weight decay, beside biases and norms; MAR and Harmon spare only these and the diffusion MLP
 NO_DECAY = ("diffloss", "embed", "fake_latent", "mask_token", "class_emb")
 
 

@@ -88,11 +88,6 @@ def join(rank, world_size, store, device):
     return device
 
 
-def leave(world_size):
-    if world_size > 1:
-        dist.destroy_process_group()
-
-
 def is_lost(error):
     """Is this what a collective raises when another process is gone? gloo has no class of its own for it."""
     return isinstance(error, dist.DistError) or "by peer" in str(error) or "Broken pipe" in str(error)

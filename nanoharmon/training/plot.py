@@ -23,8 +23,9 @@ def read_log(path):
             damaged += 1
             continue
         for key, (step, value) in found.items():
-            curves.setdefault(key, {})[step] = value                      # a resumed step: once
-    return {key: sorted(points.items()) for key, points in curves.items()}, damaged
+            points = curves.setdefault(key, [])                           # a stage resumed, or repeated: the newest
+            points[:] = [point for point in points if point[0] < step] + [(step, value)]
+    return curves, damaged
 
 
 def draw_curves(curves, path):

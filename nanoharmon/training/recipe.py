@@ -4,7 +4,7 @@
 1, 2 and 3 (Harmon sec. 3.3); `vae`, `llm` and `mar` stand in for the checkpoints that Harmon downloads; `reca` may come
 after them (RecA, arXiv 2509.07295).
 
-A new stage needs its name in STAGES and ALL_STAGES (and HARMON_STAGES, if it trains both tasks), a StageConfig in each
+A new stage needs its name in STAGES and ALL_STAGES (and JOINT_STAGES, if it trains both tasks), a StageConfig in each
 *_stages function below, what it learns from in table.py, and a loss in losses.py; words.py, train.py's `finish`,
 compare/ and some of evals/ name 1, 2 or 3 themselves. Often none is needed: `--init OUT/stage_3 --optim.given 1
 --stage 3 --out NEW` trains on.
@@ -83,6 +83,7 @@ class StageConfig:
 STAGES = ("vae", "llm", "mar", "1", "2", "3")
 ALL_STAGES = (*STAGES, "reca")                                   # the last one only when --stage names it
 HARMON_STAGES = ("1", "2", "3")                                  # those of the paper
+JOINT_STAGES = (*HARMON_STAGES, "reca")                          # those that train both tasks
 NOT_VAE = "mar.,llm.,proj_in.,proj_out."
 ALIGN = "mar.,proj_in.,proj_out."                                # stage 1: the LLM stays frozen
 
@@ -265,7 +266,7 @@ def check_training(config, world_size, only=()):
             if (n := getattr(stage, field)) % shards:
                 raise ValueError(f"--stage_{name}.{field} {n} cannot be cut into {shards} shards, expected a multiple "
                                  f"of {shards}; change it, or pass --procs 1 --optim.shards 1")
-        if stage.batch + (stage.understanding_batch if name in HARMON_STAGES else 0) < 1:
+        if stage.batch + (stage.understanding_batch if name in JOINT_STAGES else 0) < 1:
             raise ValueError(f"stage {name} has an empty batch, expected at least 1; pass --stage_{name}.batch 16")
     check_sizes(config)
     if not only or "mar" in only:
@@ -293,7 +294,7 @@ def check_sizes(config, names=ALL_STAGES):
         tokens = (stage.size // stride) ** 2 + model.mar.buffer_size
         if name == "reca":                                       # the picture is shown in the request, and then drawn
             tokens *= 2
-        if name in (*HARMON_STAGES, "reca") and tokens + TEXT > limit:
+        if name in JOINT_STAGES and tokens + TEXT > limit:
             raise ValueError(f"--stage_{name}.size is {stage.size}, that is {tokens} tokens: with {TEXT} of text they "
                              f"exceed --llm.max_position_embeddings {limit}; change that flag")
         if stage.parts and "shapes" in dict(parse_mix(config.data.mix)):

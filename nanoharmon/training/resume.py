@@ -8,7 +8,6 @@ Nothing is guessed: what would silently mix two recipes is an error that names t
     OUT/cache/                 the user's pictures, decoded, and the latents of all pictures
 """
 import json
-import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import first_of
+from ..cli import first_of, typed
 from ..files import advising, check_folder, read_json, write_json
 from ..pipeline import Pipeline
 from ..tokenizer import Tokenizer
@@ -28,9 +27,9 @@ from ..words import training_words
 from ..world.source import training_texts
 from .imports import check_sources, find_sources, import_sources, known_folders
 from .optim import EMA, make_optimizers, select
-from .recipe import ALL_STAGES, HARMON_STAGES, STAGES, check_class_size, check_sizes, parse_mix
+from .recipe import ALL_STAGES, JOINT_STAGES, STAGES, check_class_size, check_sizes, parse_mix
 from .run import sampled_hash
-from .sharding import like, shard_blocks, whole
+from .sharding import gathered, like, shard_blocks
 
 # --- the state of a stage ---------------------------------------------------------------------------------------------
 
@@ -58,7 +57,7 @@ class TrainingState:
         state = {"step": step, "params": {n: p.detach() for n, p in self.params.items()}, "ema": self.ema.shadow,
                  "optimizers": [o.state_dict() for o in self.optimizers], "scaler": self.scaler.state_dict(),
                  "made_by": made_by(run), "base": self.base}
-        return whole(state, run.is_main)
+        return gathered(state, run.is_main)
 
     def restore(self, run, path):
         """Put everything back as it was when the state in `path` was saved. Returns the number of steps done."""
@@ -96,7 +95,7 @@ def trained(run, name, model):
 def base_of(run, name):
     """A hash of the stage that stage `name` trains further; "" of the first three, with parameters of their own."""
     before = [s for s in progress(run.out)[0] if s in run.config.stages]
-    return sampled_hash(run.out / f"stage_{before[-1]}") if before and name in (*HARMON_STAGES, "reca") else ""
+    return sampled_hash(run.out / f"stage_{before[-1]}") if before and name in JOINT_STAGES else ""
 
 
 def made_by(run):
@@ -184,7 +183,7 @@ def check_settings(run, begun, sources):
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         old, new = flat(stored), flat(json.loads(json.dumps(asdict(run.config))))
-        command = shlex.join(stored.get("command") or [])
+        command = typed(stored.get("command") or [])
         moved = {"data.mix", "data.images"} if same_content(run, old["data.mix"], sources) else set()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path}: not what train.py writes ({e}); delete it, or pass another --out") from None
@@ -254,11 +253,12 @@ def check(run):
     done = finished + [s for s in run.given_stages if s not in finished]
     if not finished:                                             # else they say what the model is
         model, report = check_parts(run)
-    if begun and not run.resume:
-        name, step = next(iter(begun.items()))
-        raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
-                         f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
-    if later := [s for s in todo[1:] if s in begun and s in (*HARMON_STAGES, "reca")]:
+    for name, step in begun.items():
+        if not run.resume or step > (steps := run.config.stages[name].steps):
+            raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass "
+                             f"{f'more than --stage_{name}.steps {steps}' if run.resume else '--resume'} to go on, "
+                             f"or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if later := [s for s in todo[1:] if s in begun and s in JOINT_STAGES]:
         raise ValueError(f"stage {later[0]} in {out} went on from another stage {todo[0]}, and would undo the one to "
                          f"come; delete {out / f'stage_{later[0]}'} to repeat both, or put back that stage {todo[0]}")
     if "reca" in todo and "3" not in [*finished, *todo] and not run.given["init"]:
@@ -284,13 +284,14 @@ def check(run):
                 "".join(f"; going on with stage {s} at step {step}" for s, step in begun.items()))
     if run.resume and not begun:
         run.say(f"nothing to resume in {out}: {f'stage {todo[0]} starts' if todo else 'no stage is left'}")
+    config = replace(run.config, model=model.config)
     if finished:
-        check_sizes(replace(run.config, model=model.config), todo)
+        check_sizes(config, todo)
     if "mar" in todo:
-        check_class_size(replace(run.config, model=model.config))
+        check_class_size(config)
     # a run that is past stage mar, or leaves it out, needs no classes
-    may_come = "mar" in todo or "mar" not in done and not {*finished, *todo} & {*HARMON_STAGES, "reca"}
-    check_sources(replace(run.config, model=model.config), out / "cache", todo, sources, may_come)
+    may_come = "mar" in todo or "mar" not in done and not {*finished, *todo} & {*JOINT_STAGES}
+    check_sources(config, out / "cache", todo, sources, may_come)
     return sources, model, report
 
 

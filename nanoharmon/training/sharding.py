@@ -45,13 +45,13 @@ def like(value, p):
     return value
 
 
-def whole(x, keep=True):
+def gathered(x, keep=True):
     """A nest of dicts and lists with its DTensors made whole, on the host. All processes must call it; without `keep`,
     in those that write no file, None stands for them."""
     if isinstance(x, dict):
-        return {k: whole(v, keep) for k, v in x.items()}
+        return {k: gathered(v, keep) for k, v in x.items()}
     if isinstance(x, list):
-        return [whole(v, keep) for v in x]
+        return [gathered(v, keep) for v in x]
     if not is_sharded(x):
         return x
     full = x.full_tensor()

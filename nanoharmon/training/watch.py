@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..cli import in_words
 from ..mar import random_orders
-from ..pictures import at_once, captioned, picture_grid, psnr, to_pictures, to_pixels
+from ..pictures import at_once, captioned, picture_grid, psnr, to_pictures
 from ..tokenizer import DESCRIBE, LOCATE
 from ..world import language, shapes
 from .plot import draw_curves, read_log
@@ -90,8 +90,9 @@ def snapshot_of_held_out(pipe, source, name, size, first_class, look):
 
 
 def shown(source):
-    """The held-out items of a source; where there are too few pictures to hold any out, those that it trains on."""
-    return source.held or source.with_picture
+    """The held-out items of a source, one of each picture, which may have many; where there are too few pictures to
+    hold any out, of those that it trains on."""
+    return list({item["row"]: item for item in source.held or source.with_picture}.values())
 
 
 def captions(pipe, source, size):
@@ -108,10 +109,16 @@ def has_room(pipe, text, size):
 
 def through_vae(pipe, array):
     """uint8 pictures (n, size, size, 3) -> a list of PIL pictures: all of them, then what the VAE makes of each."""
-    images, vae, size = to_pixels(torch.from_numpy(array)).to(pipe.device), pipe.model.vae, array.shape[1]
-    grid = vae.grid_of(size, size)
-    decoded = [vae.decode(vae.encode(part), grid) for part in images.split(at_once(size))]       # (b, 3, size, size)
-    return to_pictures(torch.cat([images, *decoded]))
+    return list(map(Image.fromarray, (*array, *reconstruct(pipe, array))))
+
+
+@torch.no_grad()
+def reconstruct(pipe, images):
+    """Pictures (N, H, W, 3) uint8, through the VAE and back."""
+    vae, (H, W) = pipe.model.vae, images.shape[1:3]
+    parts = pipe.pixels(images).split(at_once(max(H, W)))                        # (b, 3, H, W) each
+    decoded = [vae.decode(vae.encode(part), vae.grid_of(H, W)) for part in parts]
+    return np.stack([np.asarray(picture) for part in decoded for picture in to_pictures(part)])
 
 
 def from_classes(pipe, classes, size):
@@ -132,7 +139,7 @@ def show_final(out, pipe, sources, name="final"):
     PSNR of the VAE on up to 64 held-out pictures of each source, and the captions."""
     size, pairs, decoded, figures = pipe.size, [], [], {}
     for source in sources:
-        if rows := list(dict.fromkeys(item["row"] for item in shown(source)))[:64]:      # a picture has many talks
+        if rows := [item["row"] for item in shown(source)][:64]:
             pictures = through_vae(pipe, source.pictures(rows, size))
             figures[f"{source.name}/vae_psnr"] = psnr(*np.split(np.stack(list(map(np.asarray, pictures))), 2))
             figures[f"{source.name}/{'held_out' if source.held else 'trained'}_pictures"] = len(rows)

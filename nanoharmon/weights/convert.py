@@ -190,7 +190,10 @@ def write(assembly, out, dtype=torch.bfloat16):
 
     def get(name):
         part, _, rest = name.partition(".")
-        return fresh[part][rest] if part in fresh else assembly.stored[part].copy(rest, dtype)
+        if part in fresh:
+            return fresh[part][rest]
+        stored = assembly.stored[part]                           # a tied LLM may be stored under its other name
+        return stored.copy(rest if rest in stored else "lm_head.weight", dtype)
     write_checkpoint(out, assembly.config, assembly.meta, Path(assembly.tokenizer).read_bytes(),
                      assembly.model.state_dict(), get, dtype)
 

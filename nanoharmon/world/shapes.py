@@ -19,8 +19,8 @@ COLORS = {"red": (220, 50, 50), "green": (60, 180, 75), "blue": (60, 90, 220), "
 PAIRS = tuple(product(COLORS, SHAPES))
 UNSEEN = frozenset({("purple", "cross"), ("orange", "ring"), ("white", "triangle"), ("yellow", "square")})
 SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
-RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
 
 # geometry in units of the radius; every shape fits the box [-1, 1]^2. all but the round ones stay a little inside it,
 # so that neighbours on a board keep a visible gap even at 10 pixels per cell

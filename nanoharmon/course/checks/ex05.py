@@ -1,5 +1,4 @@
 """Checks of exercise 05, rotary positions."""
-import math
 import random
 
 import torch
