@@ -37,7 +37,7 @@ from nanoharmon.pictures import file_bytes, open_image
 from nanoharmon.pipeline import load_pipeline, pick_device, pick_dtype
 from nanoharmon.replies import check_length, check_sampling, stream
 from nanoharmon.weights.convert import load_llm
-from nanoharmon.wishes import AGAIN, CHANGE, is_request, wish_in
+from nanoharmon.wishes import AGAIN, CHANGE, POLITE, is_request, wish_in
 from nanoharmon.words import note_changed, note_unseen, put_right
 from nanoharmon.world.language import CELLS
 
@@ -57,8 +57,10 @@ FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-n
          "prompt is ": "type a shorter text"}
 NINTHS = {place.split("the ")[1]: cell for place, cell in CELLS.items()}         # "top left": (0, 0)
 NINTH = f"(?:(?:at|in|on|to) )?(?:the )?({'|'.join(sorted(NINTHS, key=len, reverse=True))})"
-PART = re.compile(rf"(?:(\d+) *, *(\d+) *, *(\d+) *, *(\d+)|{NINTH}:?) +(.+)", re.IGNORECASE)
-ADDED = re.compile(rf"add (.+?) {NINTH}(?: corner)?[.!]*", re.IGNORECASE)         # "add a ring at the top"
+PART = re.compile(rf"(?:(\d+) *, *(\d+) *, *(\d+) *, *(\d+)|{NINTH}(?: corner)?)(?: *[:,] *| +)"
+                  r"(?!(?:left|right|top|bottom|middle|corner|side|of)\b)(.+)", re.IGNORECASE)
+ADDED = re.compile(rf"{POLITE}add ((?:(?!\b(?:at|in|on|to) the\b).)+?),? {NINTH}(?: corner| side)?"
+                   r"(?:,? (?:please|pls))?[.!?]*", re.IGNORECASE)               # "add a ring at the top"
 A_PICTURE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 
 
@@ -189,6 +191,7 @@ def file_name(words):
 def part(words, size):
     """What to change of a picture of this size, and into what: "top left a ring" or "0,0,32,32 a ring" -> (x0, y0, x1,
     y1), "a ring"."""
+    words = " ".join(words.split())
     if added := ADDED.fullmatch(words):
         words = f"{added[2]} {added[1]}"
     if not (found := PART.fullmatch(words)):
@@ -196,9 +199,9 @@ def part(words, size):
                          f"{', '.join(NINTHS)}), or /edit x0,y0,x1,y1 TEXT, in pixels of the last picture "
                          f"({size[0]}x{size[1]}), or wish for a whole one")
     *box, place, words = found.groups()
-    if place:
+    if place:                                                    # all that is inside of it
         x, y = NINTHS[place.lower()]
-        box = [i * side // 3 for i, side in ((x, size[0]), (y, size[1]), (x + 1, size[0]), (y + 1, size[1]))]
+        box = -(-x * size[0] // 3), -(-y * size[1] // 3), (x + 1) * size[0] // 3, (y + 1) * size[1] // 3
     return tuple(map(int, box)), words
 
 

@@ -21,7 +21,7 @@ def modulate(x, shift, scale):
 
 
 FREQUENCIES = 128                # of a timestep's sinusoids, from 1 to nearly 1/10000, as in DiT (arXiv 2212.09748)
-AHEAD = 2048     # rows times steps modulated at once in `sample`: a quarter less time at full size (docs/HARDWARE.md)
+AHEAD = 2048     # rows times steps modulated at once in `sample`: a quarter less time at full size (docs/LOG.md)
 
 
 class TimestepEmbedder(nn.Module):

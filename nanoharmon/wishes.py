@@ -47,8 +47,8 @@ ASKS = re.compile(
     r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
     r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|"
     r"or|tell|say|name|list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|"
-    r"believe|learned|drew|forgot|asked|thank you for|never|stop|i (?:like|love|hate)|these|those|this(?! time)|"
-    r"the last|the \w+ one|any(?! chance)|add up|^total|locate|"
+    r"believe|learned|drew|forgot|asked|thank you for|never(?! mind)|stop (?:drawing|it|that)|i (?:like|love|hate)|"
+    r"these|those|this(?! time)|the last|the \w+ one|any(?! chance)|add up|^total|locate|"
     r"(?:colou?r|number|amount|place|position|location|size|word)s? (?:of|for)|"
     rf"(?:no|the|^nice|^cool|^good) (?:(?:{COLOR}) )?{SHAPE}|"
     rf"{SHAPE} (?:colou?r|count|number|position|location|place|size))\b", re.IGNORECASE)
@@ -57,12 +57,15 @@ NO_VERB = re.compile(                        # of the line: "a ring that is red"
     r"\b(?:(?:let'?s|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|(?:{WISH} )?{PICTURE} .)", re.IGNORECASE)
 
-AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me|try)(?: (?:it|that|the same))? ?)?(?:again|"
+AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me|try)(?: (?:it|that|them|the same))? ?)?(?:again|"
                    r"once (?:again|more)|same again|redo(?: it)?|redraw(?: it)?|repeat|retry|another(?: one)?|"
-                   r"one more(?: time)?|draw (?:it|that))(?:,? (?:please|pls))?[.!?]*", re.IGNORECASE)
+                   r"one more(?: time)?|(?:draw|paint|sketch) (?:it|that|them)(?: now| for me)?)"
+                   r"(?:,? (?:please|pls))?[.!?]*", re.IGNORECASE)
 CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|flip|replace|put|place|get rid of|take|"
-                    rf"draw(?! th(?:e|is)\b)) (?!{PICTURE}|it in words)(?:it|them|this|that|the|everything)\b|"
-                    rf"(?:it|this|the (?:{COLOR})? ?{SHAPE}) (?:should|must) be (?!an? )|i want it (?!an? )|"
+                    rf"draw(?! th(?:e|is)\b)) (?!{PICTURE}|(?:it|that) (?:in|into|to) words)"
+                    r"(?:it|them|this|that|the|everything)\b|"
+                    rf"(?:it|this|the (?:{COLOR})? ?{SHAPE}) (?:should|must) be (?!an? |{SOME}|.*\?)|"
+                    rf"i want it (?!(?:to (?:be|have|show) |with )?{SOME})|get rid of (?:an?|one|all)\b|"
                     r"(?:add (?!up)|remove|delete|erase)\b).*", re.IGNORECASE)
 
 

@@ -89,7 +89,7 @@ def note_changed(typed, read):
 def spelled(word, known):
     """A word that is not known as the name that it is nearly, or as the two known words that it is made of."""
     typed = word.lower()
-    if typed in known | OTHERS or typed in map(plural, NAMES) or not typed.isalpha():
+    if typed in known | OTHERS or typed in map(plural, NAMES - {*map(plural, SHAPES)}) or not typed.isalpha():
         return word
     for name in sorted(NAMES & known, key=lambda name: (name[-2:] != typed[-2:], name)):
         if name[0] == typed[0] and differ_in_one(typed, name):

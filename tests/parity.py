@@ -150,12 +150,12 @@ def class_rows(rows, mar):
 def head_rows(rows, variant, head):
     g, gold = Golden("diffloss", variant + "/"), Golden("diffloss")
     with torch.no_grad():
-        rows.add("diffusion head", g, "mlp", head.net(*(gold.input("mlp/" + k) for k in ("x", "t", "c"))))
+        rows.add("diffusion MLP", g, "mlp", head.net(*(gold.input("mlp/" + k) for k in ("x", "t", "c"))))
     x, t, noise, z, mask = (gold.input("loss/" + k) for k in ("x_start", "t", "noise", "z", "mask"))
     loss = (head(x, z.requires_grad_(), t, noise) * mask).sum() / mask.sum()
-    rows.add("diffusion head", g, "loss_masked", loss)
+    rows.add("diffusion MLP", g, "loss_masked", loss)
     loss.backward()
-    rows.add("diffusion head", g, "grad_z", z.grad)
+    rows.add("diffusion MLP", g, "grad_z", z.grad)
     if variant == "rand":
         return
     n, start, z = gold.config["n_sample"], gold.input("sample/noise_init"), gold.input("sample/z")

@@ -1,4 +1,4 @@
-"""Schedules, losses and samplers of the diffusion head.     python -m pytest -q tests/test_diffusion.py"""
+"""Schedules, losses and samplers of the diffusion MLP.     python -m pytest -q tests/test_diffusion.py"""
 import numpy as np
 import pytest
 import torch

@@ -8,7 +8,7 @@ import re
 import tarfile
 import unicodedata
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MAX_LIST, MAX_TEXT = 2 * 10**9, 10**6        # bytes of a metadata.jsonl or LLaVA file, of one a.txt: memory holds them
@@ -55,21 +55,24 @@ class Entry:
 
 
 def members(path):
-    """([Packed, ...], problem or "") of a .tar. Of one that is cut short, what is whole."""
-    found, links, problem, end = [], 0, "", path.stat().st_size
+    """([Packed, ...], problem or "", names of links that are not followed) of a .tar. Of one that is cut short, what is
+    whole. A hard link is the file that it is of, which comes before it."""
+    found, links, problem, end = {}, [], "", path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:                    # not compressed: compressed ones cannot be sought in
             for m in tar:
+                name = m.name.removeprefix("./")                 # of `tar cf x.tar .`
                 if m.isreg() and not m.issparse():
-                    found.append(Packed(path, m.name.removeprefix("./"), m.offset_data, m.size))   # `tar cf x.tar .`
-                links += m.islnk() or m.issym()
-            if links:
-                problem = f"{path}: {links} links in it, expected the files; pack with tar -h --hard-dereference"
+                    found[m.name] = Packed(path, name, m.offset_data, m.size)
+                elif m.islnk() and m.linkname in found:
+                    found[m.name] = replace(found[m.linkname], name=name)
+                elif m.islnk() or m.issym():
+                    links.append(f"{name}/")
             if tar.offset >= end:                                # cut between two of them: only the end mark tells
                 raise ValueError("no end mark")
     except (tarfile.TarError, OSError, ValueError) as e:
         problem = f"{path}: damaged or cut short ({e})"
-    return [m for m in found if m.start + m.st_size <= end], problem
+    return [m for m in found.values() if m.start + m.st_size <= end], problem, links
 
 
 def read_bytes(path, most=MAX_LIST):

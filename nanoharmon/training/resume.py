@@ -253,11 +253,10 @@ def check(run):
     done = finished + [s for s in run.given_stages if s not in finished]
     if not finished:                                             # else they say what the model is
         model, report = check_parts(run)
-    for name, step in begun.items():
-        if not run.resume or step > (steps := run.config.stages[name].steps):
-            raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass "
-                             f"{f'more than --stage_{name}.steps {steps}' if run.resume else '--resume'} to go on, "
-                             f"or another --out to start anew (or delete {out / f'stage_{name}'})")
+    if begun and not run.resume:
+        name, step = next(iter(begun.items()))
+        raise ValueError(f"stage {name} in {out} was interrupted, its last state is of step {step}; pass --resume "
+                         f"to go on, or another --out to start anew (or delete {out / f'stage_{name}'})")
     if later := [s for s in todo[1:] if s in begun and s in JOINT_STAGES]:
         raise ValueError(f"stage {later[0]} in {out} went on from another stage {todo[0]}, and would undo the one to "
                          f"come; delete {out / f'stage_{later[0]}'} to repeat both, or put back that stage {todo[0]}")
@@ -276,6 +275,8 @@ def check(run):
     sources = find_sources(run.config, out, has_begun=bool(finished or begun))
     if done or begun:
         check_settings(run, begun, sources)
+        if short := [s for s, step in begun.items() if step > run.config.stages[s].steps]:
+            raise ValueError(f"stage {short[0]} has done {begun[short[0]]} steps; pass more --stage_{short[0]}.steps")
         if finished:
             folder = out / f"stage_{finished[-1]}"
             with advising_about(folder):                         # now, and without reading all of it
