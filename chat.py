@@ -55,13 +55,14 @@ HELP = """\
 FIXES = {"conversation is ": "type /reset, or start again with a smaller --max-new-tokens",
          "region is ": "type /edit PLACE TEXT, or /edit x0,y0,x1,y1 TEXT, in pixels of the last picture",
          "prompt is ": "type a shorter text"}
+# what /edit is told: a box in pixels, or the ninth of the picture that is meant, and what shall be there
 NINTHS = {place.split("the ")[1]: cell for place, cell in CELLS.items()}         # "top left": (0, 0)
 NINTH = f"(?:(?:at|in|on|to) )?(?:the )?({'|'.join(sorted(NINTHS, key=len, reverse=True))})"
 PART = re.compile(rf"(?:(\d+) *, *(\d+) *, *(\d+) *, *(\d+)|{NINTH}(?: corner)?)(?: *[:,] *| +)"
                   r"(?!(?:left|right|top|bottom|middle|corner|side|of)\b)(.+)", re.IGNORECASE)
 ADDED = re.compile(rf"{POLITE}add ((?:(?!\b(?:at|in|on|to) the\b).)+?),? {NINTH}(?: corner| side)?"
                    r"(?:,? (?:please|pls))?[.!?]*", re.IGNORECASE)               # "add a ring at the top"
-A_PICTURE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+A_PICTURE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)      # also one that is not there
 
 
 def parse_args(argv=None):
@@ -199,7 +200,7 @@ def part(words, size):
                          f"{', '.join(NINTHS)}), or /edit x0,y0,x1,y1 TEXT, in pixels of the last picture "
                          f"({size[0]}x{size[1]}), or wish for a whole one")
     *box, place, words = found.groups()
-    if place:                                                    # all that is inside of it
+    if place:                    # rounded inwards: a pixel of the next ninth would have its whole token drawn anew
         x, y = NINTHS[place.lower()]
         box = -(-x * size[0] // 3), -(-y * size[1] // 3), (x + 1) * size[0] // 3, (y + 1) * size[1] // 3
     return tuple(map(int, box)), words
@@ -243,6 +244,12 @@ def command(chat, line):
     return True
 
 
+def wished(pipe, line):
+    """What of a line is to be drawn, "" if nothing is. Where train.py made the language model (words.py), it knows its
+    own world alone, and whatever names a shape is a wish; another one may be asked for anything."""
+    return wish_in(line) if "words" in pipe.meta else line if is_request(line) else ""
+
+
 def as_command(chat, line):
     """What is typed, as the command that is meant: "quit", a picture's file, "again", "make it red" (/edit says what it
     needs), a wish for a picture."""
@@ -257,11 +264,10 @@ def as_command(chat, line):
         return line
     if chat.wish and AGAIN.fullmatch(line):
         return f"/draw {chat.wish}"
-    own_world = "words" in chat.pipe.meta                        # of a language model that train.py made: words.py
-    if own_world and chat.pictures and CHANGE.fullmatch(line):
+    if "words" in chat.pipe.meta and chat.pictures and CHANGE.fullmatch(line):
         return f"/edit {line}"
     line = read(chat, line)
-    wish = wish_in(line) if own_world else is_request(line) and line
+    wish = wished(chat.pipe, line)
     return f"/draw {wish}" if wish else line
 
 
@@ -319,7 +325,7 @@ def main(argv=None):
         print(f"note: this checkpoint looks at one picture at a time, here at {args.image[-1]}", file=sys.stderr)
     if args.prompt is None:
         return talk(chat)
-    if not cannot(pipe) and (is_request(args.prompt) or not pictures and "words" in pipe.meta and wish_in(args.prompt)):
+    if not cannot(pipe) and (is_request(args.prompt) or not pictures and wished(pipe, args.prompt)):
         print("note: --prompt is answered in words; sample.py --prompt draws", file=sys.stderr)
     prompt = read(chat, args.prompt)
     with explain.Walk(pipe) if args.explain else nullcontext() as walk:

@@ -57,6 +57,7 @@ NO_VERB = re.compile(                        # of the line: "a ring that is red"
     r"\b(?:(?:let'?s|i'll|rather) have|what i (?:want|need)(?: now)? is|here is)\b", re.IGNORECASE)
 DRAW_ONLY = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|(?:{WISH} )?{PICTURE} .)", re.IGNORECASE)
 
+# once more, or "it" without more; and what is to be done to a picture that is there, which only /edit can do
 AGAIN = re.compile(rf"{POLITE}(?:(?:draw|paint|do|make|show me|try)(?: (?:it|that|them|the same))? ?)?(?:again|"
                    r"once (?:again|more)|same again|redo(?: it)?|redraw(?: it)?|repeat|retry|another(?: one)?|"
                    r"one more(?: time)?|(?:draw|paint|sketch) (?:it|that|them)(?: now| for me)?)"

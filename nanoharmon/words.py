@@ -62,7 +62,9 @@ def met(turns):
 
 NAMES = {name for name in (*COLORS, *SHAPES, *map(plural, SHAPES), *"color above below bottom middle picture".split())
          if len(name) > 3}                   # three letters are soon another word
-OTHERS = set("while write greek greet greed rang rung rink crops crossed oranges".split())   # words of their own
+# words of their own; "colors" is none of the names, and no slip
+OTHERS = {*"while write greek greet greed rang rung rink crops crossed oranges".split(),
+          *map(plural, NAMES - {*map(plural, SHAPES)})}
 SIGNS = ((r"[^\w\s.,!?:;'/&+()-]|^[-–\s]+(?=\s)|\s[:;]-?[()DP]+$|\.\.+", " "), (r"(?<=[a-z]) *[+&] *(?=\w)", " and "),
          (r"(?<=[a-z])-(?=[a-z])", " "), (r"\bw/ *", "with "), (r"(?<![-\w])1 (?=[a-z])", "one "),
          (r"\b(\d)x(?= )", r"\1"), (r"\b(what|where|that|there|how)s\b", r"\1's"))
@@ -89,7 +91,7 @@ def note_changed(typed, read):
 def spelled(word, known):
     """A word that is not known as the name that it is nearly, or as the two known words that it is made of."""
     typed = word.lower()
-    if typed in known | OTHERS or typed in map(plural, NAMES - {*map(plural, SHAPES)}) or not typed.isalpha():
+    if typed in known | OTHERS or not typed.isalpha():
         return word
     for name in sorted(NAMES & known, key=lambda name: (name[-2:] != typed[-2:], name)):
         if name[0] == typed[0] and differ_in_one(typed, name):

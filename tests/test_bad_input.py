@@ -105,20 +105,18 @@ def wrong_files(path):
     for name in "red.png", "red.gif", "000_0.png":
         Image.new("RGB", (32, 32), "red").save(path / name)
     red = (path / "red.png").read_bytes()
-    for name, content in {"cut.png": red[:60], "text.png": b"hello", "latin1.txt": "a caf\xe9\n".encode("latin-1"),
-                          "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5,
+    for name in "folder", "folder.png", "shapes", "first":
+        (path / name).mkdir()
+    for name, content in {"cut.png": red[:60], "first/0.txt": b"a ring", "shapes/a.heic": b"", "text.png": b"hello",
+                          "latin1.txt": "a caf\xe9\n".encode("latin-1"), "blank.txt": b"\n \n", "long.txt": b"a ring\n" + b"a" * 10**5,
                           "lines.json": b'{"prompt": "a"}\n{"prompt" "b"}',
                           "yes.json": b'{"image": "0.png", "text": "x", "label": "Yes"}'}.items():
         (path / name).write_bytes(content)
-    for name in "folder", "folder.png", "shapes", "first":
-        (path / name).mkdir()
-    (path / "shapes" / "a.heic").touch()
     for name in "cat", "dog":
         (path / "classes" / name).mkdir(parents=True)
         shutil.copy(path / "red.png", path / "classes" / name)
     for i in range(8):                                                # the first one, which has a text, is held out
         Image.new("RGB", (32, 32), (30 * i, 0, 0)).save(path / "first" / f"{i}.png")
-    (path / "first" / "0.txt").write_text("a ring", encoding="utf-8")
     (path / "empty.tar").write_bytes(bytes(10240))
     (path / "huge.bin").touch()
     os.truncate(path / "huge.bin", 10**11)                   # no room on the disk, but too much for any memory

@@ -249,7 +249,7 @@ def test_a_part_of_the_last_picture_is_changed(ckpt, here, capsys, monkeypatch):
                    "/edit 0,0,-8,8 a ring", "/edit 0,0,99,8 a ring", "/edit  0, 0,8, 8  a ring", "/edit here a ring")
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 6 and "no picture" in errors[0] and "--" not in "".join(errors)
-    assert all("x0,y0,x1,y1 TEXT" in line for line in errors[1:])
+    assert all("type /edit PLACE TEXT" in line and "or /edit x0,y0,x1,y1 TEXT" in line for line in errors[1:])
     for words in "Bottom  right, a ring", "please add a ring at the bottom right corner.", "64, 40,96,60 a ring":
         assert chat.part(words, (96, 60)) == ((64, 40, 96, 60), "a ring")
     drawn = talk.pipe.draw(["a ring"], image=talk.pictures[0], region=(0, 0, 8, 8))[0]

@@ -13,7 +13,7 @@ from nanoharmon.compare import __main__ as compare, bits, metrics, systems
 from nanoharmon.compare.discrete import Discrete, guide, pick
 from nanoharmon.compare.metrics import measure, over_seeds, tables
 from nanoharmon.compare.teacher import Teacher, contrast_batch, info_nce, sigmoid_loss, zero_shot
-from nanoharmon.compare.toklip import TokLIP, toklip_loss
+from nanoharmon.compare.toklip import DISTILL, TokLIP, toklip_loss
 from nanoharmon.compare.vq import COMMITMENT, VQ, straight_through, usage, vq_loss
 from nanoharmon.config import PRESETS
 from nanoharmon.evals.common import rate
@@ -149,6 +149,9 @@ def test_toklip_learns_from_a_locked_teacher_and_a_frozen_codebook():
     contrast = info_nce(found, teacher.text(*words), toklip.log_scale.exp(), same)
     distance = (found - teacher.features(image)).square().sum(1).mean()
     assert loss.item() == pytest.approx((contrast + 1000 / 1152 * distance).item())
+    # on unit vectors, that is 1000 x the mean over the released model's 1152 numbers: the same angle, the same loss
+    a, b = (torch.nn.functional.normalize(torch.randn(3, 1152), dim=-1) for _ in range(2))
+    assert DISTILL * (a - b).square().sum(1).mean().item() == pytest.approx(1000 * (a - b).square().mean().item())
 
 
 def test_a_batch_knows_equal_texts_and_padding_is_read_by_nobody():

@@ -265,7 +265,7 @@ def test_pictures_in_tars_are_those_of_a_folder(photos, tmp_path):
             link.type, link.linkname = kind, "./a.png"
             file.addfile(link)
     found = read_entries(str(tmp_path / "dot.tar"))
-    assert [e.label for e in found.entries] == [None] * 3 and "left out: 1 link;" in found.notes[0]
+    assert [e.label for e in found.entries] == [None] * 3 and "left out: 1 link in a .tar;" in found.notes[0]
     whole, second = (root / "b.tar").read_bytes(), read_entries(str(root / "b.tar")).entries[1].path.start
     for cut in second - 512, second + 9:                             # between two of its files, and inside of one
         (root / "b.tar").write_bytes(whole[:cut])
@@ -321,10 +321,10 @@ def test_what_is_left_out_is_counted_by_its_suffix(photos, tmp_path, capsys, mon
         picture(i + 20).save(photos / name, "JPEG")
     (photos / "away").symlink_to(tmp_path, target_is_directory=True)
     assert import_(photos, tmp_path / "cache")[0].endswith("2 classes, 0 broken\n  left out: "
-        "2 .heic, 2 .txt, 1 .jfif, 1 .mp4, 1 link; no good line of metadata.jsonl names them")
+        "2 .heic, 2 .txt, 1 .jfif, 1 .mp4, 1 link to a folder; no good line of metadata.jsonl names them")
     (photos / "metadata.jsonl").unlink()
     data.main([str(photos), "--out", str(tmp_path / "data.png")])
-    assert "left out: 2 .heic, 1 .mp4, 1 .txt, 1 link; pictures end in .png" in capsys.readouterr().out
+    assert "left out: 2 .heic, 1 .mp4, 1 .txt, 1 link to a folder; pictures end in .png" in capsys.readouterr().out
     monkeypatch.setattr(os, "walk", lambda top, onerror: onerror(PermissionError(13, "", f"{top}/a")) or [])
     assert formats.all_files(photos) == ["a//"] and formats.count_suffixes(["a//"]) == "1 unreadable folder"
 

@@ -147,7 +147,7 @@ def test_what_cannot_be_drawn_is_said_before_work_begins(pipe, options, message)
 
 
 def test_prompts_drawn_at_once_are_drawn_as_alone(pipe, thinker, monkeypatch):
-    prompts = ["a red circle", "two blue rings and a white cross", "a ring"]
+    prompts, thought = ["a red circle", "two blue rings and a white cross", "a ring"], []
     together = pipe.draw([p for p in prompts for _ in range(2)], seed=3, group=2, **FAST)
     for i, prompt in enumerate(prompts):
         for a, b in zip(together[2 * i:2 * i + 2], pipe.draw([prompt] * 2, seed=3, **FAST), strict=True):
@@ -156,7 +156,6 @@ def test_prompts_drawn_at_once_are_drawn_as_alone(pipe, thinker, monkeypatch):
     with pytest.raises(ValueError, match="group is 4, expected a divisor of 6"):
         pipe.draw(prompts * 2, group=4)
     monkeypatch.setattr(thinker, "think", lambda prompts, seed: thought.append((len(prompts), seed)) or prompts)
-    thought = []
     thinker.draw(prompts * 2, seed=3, group=2, **FAST)
     assert thought == [(2, 3)] * 3                                               # so are their thoughts
 

@@ -55,8 +55,8 @@ class Entry:
 
 
 def members(path):
-    """([Packed, ...], problem or "", names of links that are not followed) of a .tar. Of one that is cut short, what is
-    whole. A hard link is the file that it is of, which comes before it."""
+    """([Packed, ...], problem or "", names of links that are not followed, with /@) of a .tar. Of one that is cut
+    short, what is whole. A hard link is the file that it is of, which comes before it."""
     found, links, problem, end = {}, [], "", path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:                    # not compressed: compressed ones cannot be sought in
@@ -67,7 +67,7 @@ def members(path):
                 elif m.islnk() and m.linkname in found:
                     found[m.name] = replace(found[m.linkname], name=name)
                 elif m.islnk() or m.issym():
-                    links.append(f"{name}/")
+                    links.append(f"{name}/@")
             if tar.offset >= end:                                # cut between two of them: only the end mark tells
                 raise ValueError("no end mark")
     except (tarfile.TarError, OSError, ValueError) as e:

@@ -161,10 +161,10 @@ def table_rows(text):
 def list_files(files, root):
     """(entries still to be made, problems, notes, names that are not used) of {name in the folder root: path}:
     pictures and texts, loose or in a .tar."""
-    files, problems, samples, pictures, links = dict(files), [], {}, [], []
+    files, problems, samples, pictures, linked = dict(files), [], {}, [], []
     for name in [name for name in files if name.lower().endswith(".tar") and files[name].is_file()]:
-        packed, problem, others = members(files.pop(name))
-        links += others
+        packed, problem, links = members(files.pop(name))
+        linked += links
         files |= {f"{name}/{m.name}": m for m in packed if not os.path.basename(m.name).startswith(".")}
         problems += [problem] * bool(problem)
     for name, file in sorted(files.items()):
@@ -185,7 +185,7 @@ def list_files(files, root):
         opened = [files[n] if isinstance(files.get(n), Packed) else n and locate(n, real) for n in (name, *others)]
         return parse_files(*opened, folder_name(name) if by_folder else None)
     found = [(str(root / names[0]), lambda names=names: make(*names)) for names in pictures]
-    return found, problems, notes, links + list(files.keys() - {name for names in pictures for name in names})
+    return found, problems, notes, linked + list(files.keys() - {name for names in pictures for name in names})
 
 
 def folder_name(name):
@@ -232,7 +232,8 @@ def count_suffixes(files, most=8):
     found = Counter()
     for file in files:
         suffix = os.path.splitext(file)[1].lower()
-        found["unreadable folder" if file.endswith("//") else "link" if file.endswith("/") else
+        found["unreadable folder" if file.endswith("//") else "link to a folder" if file.endswith("/") else
+              "link in a .tar" if file.endswith("/@") else
               suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
     return first_of([f"{n} {suffix}" for suffix, n in sorted(found.items(), key=lambda x: (-x[1], x[0]))], most)
 

@@ -56,7 +56,8 @@ class Source:
         if self.found is None:
             data = FolderData(cache / self.folder, self.name)
             return data.classes, data.has("pictures"), data.has("texts")
-        entries, held = self.found.entries, held_out(list(dict.fromkeys(self.prints.values())))
+        entries = self.found.entries
+        held = held_out(list(dict.fromkeys(self.prints.values())))           # as import_source, if all can be decoded
         classes = number_labels([e.label for e in entries if e.label is not None])
         return max(classes.values(), default=-1) + 1, any(e.path for e in entries), any(
             e.caption or e.turns for e in entries if self.prints.get(e.path) not in held)

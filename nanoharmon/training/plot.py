@@ -23,8 +23,10 @@ def read_log(path):
             damaged += 1
             continue
         for key, (step, value) in found.items():
-            points = curves.setdefault(key, [])                           # a stage resumed, or repeated: the newest
-            points[:] = [point for point in points if point[0] < step] + [(step, value)]
+            points = curves.setdefault(key, [])
+            while points and points[-1][0] >= step:                       # a stage resumed, or repeated: the newest
+                points.pop()
+            points.append((step, value))
     return curves, damaged
 
 

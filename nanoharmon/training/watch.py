@@ -90,8 +90,8 @@ def snapshot_of_held_out(pipe, source, name, size, first_class, look):
 
 
 def shown(source):
-    """The held-out items of a source, one of each picture, which may have many; where there are too few pictures to
-    hold any out, of those that it trains on."""
+    """The held-out items of a source, one of each picture, which may have many: with a caption, if one has it. Where
+    there are too few pictures to hold any out, of those that it trains on."""
     items = source.held or source.with_picture
     return list({item["row"]: item for item in (*items, *(i for i in items if i["caption"]))}.values())
 
@@ -116,10 +116,12 @@ def through_vae(pipe, array):
 @torch.no_grad()
 def reconstruct(pipe, images):
     """Pictures (N, H, W, 3) uint8, through the VAE and back."""
-    vae, (H, W) = pipe.model.vae, images.shape[1:3]
-    parts = (pipe.pixels(part) for part in np.split(images, range(at_once(max(H, W)), len(images), at_once(max(H, W)))))
-    decoded = [vae.decode(vae.encode(part), vae.grid_of(H, W)) for part in parts]          # of (b, 3, H, W) each
-    return np.stack([np.asarray(picture) for part in decoded for picture in to_pictures(part)])
+    vae, (H, W), again = pipe.model.vae, images.shape[1:3], []
+    n = at_once(max(H, W))
+    for i in range(0, len(images), n):
+        latents = vae.encode(pipe.pixels(images[i:i + n]))                       # (n, S, C)
+        again += to_pictures(vae.decode(latents, vae.grid_of(H, W)))
+    return np.stack(list(map(np.asarray, again)))
 
 
 def from_classes(pipe, classes, size):
