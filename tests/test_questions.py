@@ -7,7 +7,7 @@ from nanoharmon.replies import seen_and_said
 from nanoharmon.wishes import is_request, wish_in
 from nanoharmon.world import phrases
 from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
-from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,
+from nanoharmon.world.questions import (AND, ASKED, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,
                                         matches, questions, sides, sorry)
 from nanoharmon.world.shapes import COLORS, SHAPES, random_scene
 from test_shapes import scenes
@@ -104,19 +104,24 @@ def test_other_words_have_the_same_answers():
 
 
 def test_conversations_go_on_from_the_question_before():
-    rng, follow = random.Random(3), 0
-    for scene in scenes(200, 3):
+    rng, follow = random.Random(3), Counter()
+    for scene in scenes(400, 3):
         talk = dialogue(scene, rng, 6)
-        assert len(talk) <= 6
+        assert len(talk) <= 6 and len({(qa.kind, qa.name) for qa in talk}) == len(talk)
+        assert not any(wish_in(qa.question) for qa in talk)
         for before, qa in zip(talk, talk[1:]):
-            if qa.about and qa.question in (way.format(the=f"the {qa.name}") for way in AND):
-                assert qa.kind == before.kind and qa.answer == (qa.about.color if qa.kind == "color" else
-                                                                place_of(qa.about))
-                follow += 1
-            if qa.question in [way for ways in IT.values() for way in ways]:
-                assert qa.about is before.about and qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about))
-                follow += 1
-    assert follow > 30
+            said = qa.question.rstrip("?").replace(",", "")
+            if said in [way.format(asked=qa.asked).rstrip("?") for way in AND] and qa.asked:
+                assert qa.kind == before.kind and (qa.about is None or qa.about is not before.about)
+                if qa.about and qa.kind != "exist":
+                    assert qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about), phrase(*qa.about.pair), "one")
+                follow[qa.kind] += 1
+            elif said in [way.format(color=color).rstrip("?").replace(",", "") for way in sum(IT.values(), ()) for color in COLORS]:
+                o = qa.about
+                assert o is before.about and (qa.answer in (o.color, o.shape, place_of(o)) or
+                                              (qa.answer == "yes") == (o.color in said.split()) and qa.kind == "is color")
+                follow["it", qa.kind] += 1
+    assert set(follow) == {*ASKED, *(("it", kind) for kind in IT)} and min(follow.values()) > 5, follow
 
 
 def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_there_until_it_is():
@@ -174,6 +179,6 @@ def test_only_sentences_of_the_world_are_sentences():
         assert not is_sentence(reply), reply
     said = [sorry(random.Random(i), held_out) for i in range(50) for held_out in (False, True)]
     assert all(qa.answer == phrases.SORRY and qa.kind == "outside" for qa in said)
-    for known, held_out in (phrases.THINGS, phrases.SMALL_TALK, phrases.OTHER_COLORS, phrases.TOO_MANY):
+    for known, held_out in (phrases.THINGS, phrases.SMALL_TALK, phrases.OTHER_COLORS, phrases.TOO_MANY, phrases.IMPOSSIBLE):
         assert not set(known) & set(held_out)
     assert not is_right("sorry", QA("", phrases.SORRY, "outside"))

@@ -94,6 +94,7 @@ class ShapesData:
         varied = rng.random() < 0.6
         prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
         asked = prompts.request(prompt, rng) if varied else prompt
+        scene = language.arranged(scene, prompt)
         return [("user", GENERATE.format(asked)), ("assistant", language.think(scene, prompt))]
 
     @functools.cached_property
@@ -166,10 +167,10 @@ class ShapesData:
         return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
-        """One to four questions. Most replies say first what they look at; the others answer at once, as they do with
-        --no-look."""
+        """One to four questions; without a picture a prompt. Most replies say first what they look at; the others
+        answer at once, as they do with --no-look."""
         if i is None:
-            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
+            return self.thought(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
