@@ -104,6 +104,10 @@ def test_thoughts_say_what_a_prompt_leaves_open():
         for o in objects:
             assert o.pair in shapes.SEEN and any(noun in prompt for noun in (o.shape, "something", *language.OPEN))
             assert o.color in prompt or not set(shapes.COLORS) & set(prompt.split())                # given or left open
+        if len(objects) != 2:                                         # line by line; where places are open, as prompted
+            assert list(objects) == sorted(objects, key=language.reading_order)
+            told = language.SAYS_WHERE.search(prompt.replace("right now", ""))
+            assert told or language.mentioned(shapes.Scene(objects, 30), prompt) == list(objects)
         if found := language.parse_caption(prompt):
             assert found[0] == Counter(o.pair for o in objects)
             by_pair = {o.pair: o for o in objects}

@@ -63,9 +63,8 @@ def test_other_words_have_the_same_answers():
     """All ways to ask one kind of question leave the same gaps to fill; and yes is as frequent as no."""
     for kind, (known, held_out) in phrases.QUESTIONS.items():
         assert len(known) + len(held_out) >= (12 if kind not in NOT_PLAIN else 6) and not set(known) & set(held_out)
-        fields = {frozenset(re.findall(r"{(\w+)}", way)) & {"the", "other", "rel", "place", "color"}
-                  for way in known + held_out}
-        assert len(fields) == 1, kind
+        gaps = [set(re.findall(r"{(\w+)}", way)) & {"the", "other", "rel", "place", "color"} for way in known + held_out]
+        assert all(found == gaps[0] for found in gaps), kind
     def bare(text):
         return re.sub(r"[?.!,]", "", text).strip()
     for known, held_out in phrases.QUESTIONS.values():                # nor does what is added around a way make another
@@ -110,17 +109,17 @@ def test_conversations_go_on_from_the_question_before():
         assert len(talk) <= 6 and len({(qa.kind, qa.name) for qa in talk}) == len(talk)
         assert not any(wish_in(qa.question) for qa in talk)
         for before, qa in zip(talk, talk[1:]):
-            said = qa.question.rstrip("?").replace(",", "")
-            if said in [way.format(asked=qa.asked).rstrip("?") for way in AND] and qa.asked:
-                assert qa.kind == before.kind and (qa.about is None or qa.about is not before.about)
-                if qa.about and qa.kind != "exist":
-                    assert qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about), phrase(*qa.about.pair), "one")
+            said, o = qa.question.rstrip("?").replace(",", ""), qa.about
+            if qa.asked and said in [way.format(asked=qa.asked).rstrip("?") for way in AND]:
+                assert qa.kind == before.kind and (o is None or o is not before.about)
                 follow[qa.kind] += 1
-            elif said in [way.format(color=color).rstrip("?").replace(",", "") for way in sum(IT.values(), ()) for color in COLORS]:
-                o = qa.about
-                assert o is before.about and (qa.answer in (o.color, o.shape, place_of(o)) or
-                                              (qa.answer == "yes") == (o.color in said.split()) and qa.kind == "is color")
+            elif said in [way.format(color=color).rstrip("?").replace(",", "") for way in sum(IT.values(), ())
+                          for color in COLORS]:
+                assert o is before.about
                 follow["it", qa.kind] += 1
+            if o and qa.kind in ("color", "shape", "place"):
+                assert qa.answer == {"color": o.color, "shape": o.shape, "place": place_of(o)}[qa.kind]
+            assert qa.kind != "is color" or qa.answer == ("yes" if o.color in said.split() else "no")
     assert set(follow) == {*ASKED, *(("it", kind) for kind in IT)} and min(follow.values()) > 5, follow
 
 

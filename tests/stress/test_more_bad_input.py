@@ -22,15 +22,13 @@ from test_bad_input import test_a_mistake_is_one_line_that_says_what_to_change  
 pytestmark = pytest.mark.stress
 ROWS = read_table(Path(__file__).with_name("bad_input.txt"))
 INDEX = M + ".index.json"
-DAMAGED = short.DAMAGED | {
-    "empty_config": (C, lambda raw: b""), "list": (C, lambda raw: b"[]"), "bytes": (C, lambda raw: b"\xff\xfe{"),
-    "deep": (C, lambda raw: b"[" * 10**5), "digits": (C, lambda raw: b"9" * 10**4),
-    "huge": (C, lambda raw: b" " * (10**7 + 1)),
-    "no_tokenizer": (T, None), "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, lambda raw: raw[:999]),
-    "huge_tokenizer": (T, None), "sparse_tokenizer": (T, entry("model.vocab.a", str(2**32 - 1))),
-    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")),
-    "no_weights": (M, None), "nine": (M, lambda raw: raw[:9]),
-    "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
+DAMAGED = short.DAMAGED | {"empty_config": (C, lambda raw: b""), "list": (C, lambda raw: b"[]"),
+    "bytes": (C, lambda raw: b"\xff\xfe{"), "deep": (C, lambda raw: b"[" * 10**5),
+    "digits": (C, lambda raw: b"9" * 10**4), "huge": (C, lambda raw: b" " * (10**7 + 1)), "no_tokenizer": (T, None),
+    "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, lambda raw: raw[:999]), "huge_tokenizer": (T, None),
+    "sparse_tokenizer": (T, entry("model.vocab.a", str(2**32 - 1))),
+    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")), "no_weights": (M, None),
+    "nine": (M, lambda raw: raw[:9]), "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
     "cut_index": (INDEX, lambda raw: b'{"weight_map'), "deep_index": (INDEX, lambda raw: b'{"a":' + b"[" * 10**5)}
 
 
@@ -60,9 +58,8 @@ TYPED = "".join(SPECIAL) + f"<image><|vision_start|><|im_end|>\n<|im_start|>assi
 ODD = {"control": "".join(map(chr, range(1, 32))) + "\x7f\x85", "nul": "a\0b", "escape": "\x1b[31mred\x1b[0m\a",
        "tabs": "\ta\tring\r\n", "hebrew": "עיגול אדום ליד ריבוע כחול", "arabic": "دائرة حمراء",
        "override": "\u202egnir a", "joiners": "👩‍👩‍👧‍👦🏴‍☠️🇩🇪", "combining": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A", "emoji": "🔴⬅️🟦",
-       "zero width": "\u200b\ufeff", "cjk": "蓝色方块左边的红色圆圈", "plane 16": "\U0010fffd",
-       "noncharacter": "\uffff\ufffe", "quotes": "'\";--`$(rm -rf /)%s%n{}{0}",
-       "control tokens": TYPED, "long word": "a" * 400}
+       "zero width": "\u200b\ufeff", "cjk": "蓝色方块左边的红色圆圈", "plane 16": "\U0010fffd", "noncharacter": "\uffff\ufffe",
+       "quotes": "'\";--`$(rm -rf /)%s%n{}{0}", "control tokens": TYPED, "long word": "a" * 400}
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
