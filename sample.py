@@ -169,9 +169,8 @@ def think(pipe, prompts, n, seed):
     """{prompt: a thought for each of its n pictures}. Raises ValueError for what the model refuses."""
     from nanoharmon.tokenizer import REFUSAL
     thoughts = {prompt: pipe.think([prompt] * n, seed) for prompt in dict.fromkeys(prompts)}
-    for prompt, said in thoughts.items():
-        if refused := [thought for thought in said if thought.startswith(REFUSAL)]:
-            raise ValueError(f"refused: {prompt[:40]!r}: {refused[0]}")
+    if refused := {p: thought for p, said in thoughts.items() for thought in said if thought.startswith(REFUSAL)}:
+        raise ValueError(f"refused: {first_of([repr(p[:40]) for p in refused], 8)}: {next(iter(refused.values()))}")
     return thoughts
 
 
