@@ -188,7 +188,8 @@ def test_the_halves_of_a_shard_count_by_their_size_and_understanding_by_its_weig
                                    for half in (value[:n // 2], value[n // 2:]) if len(half))
     batches = SimpleNamespace(texts=rows_of(3, 0), generation=rows_of(3, 1), understanding=rows_of(4, 1), shapes=(),
                               images=lambda rng, *given: asked.add(given))
-    model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None), understanding_loss=lambda _, ids, *__: ids.mean(),
+    model = SimpleNamespace(vae=SimpleNamespace(grid_of=lambda *_: None),
+                            understanding_loss=lambda latents, ids, *_: ids.mean(),
                             generation_loss=lambda latents, ids, *_, **__: 100 * ids.mean())
     for name, expected in ("vae", 1.0), ("llm", 1.0), ("2", 100.25):
         for seed in range(20):

@@ -121,7 +121,8 @@ def test_objects_are_matched_most_alike_first():
     found = [Detected(shape, color, 0.5, 0.5, 0.1, 1.0) for shape, color in
              (("cross", "red"), ("cross", "blue"), ("ring", "red"), ("ring", "red"))]
     assert [(a, (o.color, o.shape)) for a, o in match(meta, found)] == [
-        (("red", "ring"), ("red", "ring")), (("blue", "cross"), ("blue", "cross")), (("blue", "cross"), ("red", "cross"))]
+        (("red", "ring"), ("red", "ring")), (("blue", "cross"), ("blue", "cross")),
+        (("blue", "cross"), ("red", "cross"))]
 
 
 def test_what_is_said_before_drawing_is_judged_beside_the_picture():

@@ -70,7 +70,8 @@ def test_pictures_depend_on_weights_seed_and_prompt_only_and_never_mix(pico, dra
     other, before = Pipeline.load(pico), files(drawn[1])
     torch.nn.init.ones_(other.model.proj_in[0].weight)
     for pipe, rows, seed, words in ((pipe, lines, 1, "with seed 0, not 1; pass another --out"),
-                                    (pipe, lines[::-1], 0, "is not line 0 of --prompts"), (other, lines, 0, "drawn with weights")):
+                                    (pipe, lines[::-1], 0, "is not line 0 of --prompts"),
+                                    (other, lines, 0, "drawn with weights")):
         with pytest.raises(ValueError, match=words):
             external.draw_lines(pipe, rows, drawn[1], 2, seed, steps=3)
     for rows, each, words in (lines, 1, "holds 2 samples, expected at most 1"), (lines[:2], 2, "prompt 00002, expected 0"):

@@ -18,8 +18,8 @@ def test_a_log_becomes_curves_the_newest_of_a_step_or_stage_counts_and_damaged_l
                b'{"stage": "2", "generation": 0.1}', b'{"stage": "2", "step": 3, "generation": [0.1]}']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join([*damaged, *(json.dumps(line).encode() for line in lines)]))
     assert read_log(tmp_path / "log.jsonl") == ({
-        ("vae", "mse"): [(50, 0.5)], ("2", "generation"): [(50, 0.6), (100, 0.3)], ("2", "understanding"): [(100, 2.0)]},
-        len(damaged))
+        ("vae", "mse"): [(50, 0.5)], ("2", "generation"): [(50, 0.6), (100, 0.3)],
+        ("2", "understanding"): [(100, 2.0)]}, len(damaged))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])

@@ -186,12 +186,14 @@ def parse_description(text: str) -> Scene | None:
     return Scene(tuple(found.values()), 30)    # radius and grey: about the middle of what random_scene draws
 
 
-OPEN = ("thing", "object", "shape")                              # whose shape a prompt leaves open: "a red thing"
+OPEN = ("thing", "object", "shape")                              # nouns that leave the shape open: "a red thing"
+# of a prompt about one, three or four objects; where the second of two is, is said in more ways
 SAYS_WHERE = re.compile("left|right|top|bottom|upper|lower|middle|cent|above|below")
 
 
 def mentioned(scene: Scene, prompt: str) -> list:
-    """The objects in the order in which a prompt names them, alike ones in reading order."""
+    """The objects in the order in which a prompt names them; alike ones, and those it does not name, in reading
+    order."""
     def order(o):
         names = [f"{o.color} {o.shape}", *(f"{shape} {joint} {o.color}" for shape in (o.shape, plural(o.shape))
                                            for joint in ("in", "that is", "that are"))]
@@ -201,14 +203,15 @@ def mentioned(scene: Scene, prompt: str) -> list:
 
 
 def think(scene: Scene, prompt: str) -> str:
-    """What is where, as the LLM says it before it draws the scene: line by line; two objects in the order of the
-    prompt. So it needs no memory: of what is left to say, or of what is taken (docs/LOG.md)."""
+    """What is where, as the LLM says it before it draws the scene: line by line, so that it need not remember which
+    places are taken; two objects in the order of the prompt (docs/LOG.md)."""
     objects = mentioned(scene, prompt) if len(scene.objects) == 2 else sorted(scene.objects, key=reading_order)
     return listing([_placed(o) for o in objects])
 
 
 def arranged(scene: Scene, prompt: str) -> Scene:
-    """The scene with its objects line by line in the order in which the prompt names them, where it says no places."""
+    """The scene with its objects line by line in the order in which the prompt names them, where it says no places: so
+    its thought need not remember what is left to say."""
     if len(scene.objects) == 2 or SAYS_WHERE.search(prompt):
         return scene
     spots = sorted(scene.objects, key=reading_order)

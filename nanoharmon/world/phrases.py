@@ -2,7 +2,8 @@
 
 Every kind of question, relation, place and request has two lists: ways that training uses, and ways that it never sees
 ("held out": other words, another order). So `--bench phrases` can tell whether a way of asking was understood or
-learned by heart. The first of each list is the plain way, which the other benchmarks use.
+learned by heart. The first of each list is the plain way, which the other benchmarks use. What has one list only
+(JOINTS, SIZES) is in both.
 
 In the patterns, {thing} is "red circle", {a} "a red circle", {s} "red circles", {the} "the red circle", {other} "the
 blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn.
@@ -269,8 +270,9 @@ def casual(text: str, rng: random.Random) -> str:
     return text.rstrip("?.") if rng.random() < 0.3 else text
 
 
-def loosely(color: str | None, shape: str, n: int, one: str, rng: random.Random) -> str:
-    """n objects of a kind as people name them: "2 red circles", "a big ring", "a square in blue", "a red thing"."""
+def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: str = "a") -> str:
+    """n objects of a kind as people name them: "2 red circles", "a big ring", "a square in blue", "a red thing". one:
+    as of `phrase`."""
     behind = ""
     if color and rng.random() < 0.1:
         shape = rng.choice(OPEN)
@@ -313,7 +315,7 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
         return way.format(a=phrase(None, thing), the=f"the {thing}", thing=thing), False
     if kind < 0.63:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing
-        x = loosely(None, words, 1, "a", rng)
+        x = loosely(None, words, rng)
         if rng.random() < 0.2:
             first, second, other = *rng.sample((x, known), 2), phrase(None, of(THINGS))
             x = rng.choice((f"{first} and {second}", f"{first} left of {second}", f"{x} with {other}",
@@ -325,9 +327,9 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
         x = f"{of(TOO_MANY)} {plural(words)}"
         if rng.random() < 0.3:                                       # each could be drawn, but not all
             a, b = rng.choice([(a, b) for a in (1, 2, 3, 4) for b in (1, 2, 3, 4) if a + b > 4])
-            x = rng.choice(JOINTS).join(loosely(*rng.choice(SEEN), n, "a", rng) for n in (a, b))
+            x = rng.choice(JOINTS).join(loosely(*rng.choice(SEEN), rng, n) for n in (a, b))
     else:
-        x = loosely(of(OTHER_COLORS), shape, rng.choice((1, 1, 1, 2)), "a", rng)
+        x = loosely(of(OTHER_COLORS), shape, rng, rng.choice((1, 1, 1, 2)))
         if rng.random() < 0.3:
             x = rng.choice(JOINTS).join(rng.sample((x, known), 2))
     return requested(x, rng, held_out), True

@@ -83,13 +83,14 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     """A training prompt for drawing this scene: a task pattern that fits it, a caption or (`places`) what is where.
 
     Places and relations are frequent, and so are prompts that leave the color open: what is learned last should be met
-    most (the weights: docs/LOG.md). varied: in all the words that training has for it.
+    most (the weights: docs/LOG.md). varied: in all the words that training has for it, also with kinds left open
+    ("three things", "something red").
     """
     def way(options):
         return choose(options, rng, plain=0.2 if varied else 1.0)
 
     def named(pair, n=1, one="a"):
-        return loosely(*pair, n, one, rng) if varied else phrase(*pair, n, one)
+        return loosely(*pair, rng, n, one) if varied else phrase(*pair, n, one)
 
     kinds = list(Counter(o.pair for o in scene.objects).items())
     rng.shuffle(kinds)
@@ -167,5 +168,5 @@ def wording(meta: dict, rng: random.Random, held_out: bool = False) -> str:
     elif len(named) == 1:
         text = way(ALONE).format(x=named[0])
     else:
-        text = rng.choice((" and ", " with ", " and also ")).join(named)
+        text = rng.choice(JOINTS).join(named)
     return request(text, rng, held_out)

@@ -40,7 +40,7 @@ class QA:
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
     name: str = ""                         # what is looked for first, as the look calls it
-    asked: str = ""                        # the words for it, where "and {asked}?" asks the same of something else
+    subject: str = ""                      # what "and {subject}?" would ask the same about, in the question's words
 
     @property
     def reply(self) -> str:
@@ -126,7 +126,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
         options = QUESTIONS[kind]
-        if kind == "shape" and name:                             # "what is the object at the top?" asks for more
+        if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
             options = tuple([way for way in part if "shape" in way] for part in options)
         way = options[0][0] if ways == "plain" else choose(options, rng, ways == "held out")
         text = way.format(**words)
@@ -136,7 +136,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(ASKED.get(kind), "")))
+        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), "")))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -233,8 +233,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 
 # how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
 WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
-AND = ("and {asked}?", "what about {asked}?", "how about {asked}?")     # the same about something else
-ASKED = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s"}      # which gap
+AND = ("and {subject}?", "what about {subject}?", "how about {subject}?")      # the same about something else
+SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s"}    # which gap
 IT = {"color": ("what color is it?", "which color does it have?", "its color?", "what is its color?"),
       "place": ("where is it?", "its place?", "and where is it?", "where?"),
       "shape": ("what shape is it?", "which shape does it have?", "its shape?"),
@@ -250,28 +250,32 @@ def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -
     for qa in asked[1:]:
         if len(talk) < n and rng.random() < 0.4 and (more := follow_ups(talk, scene, rng, ways)):
             talk.append(rng.choice(more))
-        if len(talk) < n and (qa.kind, qa.name) not in [(t.kind, t.name) for t in talk]:
+        if len(talk) < n and not was_asked(qa.kind, qa.name, qa.about, talk):
             talk.append(qa)
     return talk
 
 
+def was_asked(kind, name, about, talk):
+    """Whether a talk has had a question of this kind, of this name or about this object."""
+    return any(qa.kind == kind and (qa.name == name or about and qa.about is about) for qa in talk)
+
+
 def follow_ups(talk, scene, rng, ways):
-    """Questions that go on from the last one of a talk, and that it has not had: the same about something else, and
-    others about the same object."""
-    last, had = talk[-1], [(qa.kind, key) for qa in talk for key in (qa.name, qa.about) if key]
-    found = []
+    """Questions that go on from the last one of a talk, and that it has not had: the same about something else ("and
+    the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
+    last, found = talk[-1], []
     for qa in questions(scene, rng, ways=ways):
-        if (qa.kind == last.kind and qa.asked and (qa.kind, qa.name) not in had and (qa.kind, qa.about) not in had and
-                (qa.kind == "shape" or not qa.asked.startswith("the shape "))):       # which would ask for the shape
+        if (qa.kind == last.kind and qa.subject and not was_asked(qa.kind, qa.name, qa.about, talk) and
+                (qa.kind == "shape" or not qa.subject.startswith("the shape "))):     # which would ask for the shape
             way = rng.choice(AND[:2] if qa.kind in ("exist", "count") else AND)       # "how about a ring?" is a wish
-            found.append(replace(qa, question=way.format(asked=qa.asked)))
+            found.append(replace(qa, question=way.format(subject=qa.subject)))
     if (o := last.about) and last.kind in ("exist", "what", "color", "shape", "place"):
         for kind, answer in ("color", o.color), ("shape", o.shape), ("place", place_of(o)):
-            if answer not in last.name and kind != last.kind and (kind, o) not in had:
+            if answer not in last.name and not was_asked(kind, last.name, o, talk):
                 found.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (last.name, [o])), o, name=last.name))
         is_alone = [other.shape for other in scene.objects].count(o.shape) == 1
-        is_open = last.kind != "color" and o.color not in last.name and ("is color", o) not in had
-        if is_open and is_alone and o.pair in SEEN:
+        was_said = o.color in last.name or any(was_asked(kind, "", o, talk) for kind in ("what", "color", "is color"))
+        if is_alone and o.pair in SEEN and not was_said:
             is_so = rng.random() < 0.5
             color = o.color if is_so else rng.choice([c for c, shape in SEEN if shape == o.shape and c != o.color])
             found.append(QA(rng.choice(IT["is color"]).format(color=color), "yes" if is_so else "no", "is color",

@@ -22,13 +22,15 @@ from test_bad_input import test_a_mistake_is_one_line_that_says_what_to_change  
 pytestmark = pytest.mark.stress
 ROWS = read_table(Path(__file__).with_name("bad_input.txt"))
 INDEX = M + ".index.json"
-DAMAGED = short.DAMAGED | {"empty_config": (C, lambda raw: b""), "list": (C, lambda raw: b"[]"),
-    "bytes": (C, lambda raw: b"\xff\xfe{"), "deep": (C, lambda raw: b"[" * 10**5),
-    "digits": (C, lambda raw: b"9" * 10**4), "huge": (C, lambda raw: b" " * (10**7 + 1)), "no_tokenizer": (T, None),
-    "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, lambda raw: raw[:999]), "huge_tokenizer": (T, None),
-    "sparse_tokenizer": (T, entry("model.vocab.a", str(2**32 - 1))),
-    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")), "no_weights": (M, None),
-    "nine": (M, lambda raw: raw[:9]), "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
+DAMAGED = short.DAMAGED | {
+    "empty_config": (C, lambda raw: b""), "list": (C, lambda raw: b"[]"), "bytes": (C, lambda raw: b"\xff\xfe{"),
+    "deep": (C, lambda raw: b"[" * 10**5), "digits": (C, lambda raw: b"9" * 10**4),
+    "huge": (C, lambda raw: b" " * (10**7 + 1)),
+    "no_tokenizer": (T, None), "empty_tokenizer": (T, lambda raw: b""), "cut_tokenizer": (T, lambda raw: raw[:999]),
+    "huge_tokenizer": (T, None), "sparse_tokenizer": (T, entry("model.vocab.a", str(2**32 - 1))),
+    "no_chat": (T, lambda raw: raw.replace(b"<|im_end|>", b"<|im_over|>")),
+    "no_weights": (M, None), "nine": (M, lambda raw: raw[:9]),
+    "index": (INDEX, lambda raw: b'{"weight_map": {"a": "../x.safetensors"}}'),
     "cut_index": (INDEX, lambda raw: b'{"weight_map'), "deep_index": (INDEX, lambda raw: b'{"a":' + b"[" * 10**5)}
 
 
