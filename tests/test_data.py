@@ -113,9 +113,9 @@ def test_thoughts_say_what_a_prompt_leaves_open():
             by_pair = {o.pair: o for o in objects}
             assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
     assert 10 < refused < 60
-    scene = language.parse_description("a green ring at the top, a red cross in the middle and a blue square at the bottom")
+    scene = language.parse_description("a green ring at the left, a red cross at the top and a blue square at the right")
     for prompt in ("a square in blue, a red thing and a ring that is green", "a square, a cross and a ring"):
-        said = language.think(language.arranged(scene, prompt), prompt)          # line by line, and in the prompt's order
+        said = language.think(language.arranged(scene, prompt), prompt)        # line by line, in the order of the prompt
         assert [o.shape for o in language.parse_description(said).objects] == ["square", "cross", "ring"]
     assert language.arranged(scene, "a ring above a cross and a square") == scene
 

@@ -168,22 +168,7 @@ def test_llava_in_its_other_spellings(tmp_path):
 
 
 # (files and what is in them; where the pictures lie; texts; labels; words of the notes), of a folder of pictures 0 to 3
-LAYOUTS = {
-    "a table": ({"metadata.csv": "\ufefffile_name; caption ;label;url\n0.png;a; 0.0;x\n1.png;\"b;c\";1;\n2.png;;;\n"}, "",
-                ["a", "b;c", None], [0, 1, None], ["left out: 1 .png", '"url"']),
-    "metadata of splits": ({"Train/metadata.jsonl": '{"file_name": "0.png", "prompt": "a", "text": "b"}',
-                            "Test/metadata.csv": "file_name,text\n1.png,b\n"}, "Train",
-                           ["b"], [None], ["Train is read; in other splits, or beside them: 1 .csv\nleft out: 3 .png",
-                                         '1 "prompt" beside "text"']),
-    "metadata of folders": ({"x/metadata.jsonl": '{"file_name": "..\\\\y\\\\0.png"}\n{"file_name": "sub\\\\0.png", '
-                             '"description": "a"}', "x/sub/0.png": 0}, "y", ["a"], [None], ["4 .png"]),
-    "texts in other files": ({"0.TXT": "a", "1.json": '{"caption": "b", "label": 3, "width": 9}', "2.caption": "c",
-                              "3.json": "[]", "2.json": "{", "3.cls": " 7\n", "0.cls": "tall cat"}, "",
-                             ["a", "b", "c", None], ["tall cat", 3, None, 7], ['1 "width"', "left out: 1 .json"]),
-    "loose beside train": ({"train/4.png": 1}, "", [None] * 5, [None] * 5, [""]),
-    "class folders": ({"cat/0.png": 0, "dog/1.png": 1, "test.mp4": "", "cat/0.json": '{"shapes": 1}'}, "cat", [None] * 5,
-                      ["cat"] * 4 + ["dog"], ["names of 2 folders are labels", "1 .mp4"]),
-}
+LAYOUTS = json.loads(Path(__file__).with_name("folders.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

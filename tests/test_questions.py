@@ -112,7 +112,7 @@ def test_conversations_go_on_from_the_question_before():
             said, o = qa.question.rstrip("?").replace(",", ""), qa.about
             if qa.subject and said in [way.format(subject=qa.subject).rstrip("?") for way in AND]:
                 assert qa.kind == before.kind and (o is None or o is not before.about)
-                assert said.split()[-1] not in SHAPES or said.endswith(qa.name)         # in plain words: those of the look
+                assert said.split()[-1] not in SHAPES or said.endswith(qa.name)       # as the look calls it
                 follow[qa.kind] += 1
             elif said in [w.format(color=c).rstrip("?").replace(",", "") for w in sum(IT.values(), ()) for c in COLORS]:
                 assert o is before.about

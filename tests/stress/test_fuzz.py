@@ -188,9 +188,10 @@ def prepare(folder):
         tar.add(folder / "a.png", "a.png")
         tar.add(folder / "metadata.jsonl", "a.json")
     return {"config.json": (folder / "ckpt" / "config.json", draw_and_answer),
-            "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk), "state": (state, load_state),
+            "tokenizer.json": (folder / "ckpt" / "tokenizer.json", talk),
             "index.json": (index, lambda p: open_tensors(p.parent)),
             "safetensors": (folder / "weights.safetensors", read_all),
+            "state": (state, load_state),
             "metadata.jsonl": (folder / "metadata.jsonl", lambda p: formats.read_entries(p.parent)),
             "metadata.csv": (folder / "table" / "metadata.csv", lambda p: formats.read_entries(p.parent)),
             "shard.tar": (folder / "shard.tar", formats.read_entries),
