@@ -168,10 +168,11 @@ class ShapesData:
         return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
-        """One to four questions about a picture, or its description; of None a thought. Most replies about a picture
-        say first what they look at; the others answer at once, as they do with --no-look."""
+        """One to four questions about a picture, or its description; of None a thought, or a text: what is asked there,
+        and what is alike, is forgotten without them (docs/LOG.md). Most replies say first what they look at; the others
+        answer at once, as they do with --no-look."""
         if i is None:
-            return self.thought(rng)
+            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
