@@ -172,7 +172,7 @@ class ShapesData:
         and what is alike, is forgotten without them (docs/LOG.md). Most replies say first what they look at; the others
         answer at once, as they do with --no-look."""
         if i is None:
-            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
+            return self.thought(rng) if rng.random() < 0.25 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
