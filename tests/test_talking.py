@@ -1,11 +1,12 @@
 """Benchmarks of talking: who knows everything, who knows nothing.     python -m pytest -q tests/test_talking.py"""
 import random
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from nanoharmon.conversation import Conversation
-from nanoharmon.evals import talking
+from nanoharmon.evals import strangers, talking
 from nanoharmon.world import language, phrases, prompts, questions, shapes
 from nanoharmon.world.judge import detect
 from test_pipeline import make_pipeline
@@ -101,3 +102,17 @@ def test_other_words_are_asked_in_both_ways_and_random_weights_know_nothing(shor
     assert {*questions.KINDS, "overall"} == set(found["questions, held out"])
     for name, by in found.items():
         assert all(r["rate"] < 0.1 for r in (by.values() if name == "refused" else [by["overall"]])), name
+
+
+def test_lines_of_strangers_can_be_judged_by_their_answers(monkeypatch):
+    rng, (asked, wished) = random.Random(0), strangers.read_lines()
+    for scene, _, answers in asked:
+        said = {"CAPTION": language.inventory(scene), "LOCATE": language.locate(scene)}.get(answers[0], answers[0])
+        assert questions.is_sentence(said) and strangers.is_right(said, answers, scene), answers
+    for _, meta in wished:
+        said = phrases.SORRY if "refuse" in meta else language.describe(prompts.scene_for(
+            meta if "include" in meta else {"include": [item | {"class": "cross"} for item in meta["any"]]}, rng), rng)
+        assert strangers.is_understood(said, meta), meta
+    monkeypatch.setattr(strangers, "answer_of", lambda *_: "what?")
+    found, wrong = strangers.strangers(SimpleNamespace(meta={}, think=lambda texts, seed: [phrases.SORRY] * len(texts)))
+    assert found["overall"]["right"] == found["wishes for what the world has not"]["n"] == 40 and len(wrong) == 398
