@@ -169,8 +169,9 @@ def think(pipe, prompts, n, seed):
     """{prompt: a thought for each of its n pictures}. Raises ValueError for what the model refuses."""
     from nanoharmon.tokenizer import REFUSAL
     thoughts = {prompt: pipe.think([prompt] * n, seed) for prompt in dict.fromkeys(prompts)}
-    if refused := {p: thought for p, said in thoughts.items() for thought in said if thought.startswith(REFUSAL)}:
-        raise ValueError(f"refused: {first_of([repr(p[:40]) for p in refused], 8)}: {next(iter(refused.values()))}")
+    if refused := [(p, thought) for p, said in thoughts.items() for thought in said if thought.startswith(REFUSAL)]:
+        names = list(dict.fromkeys(repr(prompt[:40]) for prompt, _ in refused))
+        raise ValueError(f"refused: {first_of(names, 8)}: {refused[0][1]}")
     return thoughts
 
 

@@ -241,6 +241,7 @@ def test_a_request_that_the_model_refuses_is_not_drawn(here, capsys, monkeypatch
     assert "sorry, not this" in capsys.readouterr().out and not talk.pictures and not list(here.glob("drawing*"))
     monkeypatch.setattr("nanoharmon.pipeline.load_pipeline", lambda *_: pipe)
     assert call(sample.main, [*P, "--n", "1"]) == 2 and "refused: 'a red circle': sorry, not this; pass --no-think" in capsys.readouterr().err
+    assert call(sample.main, [*P, "--prompt", "b"]) == 2 and "refused: 'a red circle', 'b': sorry, not" in capsys.readouterr().err
     sample.main([*P, "--n", "1", "--no-think"])
 
 

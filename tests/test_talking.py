@@ -1,6 +1,5 @@
 """Benchmarks of talking: who knows everything, who knows nothing.     python -m pytest -q tests/test_talking.py"""
 import random
-from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -106,13 +105,13 @@ def test_other_words_are_asked_in_both_ways_and_random_weights_know_nothing(shor
 
 def test_lines_of_strangers_can_be_judged_by_their_answers(monkeypatch):
     rng, (asked, wished) = random.Random(0), strangers.read_lines()
-    for scene, _, answers in asked:
-        said = {"CAPTION": language.inventory(scene), "LOCATE": language.locate(scene)}.get(answers[0], answers[0])
-        assert questions.is_sentence(said) and strangers.is_right(said, answers, scene), answers
+    for _, _, right in asked:
+        assert all(questions.is_sentence(qa.answer) and questions.is_right(qa.answer, qa) for qa in right), right
     for _, meta in wished:
         said = phrases.SORRY if "refuse" in meta else language.describe(prompts.scene_for(
             meta if "include" in meta else {"include": [item | {"class": "cross"} for item in meta["any"]]}, rng), rng)
         assert strangers.is_understood(said, meta), meta
+    monkeypatch.setattr(talking.Pipeline, "think", lambda _, texts, seed: [phrases.SORRY] * len(texts))
     monkeypatch.setattr(strangers, "answer_of", lambda *_: "what?")
-    found, wrong = strangers.strangers(SimpleNamespace(meta={}, think=lambda texts, seed: [phrases.SORRY] * len(texts)))
+    found, wrong = strangers.strangers(make_pipeline())
     assert found["overall"]["right"] == found["wishes for what the world has not"]["n"] == 40 and len(wrong) == 398

@@ -33,16 +33,16 @@ EDITS = "replace", "add", "remove"
 
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
-def think_all(pipe, texts, seed, pool, progress, title):
+def think_all(pipe, texts, seed, pool=None, progress=None, title=""):
     jobs = [(part, seed + k) for k, part in enumerate(batches(texts))]
     return [said for part in over_processes(Pipeline.think, pipe, jobs, pool, progress, title) for said in part]
 
 
-def one_answer(pipe, text, scene, size, look):
-    """What is answered in a conversation that begins with a picture of the scene."""
+def talk_about(pipe, scene, size=None, look=None):
+    """A conversation that begins with a picture of the scene."""
     talk = Conversation(pipe, look=look, size=size)
     talk.show(Image.fromarray(shapes.render(scene, size or pipe.size)), "own.png")
-    return talk.answer(text)
+    return talk
 
 
 def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=None, **_):
@@ -68,7 +68,7 @@ def phrase_scores(pipe, n=50, seed=0, size=None, pool=None, progress=None, look=
         said = think_all(pipe, list(filter(None, wishes)), seed, pool, progress, "outside")
         out["refused"][f"outside, to draw, {ways}"] = rate([s == phrases.SORRY for s in said])
         asked = [text for text, wish in zip(found, wishes) if not wish]          # without a picture chat.py refuses
-        said = [one_answer(pipe, text, fresh_scene(pipe, seed, i), size, look) for i, text in enumerate(asked)]
+        said = [talk_about(pipe, fresh_scene(pipe, seed, i), size, look).answer(t) for i, t in enumerate(asked)]
         out["refused"][f"outside, to answer, {ways}"] = rate([s == phrases.SORRY for s in said])
     return out
 
