@@ -7,7 +7,7 @@ them, and which of them go the wrong way: tests/requests.txt
 """
 import re
 
-from .world.phrases import OTHER_COLORS
+from .world.phrases import OTHER_COLORS, SIZES
 from .world.shapes import COLORS, SHAPES
 
 # what may stand before a wish
@@ -35,7 +35,7 @@ OF_WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|senten
 # what one wishes for begins so: "two ...", "red ring", "something blue"; not "one more", nor "a description"
 SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|three|four|five|six|seven|eight|nine|ten|"
         rf"twenty|\d+|some|several) (?!more\W*(?:please\W*)?$)(?!(?:more )?(?:\w+ )?{OF_WORDS})|"
-        rf"(?:(?:{COLOR}|big|large|small|little) ){{0,3}}{SHAPE}|"
+        rf"(?:(?:{COLOR}|{'|'.join(SIZES)}) ){{0,3}}{SHAPE}|"
         rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b|\W*$)|{PICTURE} )")
 WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.IGNORECASE)
 DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."

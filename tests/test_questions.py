@@ -7,8 +7,8 @@ from nanoharmon.replies import seen_and_said
 from nanoharmon.wishes import is_request, wish_in
 from nanoharmon.world import phrases
 from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
-from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, dialogue, is_right, is_sentence,
-                                        matches, questions, sides, sorry)
+from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, SUBJECT, dialogue, is_right,
+                                        is_sentence, matches, questions, sides, sorry)
 from nanoharmon.world.shapes import COLORS, SHAPES, random_scene
 from test_shapes import scenes
 
@@ -63,9 +63,8 @@ def test_other_words_have_the_same_answers():
     """All ways to ask one kind of question leave the same gaps to fill; and yes is as frequent as no."""
     for kind, (known, held_out) in phrases.QUESTIONS.items():
         assert len(known) + len(held_out) >= (12 if kind not in NOT_PLAIN else 6) and not set(known) & set(held_out)
-        fields = {frozenset(re.findall(r"{(\w+)}", way)) & {"the", "other", "rel", "place", "color"}
-                  for way in known + held_out}
-        assert len(fields) == 1, kind
+        gaps = [set(re.findall(r"{(\w+)}", w)) & {"the", "other", "rel", "place", "color"} for w in known + held_out]
+        assert all(found == gaps[0] for found in gaps), kind
     def bare(text):
         return re.sub(r"[?.!,]", "", text).strip()
     for known, held_out in phrases.QUESTIONS.values():                # nor does what is added around a way make another
@@ -104,19 +103,24 @@ def test_other_words_have_the_same_answers():
 
 
 def test_conversations_go_on_from_the_question_before():
-    rng, follow = random.Random(3), 0
-    for scene in scenes(200, 3):
+    rng, follow = random.Random(3), Counter()
+    for scene in scenes(400, 3):
         talk = dialogue(scene, rng, 6)
-        assert len(talk) <= 6
+        assert len(talk) <= 6 and len({(qa.kind, qa.name) for qa in talk}) == len(talk)
+        assert not any(wish_in(qa.question) for qa in talk)
         for before, qa in zip(talk, talk[1:]):
-            if qa.about and qa.question in (way.format(the=f"the {qa.name}") for way in AND):
-                assert qa.kind == before.kind and qa.answer == (qa.about.color if qa.kind == "color" else
-                                                                place_of(qa.about))
-                follow += 1
-            if qa.question in [way for ways in IT.values() for way in ways]:
-                assert qa.about is before.about and qa.answer in (qa.about.color, qa.about.shape, place_of(qa.about))
-                follow += 1
-    assert follow > 30
+            said, o = qa.question.rstrip("?").replace(",", ""), qa.about
+            if qa.subject and said in [way.format(subject=qa.subject).rstrip("?") for way in AND]:
+                assert qa.kind == before.kind and (o is None or o is not before.about)
+                assert said.split()[-1] not in SHAPES or said.endswith(qa.name)       # as the look calls it
+                follow[qa.kind] += 1
+            elif said in [w.format(color=c).rstrip("?").replace(",", "") for w in sum(IT.values(), ()) for c in COLORS]:
+                assert o is before.about
+                follow["it", qa.kind] += 1
+            answers = o and {"color": o.color, "shape": o.shape, "place": place_of(o),
+                             "is color": "yes" if o.color in said.split() else "no"}
+            assert not o or qa.answer == answers.get(qa.kind, qa.answer)
+    assert set(follow) == {*SUBJECT, *(("it", kind) for kind in IT)} and min(follow.values()) > 3, follow
 
 
 def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_there_until_it_is():
@@ -174,6 +178,7 @@ def test_only_sentences_of_the_world_are_sentences():
         assert not is_sentence(reply), reply
     said = [sorry(random.Random(i), held_out) for i in range(50) for held_out in (False, True)]
     assert all(qa.answer == phrases.SORRY and qa.kind == "outside" for qa in said)
-    for known, held_out in (phrases.THINGS, phrases.SMALL_TALK, phrases.OTHER_COLORS, phrases.TOO_MANY):
+    for known, held_out in (phrases.THINGS, phrases.SMALL_TALK, phrases.OTHER_COLORS, phrases.TOO_MANY,
+                            phrases.IMPOSSIBLE):
         assert not set(known) & set(held_out)
     assert not is_right("sorry", QA("", phrases.SORRY, "outside"))

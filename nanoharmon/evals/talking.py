@@ -1,6 +1,6 @@
 """The benchmarks of talking: other words, conversations, requests and changed parts. evaluate.py runs them.
 
-    phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
+    phrases   every kind of question and every task, asked in ways that training uses and in ways that it never saw
               (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have:
               wishes and, beside a picture, questions and small talk, told apart as chat.py does
     chat      conversations of eight turns through conversation.py, as chat.py has them: own pictures, two at once,

@@ -2,7 +2,8 @@
 
 Every kind of question, relation, place and request has two lists: ways that training uses, and ways that it never sees
 ("held out": other words, another order). So `--bench phrases` can tell whether a way of asking was understood or
-learned by heart. The first of each list is the plain way, which the other benchmarks use.
+learned by heart. The first of each list is the plain way, which the other benchmarks use. What has one list only
+(JOINTS, SIZES) is in both.
 
 In the patterns, {thing} is "red circle", {a} "a red circle", {s} "red circles", {the} "the red circle", {other} "the
 blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn.
@@ -11,7 +12,7 @@ import random
 import re
 
 from ..tokenizer import REFUSAL
-from .language import phrase, plural
+from .language import NUMBERS, OPEN, phrase, plural
 from .shapes import SEEN
 
 QUESTIONS = {
@@ -27,7 +28,7 @@ QUESTIONS = {
          "could you tell me if there are any {s}?")),
     "none": (
         ("are there no {s}?", "is there no {thing}?", "is it true that there are no {s}?", "does it show no {s}?",
-         "is {a} missing?", "there are no {s}, right?", "does it have no {s}?", "you see no {s}, do you?"),
+         "is {a} missing?", "there are no {s}, right?", "does it have no {s}?"),
         ("are there no {s} in the picture?", "is it true that you see no {s}?", "does the picture have no {s}?",
          "no {s} there, right?", "do you see no {s}?", "the picture has no {s}, right?")),
     "count": (
@@ -148,7 +149,10 @@ QUESTIONS = {
         ("describe the image.", "describe the picture.", "what is in the image?", "what do you see?",
          "what does the picture show?", "what can you see?", "list the objects.", "name the objects.",
          "tell me what you see", "what's in the picture?", "which objects are there?", "which objects do you see?",
-         "what objects are in the image?", "describe it.", "what is this?", "what does it show?"),
+         "what objects are in the image?", "describe it.", "what is this?", "what does it show?",
+         "describe this image.", "describe this picture.", "what is in this picture?", "what's in this image?",
+         "tell me about the picture", "what is there?", "what's there?", "what is shown?", "caption this.",
+         "say what this is", "what are the objects?"),
         ("can you describe the image?", "tell me what is in the picture", "which objects are in the picture?",
          "what does the image contain?", "list all objects.", "name what you see.", "what objects can you see?",
          "describe what you see.", "what do you see in the picture?", "say what you see.", "list what you see",
@@ -167,12 +171,14 @@ RELATION_WAYS = {                                                 # words for th
 }
 # of a corner, of the top or bottom, of a side: {V} top or bottom, {v} upper or lower, {H} left or right
 CORNER = (("at the {V} {H}", "in the {V} {H}", "in the {V} {H} corner", "in the {v} {H} corner", "at the {v} {H}",
-           "in the corner at the {V} {H}", "at the {V} in the {H} corner", "at the {H} in the {v} corner"),
+           "in the corner at the {V} {H}", "at the {V} in the {H} corner", "at the {H} in the {v} corner", "{V} {H}",
+           "on the {V} {H}", "to the {V} {H}"),
           ("in the {v} {H}", "in the {H} corner at the {V}"))
 EDGE = (("at the {V}", "at the {V} in the middle", "in the {V} middle", "at the {V} center", "in the center at the {V}",
-         "at the middle of the {v} side"), ("in the middle of the {V}",))
+         "at the middle of the {v} side", "on the {V}", "at the very {V}"), ("in the middle of the {V}",))
 SIDE = (("at the {H}", "on the {H}", "on the {H} side", "at the {H} in the middle", "in the middle at the {H}",
-         "at the middle of the {H} side"), ("on the {H} in the middle", "at the {H} side"))
+         "at the middle of the {H} side", "to the {H}", "on the {H} hand side", "in the {H} part"),
+        ("on the {H} in the middle", "at the {H} side"))
 MIDDLE = (("in the middle", "in the center", "in the centre", "at the center", "exactly in the middle",
            "in the very middle"), ("right in the middle", "at the centre"))
 PLACE_WAYS = {ways[0][0].format(**at): tuple(tuple(way.format(**at) for way in part) for part in ways)
@@ -181,6 +187,8 @@ PLACE_WAYS = {ways[0][0].format(**at): tuple(tuple(way.format(**at) for way in p
 BESIDE = (("next to", "beside", "right next to", "close beside", "directly beside"),
           ("directly next to", "just beside"))
 SOME = ("some", "a few", "several")                               # two, three or four
+JOINTS = (" and ", " with ", " and also ", ", ", " plus ")        # between two kinds
+SIZES = ("big", "small", "large", "little", "tiny", "huge")       # all are drawn as they are in the world
 
 ASKING = ("", "", "please ", "pls ", "can you ", "could you ", "would you ", "i want you to ", "i'd like you to ",
           "you should ", "now ")           # a request is one of each of these three, or a BARE one
@@ -214,13 +222,19 @@ THINGS = ("house", "dog", "cat", "tree", "car", "man", "woman", "horse", "flower
           "pentagon", "cube", "arrow", "line", "oval", "diamond", "portrait of a girl", "landscape",
           "sunset over the sea", "baby", "king", "clock", "door", "window", "garden", "road", "ship", "bus",
           "guitar", "piano", "spoon",
-          "rabbit", "mouse", "butterfly", "rose", "cloud", "rainbow", "astronaut on the moon", "snowman", "rocket"), (
+          "rabbit", "mouse", "butterfly", "rose", "cloud", "rainbow", "astronaut on the moon", "snowman", "rocket",
+          "face", "smiley", "monkey", "rectangle", "ellipse", "trapezoid", "sphere", "crescent", "letter a", "wheel",
+          "lake", "island", "tower", "ball", "box", "knife", "pen", "duck", "pig", "chicken", "tomato",
+          "burger", "sandwich", "sword", "crown", "person", "boy", "girl", "unicorn", "spider", "ghost"), (
           "giraffe", "kitchen", "tiger", "bee", "truck", "lamp", "pencil", "octagon", "spiral", "pyramid", "violin",
           "desert", "queen", "penguin", "carrot", "skyscraper", "helicopter", "church", "waterfall", "wolf", "farm",
           "old man with a hat", "teapot", "candle", "frog")
-OTHER_COLORS = ("pink", "black", "brown", "grey", "cyan", "gold", "silver", "turquoise"), ("magenta", "violet", "beige")
+OTHER_COLORS = (("pink", "black", "brown", "grey", "gray", "cyan", "gold", "silver", "turquoise", "teal", "lime",
+                 "golden"), ("magenta", "violet", "beige"))
 TOO_MANY = ("five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "5", "6", "8", "10", "100"), (
     "eleven", "7", "9", "fifty")
+IMPOSSIBLE = (("inside", "in", "inside of", "behind", "in front of", "around", "touching", "overlapping", "made of"),
+              ("within", "covering", "hidden behind"))            # in a world where each has a place of its own
 SMALL_TALK = (
     ("who are you?", "what is your name?", "how are you?", "hello", "hi", "is it nice?", "do you like it?", "thank you",
      "how old are you?", "what can you do?", "tell me a joke", "where do you live?", "what time is it?", "help",
@@ -256,6 +270,22 @@ def casual(text: str, rng: random.Random) -> str:
     return text.rstrip("?.") if rng.random() < 0.3 else text
 
 
+def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: str = "a") -> str:
+    """n objects of a kind as people name them: "2 red circles", "a big ring", "a square in blue", "a red thing". one:
+    as of `phrase`."""
+    behind = ""
+    if color and rng.random() < 0.1:
+        shape = rng.choice(OPEN)
+    elif color and rng.random() < 0.1:
+        color, behind = None, rng.choice((f" in {color}", f" that {'is' if n == 1 else 'are'} {color}"))
+    words = f"{color} {shape}" if color else shape
+    if rng.random() < 0.06:
+        words = f"{rng.choice(SIZES)} {words}"
+    text = phrase(None, words, n, one) + behind
+    ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), "a pair of" if n == 2 else str(n)
+    return text.replace(NUMBERS[n], rng.choice(ways), 1) if n > 1 else text
+
+
 def requested(x: str, rng: random.Random, held_out: bool = False) -> str:
     """A request to draw x: "can you draw me a picture of a red circle?"."""
     if held_out:                                                     # or without articles: "red circle and ring"
@@ -275,7 +305,7 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
     def of(pool):
         return rng.choice(pool[held_out])
     color, shape = rng.choice(SEEN)
-    kind = rng.random()
+    kind, known = rng.random(), phrase(rng.choice((color, None)), shape)
     if kind < 0.2:
         return of(SMALL_TALK), False
     thing = of(THINGS)
@@ -283,17 +313,23 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
         ways = QUESTIONS[rng.choice(("exist", "place", "color"))]             # "mans" would be no plural
         way = choose(tuple([w for w in part if "{s}" not in w] for part in ways), rng, held_out)
         return way.format(a=phrase(None, thing), the=f"the {thing}", thing=thing), False
-    if kind < 0.7:
+    if kind < 0.63:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing
-        x = phrase(None, words)
+        x = loosely(None, words, rng)
         if rng.random() < 0.2:
-            known, other = phrase(rng.choice((color, None)), shape), phrase(None, of(THINGS))
-            first, second = rng.sample((x, known), 2)
+            first, second, other = *rng.sample((x, known), 2), phrase(None, of(THINGS))
             x = rng.choice((f"{first} and {second}", f"{first} left of {second}", f"{x} with {other}",
                             f"{x} above {other}"))
+    elif kind < 0.7:
+        x = f"{known} {of(IMPOSSIBLE)} {phrase(*rng.choice(SEEN))}"
     elif kind < 0.85:
-        words = f"{color} {shape}" if rng.random() < 0.7 else shape
+        words = rng.choice((f"{color} {shape}", f"{color} {shape}", shape, rng.choice(OPEN)))
         x = f"{of(TOO_MANY)} {plural(words)}"
+        if rng.random() < 0.3:                                       # each could be drawn, but not all
+            a, b = rng.choice([(a, b) for a in (1, 2, 3, 4) for b in (1, 2, 3, 4) if a + b > 4])
+            x = rng.choice(JOINTS).join(loosely(*rng.choice(SEEN), rng, n) for n in (a, b))
     else:
-        x = f"a {of(OTHER_COLORS)} {shape}"
+        x = loosely(of(OTHER_COLORS), shape, rng, rng.choice((1, 1, 1, 2)))
+        if rng.random() < 0.3:
+            x = rng.choice(JOINTS).join(rng.sample((x, known), 2))
     return requested(x, rng, held_out), True

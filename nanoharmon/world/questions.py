@@ -14,15 +14,15 @@ to draw is stricter: shapes.py, `relation`.) Where that could be argued about, o
 """
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..tokenizer import LOOK
-from .language import (CELLS, NAMED, NUMBERS, inventory, locate, objects_in, parse_location, phrase, place_of, plural,
-                       reading_order)
+from .language import (CELLS, NAMED, NUMBERS, OPEN, inventory, locate, objects_in, parse_location, phrase, place_of,
+                       plural, reading_order)
 from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose, outside
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
-NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
+NOUNS = (*OPEN, "one")                                            # of what is named by its color alone
 KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where",
          "place", "is place", "what", "locate", "caption")
 NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
@@ -40,6 +40,7 @@ class QA:
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
     name: str = ""                         # what is looked for first, as the look calls it
+    subject: str = ""                      # what "and {subject}?" would ask the same about, in the question's words
 
     @property
     def reply(self) -> str:
@@ -121,10 +122,13 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
-            words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
+            words = {gap: w.replace("object", rng.choice(OPEN if w == "object" else NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
-        way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
+        options = QUESTIONS[kind]
+        if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
+            options = tuple([way for way in part if "shape" in way] for part in options)
+        way = options[0][0] if ways == "plain" else choose(options, rng, ways == "held out")
         text = way.format(**words)
         if ways == "training":
             text = casual(text, rng)
@@ -132,7 +136,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
+        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), "")))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -205,15 +209,21 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
     # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
-    # share one, or one reach into others, which are then neither its place nor empty
-    at = {place_of(o): o for o in scene.objects}
-    alone = len(at) == len(scene.objects)
-    place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
-    if alone and (at[place].pair in may_name if place in at else not any(reaches(o, place) for o in scene.objects)):
-        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=place)
+    # share one, or one reach into others. What could be argued about nobody asks: at the top left is at the top, too
+    at = {place_of(o) for o in scene.objects}
+    place = rng.choice(sorted(at) if rng.random() < 0.75 else list(CELLS))
+    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
+    if not here:
+        add("what", "nothing", place=place)
+    elif len(here) == 1 and place_of(here[0]) == place:
+        if here[0].pair in may_name:
+            add("what", phrase(*here[0].pair), here[0], place=place)
+        if ways != "plain":
+            kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
+            add(kind, getattr(here[0], kind), here[0], name=place, the=f"the object {words}")
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
-        if alone:
+        if len(at) == len(scene.objects):
             add("locate", locate(scene))
     rng.shuffle(found)
     return found
@@ -223,9 +233,12 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 
 # how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
 WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
-AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
-IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
-      "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
+AND = ("and {subject}?", "what about {subject}?", "how about {subject}?")      # the same about something else
+SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s"}    # which gap
+IT = {"color": ("what color is it?", "which color does it have?", "its color?", "what is its color?"),
+      "place": ("where is it?", "its place?", "and where is it?", "where?"),
+      "shape": ("what shape is it?", "which shape does it have?", "its shape?"),
+      "is color": ("is it {color}?", "is its color {color}?", "it is {color}, right?")}
 
 
 def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
@@ -233,26 +246,43 @@ def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -
     "what color is it?"). ways: as of `questions`."""
     asked = sorted(questions(scene, rng, ways=ways), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
     rng.shuffle(asked)
-    talk = []
-    for qa in asked:
-        if len(talk) >= n:
-            break
-        talk.append(qa)
-        if qa.about is None or len(talk) >= n or rng.random() > 0.3:
-            continue
-        o = qa.about
-        if qa.kind in ("color", "place"):
-            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene)
-                      if qa.kind == "place" or w == other.shape]
-            if others:
-                other, name = rng.choice(others)
-                talk.append(QA(rng.choice(AND).format(the=f"the {name}"), other.color if qa.kind == "color" else
-                               place_of(other), qa.kind, look(scene, (name, [other])), other, name=name))
-        elif qa.kind in ("exist", "what", "shape"):
-            kind = rng.choice([k for k in IT if k != qa.kind])
-            answer = {"color": o.color, "shape": o.shape, "place": place_of(o)}[kind]
-            talk.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (qa.name, [o])), o, name=qa.name))
+    talk = asked[:1]
+    for qa in asked[1:]:
+        if len(talk) < n and rng.random() < 0.4 and (more := follow_ups(talk, scene, rng, ways)):
+            talk.append(rng.choice(more))
+        if len(talk) < n and not was_asked(qa.kind, qa.name, qa.about, talk):
+            talk.append(qa)
     return talk
+
+
+def was_asked(kind, name, about, talk):
+    """Whether a talk has had a question of this kind, of this name or about this object."""
+    return any(qa.kind == kind and (qa.name == name or about and qa.about is about) for qa in talk)
+
+
+def follow_ups(talk, scene, rng, ways):
+    """Questions that go on from the last one of a talk, and that it has not had: the same about something else ("and
+    the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
+    last, found = talk[-1], []
+    for qa in questions(scene, rng, ways=ways):
+        if (qa.kind == last.kind and qa.subject and not was_asked(qa.kind, qa.name, qa.about, talk) and
+                (qa.kind == "shape" or not qa.subject.startswith("the shape "))):     # which would ask for the shape
+            way = rng.choice(AND[:2] if qa.kind in ("exist", "count") else AND)       # "how about a ring?" is a wish
+            found.append(replace(qa, question=way.format(subject=qa.subject)))
+    if (o := last.about) and last.kind in ("exist", "what", "color", "shape", "place"):
+        for kind, answer in ("color", o.color), ("shape", o.shape), ("place", place_of(o)):
+            if answer not in last.name and not was_asked(kind, last.name, o, talk):
+                found.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (last.name, [o])), o, name=last.name))
+        is_alone = [other.shape for other in scene.objects].count(o.shape) == 1
+        was_said = o.color in last.name or any(was_asked(kind, "", o, talk) for kind in ("what", "color", "is color"))
+        if is_alone and o.pair in SEEN and not was_said:
+            is_so = rng.random() < 0.5
+            color = o.color if is_so else rng.choice([c for c, shape in SEEN if shape == o.shape and c != o.color])
+            found.append(QA(rng.choice(IT["is color"]).format(color=color), "yes" if is_so else "no", "is color",
+                            look(scene, (f"{color} {o.shape}", [o] * is_so)), o, name=f"{color} {o.shape}"))
+    if ways == "training":                                       # typed without a question mark
+        found = [replace(qa, question=qa.question.rstrip("?")) if rng.random() < 0.3 else qa for qa in found]
+    return found
 
 
 def sorry(rng: random.Random, held_out: bool = False) -> QA:

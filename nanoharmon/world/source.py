@@ -1,7 +1,8 @@
 """The shapes world as a source of training data: pictures, prompts, captions, questions.
 
 Scene i is a function of (seed, i), and its row among the latents is i. What the methods are for, and what row, item and
-turns are: training/batches.py. An item is the number of a scene; None stands for a text without a picture.
+turns are: training/batches.py. An item is the number of a scene; None stands for a prompt
+that is answered by a thought, without a picture.
 
 Training takes the scenes from 0 to config.scenes for stages that read latents. The stages vae and llm need none, so
 they take scenes from 0 to 10**9. Scenes for evaluation come from other seeds (evals/common.py).
@@ -83,8 +84,8 @@ class ShapesData:
 
     def thought(self, rng):
         """A request to draw, answered in words: what could be where. A third are about two objects, whose relations are
-        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept; some
-        are for what the world does not have."""
+        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept (where
+        none are named, objects lie line by line in the prompt's order); some are for what the world does not have."""
         while rng.random() < 0.12:
             text, is_request = phrases.outside(rng)
             if is_request:
@@ -94,6 +95,7 @@ class ShapesData:
         varied = rng.random() < 0.6
         prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
         asked = prompts.request(prompt, rng) if varied else prompt
+        scene = language.arranged(scene, prompt)
         return [("user", GENERATE.format(asked)), ("assistant", language.think(scene, prompt))]
 
     @functools.cached_property
@@ -126,7 +128,7 @@ class ShapesData:
         return i, i
 
     def understanding_item(self, rng, thoughts=0.0):
-        """thoughts: how often it is a text without a picture."""
+        """thoughts: how often it is a prompt, which is answered by a thought."""
         if thoughts and rng.random() < thoughts:
             return None, None
         i = rng.randrange(self.rows)
@@ -166,10 +168,11 @@ class ShapesData:
         return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
-        """One to four questions. Most replies say first what they look at; the others answer at once, as they do with
-        --no-look."""
+        """One to four questions about a picture, or its description; of None a thought, or a text: what is asked there,
+        and what is alike, is forgotten without them (docs/LOG.md). Most replies say first what they look at; the others
+        answer at once, as they do with --no-look."""
         if i is None:
-            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
+            return self.thought(rng) if rng.random() < 0.25 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
