@@ -6,10 +6,11 @@ from collections import Counter
 from nanoharmon.replies import seen_and_said
 from nanoharmon.wishes import is_request, wish_in
 from nanoharmon.world import phrases
+from nanoharmon.world.conversations import AND, IT, dialogue, sorry
 from nanoharmon.world.language import CELLS, NUMBERS, locate, phrase, place_of
-from nanoharmon.world.questions import (AND, DIRECTIONS, IT, KINDS, NOT_PLAIN, QA, SUBJECT, dialogue, is_right,
-                                        is_sentence, matches, questions, sides, sorry)
-from nanoharmon.world.shapes import COLORS, SHAPES, random_scene
+from nanoharmon.world.questions import (DIRECTIONS, KINDS, NOT_PLAIN, QA, SUBJECT, is_right, is_sentence, matches,
+                                        questions, sides)
+from nanoharmon.world.shapes import COLORS, RELATIONS, SHAPES, random_scene
 from test_shapes import scenes
 
 
@@ -63,7 +64,8 @@ def test_other_words_have_the_same_answers():
     """All ways to ask one kind of question leave the same gaps to fill; and yes is as frequent as no."""
     for kind, (known, held_out) in phrases.QUESTIONS.items():
         assert len(known) + len(held_out) >= (12 if kind not in NOT_PLAIN else 6) and not set(known) & set(held_out)
-        gaps = [set(re.findall(r"{(\w+)}", w)) & {"the", "other", "rel", "place", "color"} for w in known + held_out]
+        gaps = [set(re.findall(r"{(\w+)}", w.replace("{hue}", "{the}").replace("{spot}", "{place}"))) &
+                {"the", "other", "rel", "place", "color"} for w in known + held_out]
         assert all(found == gaps[0] for found in gaps), kind
     def bare(text):
         return re.sub(r"[?.!,]", "", text).strip()
@@ -112,13 +114,16 @@ def test_conversations_go_on_from_the_question_before():
             said, o = qa.question.rstrip("?").replace(",", ""), qa.about
             if qa.subject and said in [way.format(subject=qa.subject).rstrip("?") for way in AND]:
                 assert qa.kind == before.kind and (o is None or o is not before.about)
-                assert said.split()[-1] not in SHAPES or said.endswith(qa.name)       # as the look calls it
+                called = qa.name.removeprefix(f"{qa.same} ") if qa.kind == "is color" else qa.name
+                assert said.split()[-1] not in SHAPES or said.endswith(called)        # as the look calls it
+                assert qa.same == before.same and (qa.kind != "is color" or qa.name.startswith(qa.same))
                 follow[qa.kind] += 1
-            elif said in [w.format(color=c).rstrip("?").replace(",", "") for w in sum(IT.values(), ()) for c in COLORS]:
+            elif said in [w.format(color=c, two=f"{c} or {d}").rstrip("?").replace(",", "")
+                          for w in sum(IT.values(), ()) for c in COLORS for d in COLORS]:
                 assert o is before.about
                 follow["it", qa.kind] += 1
             answers = o and {"color": o.color, "shape": o.shape, "place": place_of(o),
-                             "is color": "yes" if o.color in said.split() else "no"}
+                             "is color": "yes" if o.color in qa.name.split() else "no"}
             assert not o or qa.answer == answers.get(qa.kind, qa.answer)
     assert set(follow) == {*SUBJECT, *(("it", kind) for kind in IT)} and min(follow.values()) > 3, follow
 
@@ -129,21 +134,25 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
         objects = sorted(scene.objects, key=lambda o: (int(o.y * 3), int(o.x * 3)))
         for qa in questions(scene, rng, ways="training") + dialogue(scene, rng, 6):
             looks, sought = qa.look.split("; "), [o for o in (qa.about, qa.other) if o] or [None]
+            sought *= 1 + (qa.kind == "side")
             for _ in sought:
                 name, _, part = looks.pop(0).rpartition(": ")
                 words, verdicts = set(re.sub("^(no|not) ", "", name).split()), []
                 assert (name.split(" ")[0] in ("no", "not")) == (qa.kind in ("none", "is not color"))
                 for o, item in zip(objects, part.split(", ")):
                     place, thing = place_of(o), phrase(*o.pair)
-                    assert item.startswith(place) and (item.endswith(thing) if not name or name in CELLS else
+                    assert item.startswith(place) and (item.endswith(thing) if name in ("", *CELLS, *RELATIONS) else
                                                        item.startswith(f"{place} {thing}"))
                     rest = item.removeprefix(place).replace(thing, "", 1).split()
                     again = words & set(COLORS) and words & set(SHAPES) <= {o.shape}     # the color decides
                     assert len(rest) == bool(name) + bool(again) and rest[:-1] == [o.color] * bool(again)
                     verdicts += rest[-1:]
                 if not name or qa.kind.endswith("count"):
-                    assert part.count(",") == len(objects) - 1 and bool(name) == (qa.kind not in ("locate", "caption"))
-                is_it = [name == place_of(o) or matches(" ".join(words), o) for o in objects[:len(verdicts)]]
+                    is_it = len(objects) == 1 and not qa.subject      # "where is it?" names nothing
+                    assert part.count(",") == len(objects) - 1
+                    assert bool(name) == (qa.kind not in ("locate", "caption")) or is_it
+                is_it = [name == place_of(o) or matches(" ".join(words), o) or qa.kind == "side" and o is not qa.about and
+                         name in sides(o, qa.about) for o in objects[:len(verdicts)]]
                 if qa.kind.endswith("count"):                         # counted on the way
                     assert verdicts == [NUMBERS[sum(is_it[:k + 1])] if it else "no" for k, it in enumerate(is_it)]
                     n = next((v for v in reversed(verdicts) if v != "no"), "zero")
@@ -155,7 +164,15 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                     if qa.kind in ("exist", "is color", "none", "is not color"):
                         assert (qa.answer == verdicts[-1]) == (qa.kind in ("exist", "is color"))
                     else:
-                        assert verdicts[-1] == "yes" or qa.answer == "nothing"
+                        assert verdicts[-1] == "yes" or qa.answer == "nothing" or qa.kind in ("exist at", "empty")
+            if qa.kind in ("exist at", "empty"):                      # what is there, then whether that is so
+                seen, _, answer = looks.pop(0).rpartition(" ")
+                assert answer == qa.answer and (seen == "nothing") == (verdicts[-1] == "no")
+                is_so = seen != "nothing" and {*qa.same.split()} <= {*seen.split(), "object", "anything"}
+                assert (answer == "yes") == (is_so if qa.kind == "exist at" else seen == "nothing")
+                assert seen == "nothing" or item.endswith(f"{name} yes {phrase(*seen.split())}")
+            elif qa.kind == "side":
+                assert item.endswith(f" yes {qa.answer}") or qa.answer == "nothing"
             if qa.other:
                 found = dict(side.rsplit(" ", 1) for side in looks.pop(0).split(", "))
                 assert [side for side in found if found[side] == "yes"] == sorted(sides(qa.about, qa.other),

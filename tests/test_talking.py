@@ -35,7 +35,7 @@ class Knowing:
 
 
 def overhear(monkeypatch):
-    dialogue, wording = questions.dialogue, prompts.wording
+    dialogue, wording = conversations.dialogue, prompts.wording
 
     def hear_questions(*args, **options):
         found = dialogue(*args, **options)

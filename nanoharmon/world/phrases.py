@@ -2,11 +2,11 @@
 
 Every kind of question, relation, place and request has two lists: ways that training uses, and ways that it never sees
 ("held out": other words, another order). So `--bench phrases` can tell whether a way of asking was understood or
-learned by heart. The first of each list is the plain way, which the other benchmarks use. What has one list only
-(JOINTS, SIZES) is in both.
+learned by heart. The first of each list is the plain way, which the other benchmarks use. One list only is in both.
 
 In the patterns, {thing} is "red circle", {a} "a red circle", {s} "red circles", {the} "the red circle", {other} "the
-blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn.
+blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn;
+of what is named by its color {hue} "red", of a place {spot} "the top left", and {two} "red or blue".
 """
 import random
 import re
@@ -20,8 +20,8 @@ QUESTIONS = {
         ("is there {a}?", "is there {a} in the image?", "is {a} there?", "do you see {a}?", "can you see {a}?",
          "are there any {s}?", "does the picture show {a}?", "does the image contain {a}?", "any {s}?",
          "is there {a} in the picture?", "do you see any {s}?", "are there {s}?", "can you find {a}?",
-         "tell me if there is {a}", "does it have {a}?", "do you find {a}?",
-         "is {a} among them?", "can you see if there are {s}?"),
+         "tell me if there is {a}", "does it have {a}?", "do you find {a}?", "is {a} among them?",
+         "can you see if there are {s}?"),
         ("are there any {s} in the picture?", "does the image show any {s}?", "is {a} in the image?",
          "can you find any {s}?", "do you see {a} in the picture?", "is there any {thing}?", "can i see {a} here?",
          "does the picture contain {a}?", "are some {s} there?", "you see {a}, don't you?", "{a}, is it there?",
@@ -31,6 +31,17 @@ QUESTIONS = {
          "is {a} missing?", "there are no {s}, right?", "does it have no {s}?"),
         ("are there no {s} in the picture?", "is it true that you see no {s}?", "does the picture have no {s}?",
          "no {s} there, right?", "do you see no {s}?", "the picture has no {s}, right?")),
+    "exist at": (
+        ("is there {a} {place}?", "do you see {a} {place}?", "is {a} {place}?", "can you see {a} {place}?",
+         "{place}, is there {a}?", "does it have {a} {place}?", "tell me if there is {a} {place}",
+         "does the picture show {a} {place}?", "is there {a} {place} or not?", "is {a} to be seen {place}?"),
+        ("do you find {a} {place}?", "does the image contain {a} {place}?", "can you find {a} {place}?",
+         "{place}, do you see {a}?", "is it true that there is {a} {place}?", "would you say there is {a} {place}?")),
+    "empty": (
+        ("is {spot} empty?", "is it empty {place}?", "is {spot} free?", "is there nothing {place}?",
+         "{spot} is empty, right?", "tell me if {spot} is empty", "do you see nothing {place}?"),
+        ("is nothing {place}?", "can you see if {spot} is empty?", "would you say {spot} is empty?",
+         "{spot}: empty or not?", "is it true that {spot} is empty?", "does it show nothing {place}?")),
     "count": (
         ("how many {s} are there?", "how many {s}?", "how many {s} are in the image?", "how many {s} do you see?",
          "how many {s} can you see?", "count the {s}", "what is the number of {s}?", "number of {s}?",
@@ -44,8 +55,9 @@ QUESTIONS = {
         ("what color is {the}?", "what colour is {the}?", "which color is {the}?", "which color does {the} have?",
          "what is the color of {the}?", "what's the color of {the}?", "tell me the color of {the}",
          "what color does {the} have?", "color of {the}?", "{the} is what color?", "which colour is {the}?",
-         "in what color is {the}?", "i want to know the color of {the}",
-         "say what color {the} has", "what color do you think {the} is?", "can you see in what color {the} is?"),
+         "in what color is {the}?", "i want to know the color of {the}", "say what color {the} has",
+         "what color do you think {the} is?", "can you see in what color {the} is?", "is {the} {two}?",
+         "{the}: {two}?"),
         ("what's the colour of {the}?", "which colour does {the} have?", "the colour of {the}?", "{the}: which color?",
          "can you see what color {the} has?", "what is the colour of {the} in the picture?", "{the} has which color?",
          "tell me which color {the} is", "do you see the color of {the}?", "what color would you say {the} is?",
@@ -55,7 +67,7 @@ QUESTIONS = {
          "what shape does {the} have?", "what's the shape of {the}?", "tell me the shape of {the}", "shape of {the}?",
          "what kind of shape is {the}?", "{the} is what shape?", "which shape does {the} have?", "what's {the}?",
          "i want to know the shape of {the}", "say what shape {the} has", "what shape do you think {the} is?",
-         "what sort of thing is {the}?"),
+         "what sort of thing is {the}?", "which one is {hue}?", "which of them is {hue}?", "which object is {hue}?"),
         ("the shape of {the}?", "{the}: which shape?", "{the} has which shape?", "what shape would you say {the} is?",
          "tell me which shape {the} is", "tell me what {the} is", "can you see what shape {the} has?",
          "what kind of object is {the}?", "do you see the shape of {the}?", "in the picture, what shape is {the}?",
@@ -66,8 +78,7 @@ QUESTIONS = {
          "is {the} {color} or not?", "{the}: {color} or not?", "tell me: is {the} {color}?",
          "do you see {color} as the color of {the}?", "say if {the} is {color}", "can you see if {the} is {color}?"),
         ("do you see that {the} is {color}?", "{the} is {color}: yes or no?", "is {color} the color of {the}?",
-         "{the}, is it {color}?", "tell me if {the} is {color}",
-         "would you say that {the} is {color}?")),
+         "{the}, is it {color}?", "tell me if {the} is {color}", "would you say that {the} is {color}?")),
     "is not color": (
         ("is {the} not {color}?", "is it true that {the} is not {color}?", "{the} is not {color}, right?",
          "would you say {the} is not {color}?", "say if {the} is not {color}"),
@@ -77,8 +88,8 @@ QUESTIONS = {
     "is place": (
         ("is {the} {place}?", "is it true that {the} is {place}?", "{the} is {place}, right?",
          "do you see {the} {place}?", "does {the} lie {place}?", "tell me if {the} is {place}",
-         "would you say {the} is {place}?",
-         "can you see {the} {place}?", "say if {the} is {place}", "is {the} placed {place}?"),
+         "would you say {the} is {place}?", "can you see {the} {place}?", "say if {the} is {place}",
+         "is {the} placed {place}?"),
         ("{the} is {place}: yes or no?", "{the}, is it {place}?", "would you say that {the} is {place}?",
          "can you tell me if {the} is {place}?", "do you think {the} is {place}?", "{the} lies {place}, right?")),
     "is count": (
@@ -108,15 +119,20 @@ QUESTIONS = {
          "on which side of {other} is {the}?", "where's {the} relative to {other}?",
          "where do you see {the} relative to {other}?", "relative to {other}, where is {the}?",
          "tell me where {the} is relative to {other}", "from {other}, where is {the}?",
-         "say where {the} is from {other}",
-         "compared to {other}, on which side is {the}?", "which side of {other} has {the}?",
-         "can you see where {the} is relative to {other}?"),
+         "say where {the} is from {other}", "compared to {other}, on which side is {the}?",
+         "which side of {other} has {the}?", "can you see where {the} is relative to {other}?"),
         ("how does {the} lie relative to {other}?", "on which side of {other} do you see {the}?",
          "where's {the} as seen from {other}?", "compared to {other}, where is {the}?", "where is {the} from {other}?",
          "where is {the} placed compared to {other}?", "seen from {other}, where do you see {the}?",
          "which side of {other} is {the} on?", "tell me where {the} is as seen from {other}",
          "where would you say {the} is relative to {other}?", "{the}, where is it relative to {other}?",
          "where can i find {the} relative to {other}?")),
+    "side": (
+        ("what is {rel} {other}?", "what do you see {rel} {other}?", "what's {rel} {other}?",
+         "which object is {rel} {other}?", "what lies {rel} {other}?", "{rel} {other}, what is there?",
+         "tell me what is {rel} {other}", "what can you see {rel} {other}?", "{rel} {other} is what?"),
+        ("what is there {rel} {other}?", "what object is {rel} {other}?", "which one is {rel} {other}?",
+         "what would you say is {rel} {other}?", "{rel} {other}: what?", "what can i find {rel} {other}?")),
     "place": (
         ("where is {the}?", "where in the image is {the}?", "where do you see {the}?", "where's {the}?",
          "where can i see {the}?", "what is the place of {the}?", "in which place is {the}?", "tell me where {the} is",
@@ -130,8 +146,8 @@ QUESTIONS = {
         ("what is {place}?", "what do you see {place}?", "what's {place}?", "{place}, what is there?",
          "which object is {place}?", "what can you see {place}?", "tell me what is {place}",
          "is there anything {place}? what?", "what does it show {place}?", "{place}?", "{place}: what?",
-         "what object can you see {place}?", "say what is {place}",
-         "in the picture, what is {place}?", "what is seen {place}?"),
+         "what object can you see {place}?", "say what is {place}", "in the picture, what is {place}?",
+         "what is seen {place}?"),
         ("what object is {place}?", "which object do you see {place}?", "what is there {place}?",
          "{place}, what do you see?", "tell me what you see {place}", "what does the picture show {place}?",
          "what is placed {place}?", "{place} there is what?", "in the image, what is {place}?",
@@ -220,12 +236,11 @@ THINGS = ("house", "dog", "cat", "tree", "car", "man", "woman", "horse", "flower
           "beach", "forest", "apple", "banana", "pizza", "cake", "cup", "bottle", "shoe", "hat", "dragon", "robot",
           "castle", "bridge", "cow", "sheep", "lion", "elephant", "bear", "snake", "star", "heart", "hexagon",
           "pentagon", "cube", "arrow", "line", "oval", "diamond", "portrait of a girl", "landscape",
-          "sunset over the sea", "baby", "king", "clock", "door", "window", "garden", "road", "ship", "bus",
-          "guitar", "piano", "spoon",
-          "rabbit", "mouse", "butterfly", "rose", "cloud", "rainbow", "astronaut on the moon", "snowman", "rocket",
-          "face", "smiley", "monkey", "rectangle", "ellipse", "trapezoid", "sphere", "crescent", "letter a", "wheel",
-          "lake", "island", "tower", "ball", "box", "knife", "pen", "duck", "pig", "chicken", "tomato",
-          "burger", "sandwich", "sword", "crown", "person", "boy", "girl", "unicorn", "spider", "ghost"), (
+          "sunset over the sea", "baby", "king", "clock", "door", "window", "garden", "road", "ship", "bus", "guitar",
+          "piano", "spoon", "rabbit", "mouse", "butterfly", "rose", "cloud", "rainbow", "astronaut on the moon",
+          "snowman", "rocket", "face", "smiley", "monkey", "rectangle", "ellipse", "trapezoid", "sphere", "crescent",
+          "letter a", "wheel", "lake", "island", "tower", "ball", "box", "knife", "pen", "duck", "pig", "chicken",
+          "tomato", "burger", "sandwich", "sword", "crown", "person", "boy", "girl", "unicorn", "spider", "ghost"), (
           "giraffe", "kitchen", "tiger", "bee", "truck", "lamp", "pencil", "octagon", "spiral", "pyramid", "violin",
           "desert", "queen", "penguin", "carrot", "skyscraper", "helicopter", "church", "waterfall", "wolf", "farm",
           "old man with a hat", "teapot", "candle", "frog")
@@ -236,14 +251,14 @@ TOO_MANY = ("five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", 
 IMPOSSIBLE = (("inside", "in", "inside of", "behind", "in front of", "around", "touching", "overlapping", "made of"),
               ("within", "covering", "hidden behind"))            # in a world where each has a place of its own
 SMALL_TALK = (
-    ("who are you?", "what is your name?", "how are you?", "hello", "hi", "is it nice?", "do you like it?", "thank you",
-     "how old are you?", "what can you do?", "tell me a joke", "where do you live?", "what time is it?", "help",
-     "is it beautiful?", "what is two plus two?", "who made you?", "why?", "good morning", "what is the weather like?",
-     "are you human?", "write a poem", "what do you think?", "is this art?", "how does this work?", "ok", "bye",
-     "what is the capital of france?", "can you sing?", "do you love me?", "i am tired", "what is love?",
-     "you are wrong", "where are we?", "who is the president?", "is it expensive?", "do you dream?", "say something",
-     "what day is today?", "can you help me?", "translate this", "how big is it?", "is it old?", "what does it mean?",
-     "how much is it?"),
+    ("who are you?", "what is your name?", "how are you?", "hello", "hi", "is it nice?", "do you like it?",
+     "thank you", "how old are you?", "what can you do?", "tell me a joke", "where do you live?", "what time is it?",
+     "help", "is it beautiful?", "what is two plus two?", "who made you?", "why?", "good morning",
+     "what is the weather like?", "are you human?", "write a poem", "what do you think?", "is this art?",
+     "how does this work?", "ok", "bye", "what is the capital of france?", "can you sing?", "do you love me?",
+     "i am tired", "what is love?", "you are wrong", "where are we?", "who is the president?", "is it expensive?",
+     "do you dream?", "say something", "what day is today?", "can you help me?", "translate this", "how big is it?",
+     "is it old?", "what does it mean?", "how much is it?"),
     ("what are you?", "how is it going?", "good evening", "who painted this?", "is it ugly?", "tell me a story",
      "what is your favorite song?", "do you like music?", "when were you born?", "can you dance?", "write a letter",
      "is it heavy?", "what is the meaning of life?", "are you a robot?", "how does it feel?", "thanks a lot",
@@ -281,8 +296,8 @@ def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: 
     words = f"{color} {shape}" if color else shape
     if rng.random() < 0.06:
         words = f"{rng.choice(SIZES)} {words}"
-    text = phrase(None, words, n, one) + behind
-    ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), "a pair of" if n == 2 else str(n)
+    text = phrase(None, words, n, "any" if color is None and rng.random() < 0.05 else one) + behind
+    ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), rng.choice(("a pair of", "a couple of")) if n == 2 else str(n)
     return text.replace(NUMBERS[n], rng.choice(ways), 1) if n > 1 else text
 
 
@@ -311,7 +326,7 @@ def outside(rng: random.Random, held_out: bool = False) -> tuple:
     thing = of(THINGS)
     if kind < 0.3:
         ways = QUESTIONS[rng.choice(("exist", "place", "color"))]             # "mans" would be no plural
-        way = choose(tuple([w for w in part if "{s}" not in w] for part in ways), rng, held_out)
+        way = choose(tuple([w for w in part if not re.search("{s}|{two}", w)] for part in ways), rng, held_out)
         return way.format(a=phrase(None, thing), the=f"the {thing}", thing=thing), False
     if kind < 0.63:
         words = f"{rng.choice(('red', 'green', 'blue', 'yellow'))} {thing}" if rng.random() < 0.5 else thing

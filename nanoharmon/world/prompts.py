@@ -124,6 +124,8 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
             options.append((6, named(plain[0], len(objects))))
     elif len(objects) == 2:
         options.append((3, joint.join(named(pair) for pair in pairs)))
+        if varied and plain[0] == plain[1]:
+            options.append((5, f"{phrase(*plain[0], 2)}, one {pairs[0][0]} and one {pairs[1][0]}"))
         if plain[0] != plain[1]:
             options.append((5, joint.join(named(kind) for kind in plain)))
         a, b = objects
@@ -133,7 +135,8 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         if related := relation(a, b):
             options.append((9, f"{both[0]} {way(RELATION_WAYS[related])} {both[1]}"))
             if varied:
-                options.append((3, f"{both[1]} with {both[0]} {way(RELATION_WAYS[related])} it"))
+                side = f"{way(RELATION_WAYS[related])} it"
+                options.append((3, f"{both[1]} " + rng.choice((f"with {both[0]} {side}", f"and {side} {both[0]}"))))
         if beside(a, b):
             options.append((28, f"{both[0]} {way(BESIDE)} {both[1]}"))
     else:

@@ -1,4 +1,4 @@
-"""Questions about a scene of the shapes world with their answers, one by one and as conversations.
+"""Questions about a scene of the shapes world with their answers.
 
 Every answer is true by construction. Questions are asked in the ways of phrases.py: in the plain one, as training mixes
 them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
@@ -14,19 +14,21 @@ to draw is stricter: shapes.py, `relation`.) Where that could be argued about, o
 """
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..tokenizer import LOOK
 from .language import (CELLS, NAMED, NUMBERS, OPEN, inventory, locate, objects_in, parse_location, phrase, place_of,
                        plural, reading_order)
-from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose, outside
+from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
 NOUNS = (*OPEN, "one")                                            # of what is named by its color alone
-KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where",
-         "place", "is place", "what", "locate", "caption")
-NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
+KINDS = ("exist", "none", "exist at", "empty", "count", "is count", "color", "shape", "is color", "is not color",
+         "relation", "where", "side", "place", "is place", "what", "locate", "caption")
+NOT_PLAIN = ("none", "exist at", "empty", "is count", "is color", "is not color", "side", "is place")
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
+SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s",  # which gap
+           "is color": "the", "exist at": "place", "empty": "place"}
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
               "below and left of", "below and right of")
 
@@ -41,6 +43,7 @@ class QA:
     other: Object | None = None            # that it is compared with
     name: str = ""                         # what is looked for first, as the look calls it
     subject: str = ""                      # what "and {subject}?" would ask the same about, in the question's words
+    same: str = ""                         # what that would leave as it is: the color, or thing, that is asked for
 
     @property
     def reply(self) -> str:
@@ -66,7 +69,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
-    red cross red no, in the middle a red ring no"; a place comes first, "at the left: at the top no a red ring".
+    red cross red no, in the middle a red ring no"; a place or side comes first, "at the left: at the top no a ring".
     """
     looks = []
     for name, wanted in targets:
@@ -78,7 +81,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
                 verdict = f"{o.color} {verdict}"
             words = [place_of(o), phrase(*o.pair)]
             if name:
-                words.insert(1 if name in CELLS else 2, verdict)
+                words.insert(1 if name in CELLS or name in RELATIONS else 2, verdict)
             seen.append(" ".join(words))
             if verdict.endswith("yes"):
                 break
@@ -103,9 +106,15 @@ def reaches(o: Object, place: str) -> bool:
     return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
 
 
-def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
+def either(color: str, rng: random.Random) -> str:
+    """ "red or blue": a color and another one."""
+    return " or ".join(rng.sample((color, rng.choice([c for c in COLORS if c != color])), 2))
+
+
+def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain",
+              same: str = "") -> list:
     """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
-    training uses), "held out"."""
+    training uses), "held out". same: the color or thing that is asked for, where the kind has one (QA.same)."""
     may_name = PAIRS if allow_unseen else SEEN
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
@@ -113,11 +122,11 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
-    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", **words):
+    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", same="", **words):
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
-        `name`, and is `about` and `second`, or any of `wanted`."""
-        sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
-                                      if gap in words] or [""]
+        `name`, and is `about` and `second`, or any of `wanted`; on a side of `about`, both."""
+        gaps = "thing", "place", "the", "other", "rel"
+        sought = [name] if name else [words[gap].removeprefix("the ") for gap in gaps if gap in words] or [""]
         if ways != "plain":
             for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
@@ -125,6 +134,10 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             words = {gap: w.replace("object", rng.choice(OPEN if w == "object" else NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
+        if kind == "color":
+            words["two"] = either(answer, rng)
+        if "place" in words:                                       # "at the top": "the top"
+            words["spot"] = re.sub("^.*?(?=the )", "", words["place"])
         options = QUESTIONS[kind]
         if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
             options = tuple([way for way in part if "shape" in way] for part in options)
@@ -135,8 +148,9 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
         targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
+        targets = [[about], wanted] if kind == "side" else targets
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), "")))
+        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), ""), same))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -172,14 +186,15 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if len(there[o.shape]) == 1:
             add("color", o.color, o, the=f"the {o.shape}")
             if o.pair in may_name and ways != "plain":
-                is_so = rng.random() < 0.5
-                other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
-                kind = rng.choice(("is color", "is color", "is not color"))
+                other = o.color if rng.random() < 0.5 else rng.choice([c for c, s in may_name
+                                                                       if s == o.shape and c != o.color])
+                other = same if (same, o.shape) in may_name else other
+                is_so, kind = other == o.color, rng.choice(("is color", "is color", "is not color"))
                 name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
-                    the=f"the {o.shape}", color=other)
+                    same=other, the=f"the {o.shape}", color=other)
         if len(there[f"{o.color} object"]) == 1:
-            add("shape", o.shape, o, the=f"the {o.color} object")
+            add("shape", o.shape, o, the=f"the {o.color} object", hue=o.color)
         if called[o]:
             words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
             add("place", place_of(o), o, the=f"the {words}")
@@ -208,6 +223,15 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         answer = "yes" if is_so else "no"
         add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
+    # what is on a side of something: of one thing at most, mostly of one. Where that could be argued about nobody asks
+    placed = {b: [(o, sides(o, b)) for o in scene.objects if o is not b] for b in scene.objects if called[b]}
+    on = [(b, r, near) for b, others in placed.items() if others and all(s for _, s in others) for r in RELATIONS
+          if len(near := [o for o, s in others if r in s]) < 2 and all(o.pair in may_name for o in near)]
+    if on and ways != "plain":
+        b, related, near = rng.choice([way for way in on if way[2] or rng.random() < 0.1] or on)
+        add("side", phrase(*near[0].pair) if near else "nothing", b, wanted=near, rel=related,
+            other=f"the {rng.choice(called[b])}")
+
     # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
     # share one, or one reach into others. What could be argued about nobody asks: at the top left is at the top, too
     at = {place_of(o) for o in scene.objects}
@@ -220,77 +244,24 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             add("what", phrase(*here[0].pair), here[0], place=place)
         if ways != "plain":
             kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
-            add(kind, getattr(here[0], kind), here[0], name=place, the=f"the object {words}")
+            noun = rng.choice(("object", here[0].shape)) if kind == "color" else "object"
+            add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
+    if ways != "plain" and (not here or len(here) == 1 and place_of(here[0]) == place):      # is it this that is there?
+        is_it = [w for group in pool.values() for w in group if here and matches(w, here[0])]
+        words = rng.choice(is_it if is_it and rng.random() < 0.6 else [w for w in present if w != "object"])
+        words = same if same in there else "anything" if same or rng.random() < 0.2 else words
+        answer = "yes" if here and (words == "anything" or matches(words, here[0])) else "no"
+        seen = " ".join(here[0].pair) if here else "nothing"
+        add("exist at", answer, wanted=here, name=place, compared=f"{seen} {answer}", same=words, place=place,
+            a=words if words == "anything" else phrase(None, words))
+        answer = "no" if here else "yes"
+        add("empty", answer, wanted=here, name=place, compared=f"{seen} {answer}", place=place)
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
         if len(at) == len(scene.objects):
             add("locate", locate(scene))
     rng.shuffle(found)
     return found
-
-
-# --- conversations ----------------------------------------------------------------------------------------------------
-
-# how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
-WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
-AND = ("and {subject}?", "what about {subject}?", "how about {subject}?")      # the same about something else
-SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s"}    # which gap
-IT = {"color": ("what color is it?", "which color does it have?", "its color?", "what is its color?"),
-      "place": ("where is it?", "its place?", "and where is it?", "where?"),
-      "shape": ("what shape is it?", "which shape does it have?", "its shape?"),
-      "is color": ("is it {color}?", "is its color {color}?", "it is {color}, right?")}
-
-
-def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
-    """About n questions, as people ask one after the other: some go on from the one before ("and the square?",
-    "what color is it?"). ways: as of `questions`."""
-    asked = sorted(questions(scene, rng, ways=ways), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
-    rng.shuffle(asked)
-    talk = asked[:1]
-    for qa in asked[1:]:
-        if len(talk) < n and rng.random() < 0.4 and (more := follow_ups(talk, scene, rng, ways)):
-            talk.append(rng.choice(more))
-        if len(talk) < n and not was_asked(qa.kind, qa.name, qa.about, talk):
-            talk.append(qa)
-    return talk
-
-
-def was_asked(kind, name, about, talk):
-    """Whether a talk has had a question of this kind, of this name or about this object."""
-    return any(qa.kind == kind and (qa.name == name or about and qa.about is about) for qa in talk)
-
-
-def follow_ups(talk, scene, rng, ways):
-    """Questions that go on from the last one of a talk, and that it has not had: the same about something else ("and
-    the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
-    last, found = talk[-1], []
-    for qa in questions(scene, rng, ways=ways):
-        if (qa.kind == last.kind and qa.subject and not was_asked(qa.kind, qa.name, qa.about, talk) and
-                (qa.kind == "shape" or not qa.subject.startswith("the shape "))):     # which would ask for the shape
-            way = rng.choice(AND[:2] if qa.kind in ("exist", "count") else AND)       # "how about a ring?" is a wish
-            found.append(replace(qa, question=way.format(subject=qa.subject)))
-    if (o := last.about) and last.kind in ("exist", "what", "color", "shape", "place"):
-        for kind, answer in ("color", o.color), ("shape", o.shape), ("place", place_of(o)):
-            if answer not in last.name and not was_asked(kind, last.name, o, talk):
-                found.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (last.name, [o])), o, name=last.name))
-        is_alone = [other.shape for other in scene.objects].count(o.shape) == 1
-        was_said = o.color in last.name or any(was_asked(kind, "", o, talk) for kind in ("what", "color", "is color"))
-        if is_alone and o.pair in SEEN and not was_said:
-            is_so = rng.random() < 0.5
-            color = o.color if is_so else rng.choice([c for c, shape in SEEN if shape == o.shape and c != o.color])
-            found.append(QA(rng.choice(IT["is color"]).format(color=color), "yes" if is_so else "no", "is color",
-                            look(scene, (f"{color} {o.shape}", [o] * is_so)), o, name=f"{color} {o.shape}"))
-    if ways == "training":                                       # typed without a question mark
-        found = [replace(qa, question=qa.question.rstrip("?")) if rng.random() < 0.3 else qa for qa in found]
-    return found
-
-
-def sorry(rng: random.Random, held_out: bool = False) -> QA:
-    """A question that the world has no answer to."""
-    while True:
-        text, is_request = outside(rng, held_out)
-        if not is_request:
-            return QA(text, SORRY, "outside")
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

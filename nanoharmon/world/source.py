@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANY_PART, GENERATE_ANYTHING, GENERATE_PART, LOCATE
-from . import language, phrases, prompts, questions, shapes
+from . import conversations, language, phrases, prompts, questions, shapes
 
 FRESH = 10 ** 9                              # scenes that nobody encodes: hardly any is met twice
 
@@ -60,7 +60,7 @@ class ShapesData:
         if rng.random() < 0.3:
             return self.thought(rng)
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
-            return turns([questions.sorry(rng)], look=False)
+            return turns([conversations.sorry(rng)], look=False)
         scene, look = self.rich_scene(rng), rng.random() < 0.9
         if rng.random() < 0.2:                                   # for a caption: what is alike is hard to learn
             ways = rng.choice(("plain", "training"))
@@ -176,15 +176,15 @@ class ShapesData:
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
-        if kind < 0.2:
+        if kind < 0.25:
             return [("user", DESCRIBE), ("assistant", language.inventory(scene))]
         return self.questions(scene, rng, rng.choice((1, 2, 4)), look=kind < 0.9)
 
     def questions(self, scene, rng, n, look):
         """Some n questions about a scene with their answers, half of them in all the ways in which people ask."""
-        asked = questions.dialogue(scene, rng, n, ways=rng.choice(("plain", "training")))
+        asked = conversations.dialogue(scene, rng, n, ways=rng.choice(("plain", "training")))
         if rng.random() < 0.08:
-            asked[-1] = questions.sorry(rng)                     # the last one: what follows may go on from a question
+            asked[-1] = conversations.sorry(rng)                 # the last one: what follows may go on from a question
         return turns(asked, look)
 
 
@@ -203,7 +203,7 @@ def training_texts(config, n=4000):
                     language.caption(scene, rng), language.inventory(scene), language.describe(scene, rng),
                     language.locate(scene), "user\n", "assistant\n", GENERATE_ANYTHING, GENERATE_ANY_PART, DESCRIBE,
                     LOCATE)
-        for qa in questions.dialogue(scene, rng, 6):
+        for qa in conversations.dialogue(scene, rng, 6):
             yield from (qa.question, qa.reply)
         if rng.random() < 0.1:
             text, is_request = phrases.outside(rng)
