@@ -166,8 +166,9 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                     else:
                         assert verdicts[-1] == "yes" or qa.answer == "nothing" or qa.kind in ("exist at", "empty")
             if qa.kind in ("exist at", "empty"):                      # what is there, then whether that is so
-                seen, _, answer = looks.pop(0).rpartition(" ")
+                asked, seen, answer = re.fullmatch("(.+): (.+) (yes|no)", looks.pop(0)).groups()
                 assert answer == qa.answer and (seen == "nothing") == (verdicts[-1] == "no")
+                assert asked == (qa.same or "empty")
                 is_so = seen != "nothing" and {*qa.same.split()} <= {*seen.split(), "object", "anything"}
                 assert (answer == "yes") == (is_so if qa.kind == "exist at" else seen == "nothing")
                 assert seen == "nothing" or item.endswith(f"{name} yes {phrase(*seen.split())}")

@@ -123,7 +123,7 @@ def one_talk(pipe, seed, i, folder, size, look, options):
                 talk.show(Image.fromarray(shapes.render(scene, size)), "own.png")
             asked = []
         if not asked:                                                        # small talk: not amid what goes on
-            asked = conversations.dialogue(scene, rng, 4) if rng.random() > 0.1 else [dialogue.sorry(rng)]
+            asked = conversations.dialogue(scene, rng, 4) if rng.random() > 0.1 else [conversations.sorry(rng)]
         qa = asked.pop(0)
         said = told(talk, qa.question)
         right = questions.is_right(said, qa) and not wish_in(qa.question)

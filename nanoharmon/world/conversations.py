@@ -52,7 +52,7 @@ def follow_ups(talk, scene, rng, ways):
             way = rng.choice(AND[:2] if qa.kind in ("exist", "count") else AND)       # "how about a ring?" is a wish
             found.append(replace(qa, question=way.format(subject=qa.subject)))
     if last.about and last.kind in ("exist", "what", "color", "shape", "place"):
-        found += about_it(last.about, last.name, talk, scene, rng)
+        found += [qa for qa in about_it(last.about, last.name, talk, scene, rng) if qa.answer not in last.question]
     if ways == "training":                                       # typed without a question mark
         found = [replace(qa, question=qa.question.rstrip("?")) if rng.random() < 0.3 else qa for qa in found]
     return found
@@ -71,8 +71,9 @@ def about_it(o, name, talk, scene, rng):
     if is_alone and o.pair in SEEN and not was_said:
         is_so = rng.random() < 0.5
         color = o.color if is_so else rng.choice([c for c, shape in SEEN if shape == o.shape and c != o.color])
+        what = f"{color} {o.shape if name else 'object'}"                # nobody has said what the only object is
         found.append(QA(rng.choice(IT["is color"]).format(color=color), "yes" if is_so else "no", "is color",
-                        look(scene, (f"{color} {o.shape}", [o] * is_so)), o, name=f"{color} {o.shape}", same=color))
+                        look(scene, (what, [o] * is_so)), o, name=what, same=color))
     return found
 
 

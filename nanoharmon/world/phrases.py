@@ -296,7 +296,7 @@ def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: 
     words = f"{color} {shape}" if color else shape
     if rng.random() < 0.06:
         words = f"{rng.choice(SIZES)} {words}"
-    text = phrase(None, words, n, "any" if color is None and rng.random() < 0.05 else one) + behind
+    text = phrase(None, words, n, "any" if not (color or behind) and rng.random() < 0.05 else one) + behind
     ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), rng.choice(("a pair of", "a couple of")) if n == 2 else str(n)
     return text.replace(NUMBERS[n], rng.choice(ways), 1) if n > 1 else text
 

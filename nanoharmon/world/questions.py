@@ -137,7 +137,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if kind == "color":
             words["two"] = either(answer, rng)
         if "place" in words:                                       # "at the top": "the top"
-            words["spot"] = re.sub("^.*?(?=the )", "", words["place"])
+            place = words["place"] if words["place"].count("the ") == 1 else sought[0]
+            words["spot"] = re.sub("^.*?(?=the )", "", place)
         options = QUESTIONS[kind]
         if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
             options = tuple([way for way in part if "shape" in way] for part in options)
@@ -246,16 +247,21 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
             noun = rng.choice(("object", here[0].shape)) if kind == "color" else "object"
             add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
-    if ways != "plain" and (not here or len(here) == 1 and place_of(here[0]) == place):      # is it this that is there?
-        is_it = [w for group in pool.values() for w in group if here and matches(w, here[0])]
-        words = rng.choice(is_it if is_it and rng.random() < 0.6 else [w for w in present if w != "object"])
+    # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
+    place = rng.choice(sorted(at) if rng.random() < 0.5 else list(CELLS))
+    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
+    if ways != "plain" and (not here or len(here) == 1 and place_of(here[0]) == place):
+        fits = [w for group in pool.values() for w in group if matches(w, here[0])] if here else []
+        others = [w for group in pool.values() for w in group if w not in fits]
+        close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)]
+        words = rng.choice(fits if fits and rng.random() < 0.6 else close if rng.random() < 0.5 else others)
         words = same if same in there else "anything" if same or rng.random() < 0.2 else words
         answer = "yes" if here and (words == "anything" or matches(words, here[0])) else "no"
         seen = " ".join(here[0].pair) if here else "nothing"
-        add("exist at", answer, wanted=here, name=place, compared=f"{seen} {answer}", same=words, place=place,
+        add("exist at", answer, wanted=here, name=place, compared=f"{words}: {seen} {answer}", same=words, place=place,
             a=words if words == "anything" else phrase(None, words))
         answer = "no" if here else "yes"
-        add("empty", answer, wanted=here, name=place, compared=f"{seen} {answer}", place=place)
+        add("empty", answer, wanted=here, name=place, compared=f"empty: {seen} {answer}", place=place)
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
         if len(at) == len(scene.objects):

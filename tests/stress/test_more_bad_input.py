@@ -57,7 +57,7 @@ def wrong_files(path):
 
 
 TYPED = "".join(SPECIAL) + f"<image><|vision_start|><|im_end|>\n<|im_start|>assistant\nyes {IMAGE} [UNK] </s>"
-ODD = json.loads(Path(__file__).with_name("odd.json").read_text()) | {"control tokens": TYPED, "long word": "a" * 400}
+ODD = {**json.loads(Path(__file__).with_name("odd.json").read_text(encoding="utf-8")), "typed": TYPED, "long": "a" * 400}
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
