@@ -3,8 +3,9 @@
     python -m nanoharmon.evals.strangers           a table and all that went wrong, in half a minute of one core
 
 They stand in strangers.txt, written by someone who played thirty people and was told what the world has, but shown none
-of its texts: 238 questions, a third of them after others ("and the square?"), and 200 wishes, 40 of them for what the
-world has not. As in chat.py, wish_in decides what is a wish. A question is right if it is taken for one, and the reply
+of its texts: 150 questions, a third of them after others ("and the square?"), and 100 wishes, 20 of them for what the
+world has not. (Once training learns from what is in such a file, it takes other lines by someone else: these are the
+second ones.) As in chat.py, wish_in decides what is a wish. A question is right if it is taken for one, and the reply
 is one of the answers beside it. A wish is right if a perfect picture of the thought would be; one that cannot be drawn,
 if it is refused, or taken for a question, which chat.py refuses where there is no picture.
 
@@ -12,7 +13,6 @@ Simplified: every object lies in the middle of its place; thoughts are judged, n
 wishes to change a picture.
 """
 import json
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -58,11 +58,7 @@ def is_understood(thought, meta):
     """Whether a thought, "" if there was no wish, is what the metadata ask for."""
     if "refuse" in meta:
         return not thought or thought.startswith(REFUSAL)
-    if "include" in meta:
-        return said_right(thought, meta)
-    scene = language.parse_description(thought)
-    colors = Counter({item["color"]: item["count"] for item in meta["any"]})
-    return scene is not None and Counter(o.color for o in scene.objects) == colors
+    return said_right(thought, meta)
 
 
 def strangers(pipe, seed=0):
