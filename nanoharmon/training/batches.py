@@ -142,9 +142,8 @@ class Batches:
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
     def understanding(self, rng, n, size, thoughts=0.0):
-        """Stages 1 to 3: conversations about pictures, and prompts answered by thoughts. Yields for each half latents
-        (N, S, C), then ids, labels (n/2, L), and label_index. N <= n/2: a thought has no latents (in nano's stage 2, N
-        is 0).
+        """Stages 1 to 3: conversations about pictures, and texts without. Yields for each half latents (N, S, C), then
+        ids, labels (n/2, L), and label_index. N <= n/2: a text has no latents (in nano's stage 2, N is 0).
 
         thoughts: see ShapesData.understanding_item.
         """

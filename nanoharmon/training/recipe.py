@@ -68,8 +68,8 @@ class StageConfig:
                                "that mar.mask_ratio gives (official: 0)", **SHARE)
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
-    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: a prompt, answered by "
-                               "what will be where (sample.py --think)", **SHARE)
+    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: texts as of stage "
+                               "llm, half of them what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of batches to generate with only one part of each picture hidden, and "
                             "a prompt about that part (sample.py --region)", **SHARE)
     kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps the means from growing (nano: std 2), and is "

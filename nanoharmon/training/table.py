@@ -30,7 +30,7 @@ def print_stages(run):
         size = sum(p.numel() for p in params.values()) / 1e6
         rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
         replies = ["captions, questions"] * (s.thoughts < 1 or set(dict(mix)) != {"shapes"})
-        replies += ["thoughts"] * (s.thoughts > 0 and "shapes" in dict(mix))       # only the shapes world has some
+        replies += ["texts as of llm"] * (s.thoughts > 0 and "shapes" in dict(mix))    # only the shapes world has some
         memory = "-"
         given = name in run.given_stages
         if name not in finished and not given:

@@ -1,8 +1,7 @@
 """The shapes world as a source of training data: pictures, prompts, captions, questions.
 
 Scene i is a function of (seed, i), and its row among the latents is i. What the methods are for, and what row, item and
-turns are: training/batches.py. An item is the number of a scene; None stands for a prompt
-that is answered by a thought, without a picture.
+turns are: training/batches.py. An item is the number of a scene; None stands for a text without a picture.
 
 Training takes the scenes from 0 to config.scenes for stages that read latents. The stages vae and llm need none, so
 they take scenes from 0 to 10**9. Scenes for evaluation come from other seeds (evals/common.py).
@@ -128,7 +127,7 @@ class ShapesData:
         return i, i
 
     def understanding_item(self, rng, thoughts=0.0):
-        """thoughts: how often it is a prompt, which is answered by a thought."""
+        """thoughts: how often it is a text without a picture."""
         if thoughts and rng.random() < thoughts:
             return None, None
         i = rng.randrange(self.rows)
