@@ -103,8 +103,8 @@ def test_thoughts_say_what_a_prompt_leaves_open():
             continue
         prompt, objects = request.removeprefix("Generate an image: "), language.parse_description(said).objects
         for o in objects:                                             # its color and shape are given, or left open
-            noun = f"(?:{'|'.join((o.shape, *language.OPEN))})"
-            named = f"{o.color} {noun}|something {o.color}|{o.shape}(e?s)? (in|that is|that are) {o.color}|one {o.color}"
+            noun, many = f"(?:{'|'.join((o.shape, *language.OPEN))})", f"{o.shape}(e?s)"
+            named = f"{o.color} {noun}|something {o.color}|{many}? (in|that is|that are) {o.color}|{many}, .*one {o.color}"
             is_open = not set(shapes.COLORS) & set(prompt.split())
             assert o.pair in shapes.SEEN and re.search(noun if is_open else named, prompt), (prompt, said)
         assert len(objects) == 2 or list(objects) == sorted(objects, key=language.reading_order)

@@ -148,9 +148,9 @@ def test_a_look_names_what_it_looks_for_and_says_of_each_place_whether_it_is_the
                     assert len(rest) == bool(name) + bool(again) and rest[:-1] == [o.color] * bool(again)
                     verdicts += rest[-1:]
                 if not name or qa.kind.endswith("count"):
-                    is_it = len(objects) == 1 and not qa.subject      # "where is it?" names nothing
+                    about_it = len(objects) == 1 and qa.kind in IT and not qa.subject          # "where is it?"
                     assert part.count(",") == len(objects) - 1
-                    assert bool(name) == (qa.kind not in ("locate", "caption")) or is_it
+                    assert bool(name) == (qa.kind not in ("locate", "caption")) or about_it
                 is_it = [name == place_of(o) or matches(" ".join(words), o) or qa.kind == "side" and o is not qa.about and
                          name in sides(o, qa.about) for o in objects[:len(verdicts)]]
                 if qa.kind.endswith("count"):                         # counted on the way

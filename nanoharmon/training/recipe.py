@@ -59,7 +59,7 @@ class StageConfig:
     size: int = arg(48, "side of the pictures, in pixels; 0 where a stage has none", low=0, high=10**4)
     batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; from stage 1 "
                         "on the pictures to generate", low=0, high=10**6)
-    understanding_batch: int = arg(0, "from stage 1 on: pictures to understand in a step, over all processes",
+    understanding_batch: int = arg(0, "from stage 1 on: conversations in a step, over all processes",
                                    low=0, high=10**6)
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup", low=0)

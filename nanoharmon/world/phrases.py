@@ -2,7 +2,7 @@
 
 Every kind of question, relation, place and request has two lists: ways that training uses, and ways that it never sees
 ("held out": other words, another order). So `--bench phrases` can tell whether a way of asking was understood or
-learned by heart. The first of each list is the plain way, which the other benchmarks use. One list only is in both.
+learned by heart. The first of each list is the plain way, as in other benchmarks. What has only one list is in both.
 
 In the patterns, {thing} is "red circle", {a} "a red circle", {s} "red circles", {the} "the red circle", {other} "the
 blue ring", {rel} "left of", {place} "at the top left", {color} "red", {shape} "circle", {n} "two", {x} what is drawn;

@@ -6,8 +6,9 @@ them, or in ways that training never uses. No question names a pair of `UNSEEN` 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
 picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
 of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many,
-where it is, or how many, and whether that is so. So at each word there is one thing to find out: what was meant,
-what is at the next place, whether that is it. The answer can be read off the last words.
+where it is, or how many, and whether that is so; of a place, what is there, and whether that is what was asked for. So
+at each word there is one thing to find out: what was meant, what is at the next place, whether that is it. The answer
+can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
@@ -69,7 +70,8 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
-    red cross red no, in the middle a red ring no"; a place or side comes first, "at the left: at the top no a ring".
+    red cross red no, in the middle a red ring no"; a place or a side comes first, "at the left:
+    at the top no a red ring".
     """
     looks = []
     for name, wanted in targets:
@@ -106,6 +108,13 @@ def reaches(o: Object, place: str) -> bool:
     return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
 
 
+def alone_at(place: str, scene: Scene) -> list | None:
+    """[the only object at a place], [] where there is none; None where that could be argued about: at the top left is
+    at the top, too."""
+    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
+    return here if [place_of(o) for o in here] in ([], [place]) else None
+
+
 def either(color: str, rng: random.Random) -> str:
     """ "red or blue": a color and another one."""
     return " or ".join(rng.sample((color, rng.choice([c for c in COLORS if c != color])), 2))
@@ -124,7 +133,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
 
     def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", same="", **words):
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
-        `name`, and is `about` and `second`, or any of `wanted`; on a side of `about`, both."""
+        `name`, and is `about` and `second`, or any of `wanted`; of kind "side" `about`, and what `wanted` is there."""
         gaps = "thing", "place", "the", "other", "rel"
         sought = [name] if name else [words[gap].removeprefix("the ") for gap in gaps if gap in words] or [""]
         if ways != "plain":
@@ -136,8 +145,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
         if kind == "color":
             words["two"] = either(answer, rng)
-        if "place" in words:                                       # "at the top": "the top"
-            place = words["place"] if words["place"].count("the ") == 1 else sought[0]
+        if kind == "empty":                                        # "at the top": "the top"
+            place = words["place"] if words["place"].count("the ") == 1 else name
             words["spot"] = re.sub("^.*?(?=the )", "", place)
         options = QUESTIONS[kind]
         if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
@@ -148,8 +157,9 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             text = casual(text, rng)
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
-        targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
-        targets = [[about], wanted] if kind == "side" else targets
+        targets = [[o] for o in (about, second) if o] or [[]]
+        if wanted is not None:
+            targets = [[about], wanted] if kind == "side" else [wanted]
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
         found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), ""), same))
 
@@ -234,23 +244,24 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             other=f"the {rng.choice(called[b])}")
 
     # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
-    # share one, or one reach into others. What could be argued about nobody asks: at the top left is at the top, too
+    # share one, or one reach into others
     at = {place_of(o) for o in scene.objects}
     place = rng.choice(sorted(at) if rng.random() < 0.75 else list(CELLS))
-    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
-    if not here:
+    here = alone_at(place, scene)
+    if here == []:
         add("what", "nothing", place=place)
-    elif len(here) == 1 and place_of(here[0]) == place:
+    elif here:
         if here[0].pair in may_name:
             add("what", phrase(*here[0].pair), here[0], place=place)
         if ways != "plain":
             kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
             noun = rng.choice(("object", here[0].shape)) if kind == "color" else "object"
             add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
+
     # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
     place = rng.choice(sorted(at) if rng.random() < 0.5 else list(CELLS))
-    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
-    if ways != "plain" and (not here or len(here) == 1 and place_of(here[0]) == place):
+    here = alone_at(place, scene)
+    if ways != "plain" and here is not None:
         fits = [w for group in pool.values() for w in group if matches(w, here[0])] if here else []
         others = [w for group in pool.values() for w in group if w not in fits]
         close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)]
@@ -262,6 +273,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             a=words if words == "anything" else phrase(None, words))
         answer = "no" if here else "yes"
         add("empty", answer, wanted=here, name=place, compared=f"empty: {seen} {answer}", place=place)
+
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
         if len(at) == len(scene.objects):

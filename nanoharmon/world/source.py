@@ -167,9 +167,9 @@ class ShapesData:
         return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
-        """One to four questions about a picture, or its description; of None a thought, or a text: what is asked there,
-        and what is alike, is forgotten without them (docs/LOG.md). Most replies say first what they look at; the others
-        answer at once, as they do with --no-look."""
+        """One to four questions about a picture, or its description; of None a text as of stage llm, a thought more
+        often: without, stage 2 forgets how to answer and to compare (docs/LOG.md). Most replies say first what they
+        look at; the others answer at once, as they do with --no-look."""
         if i is None:
             return self.thought(rng) if rng.random() < 0.25 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
