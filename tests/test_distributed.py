@@ -51,7 +51,7 @@ def test_a_stage_asks_for_its_shares_and_a_part_is_learned_among_tokens_that_sta
     for name in "3", "reca":
         list(stage_losses(config, name, model, batches, random.Random(0), None))
     assert learned == [([0, 1, 0, 0], True, 0.3, False), ([3] * 4, False, 0, True)]
-    assert asked == [(32, 96, 0.1, 0.2), (2, 96, 0.1), (16, 96, 0.2), (32, 96, 0.1, 0.2), (16, 96, 0.2)]
+    assert asked == [(32, 96, 0.1, 0.2), (2, 96, 0.1), (16, 96, 0.4), (32, 96, 0.1, 0.2), (16, 96, 0.4)]
 
 
 def record(argv, copy=None):

@@ -100,7 +100,7 @@ def nano_stages():
         "2": StageConfig(steps=1000, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
                          hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=1.0, train_parts=NOT_VAE),
         "3": StageConfig(steps=2250, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
-                         caption_drop=0.1, pairs=0.2, thoughts=0.2, parts=0.15,
+                         caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.15,
                          train_parts=NOT_VAE, own_positions=True),
     }
     return stages | {"reca": replace(stages["3"], steps=560, lr=0.25, parts=0.0, own_positions=False)}

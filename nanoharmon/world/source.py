@@ -61,11 +61,8 @@ class ShapesData:
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
             return turns([conversations.sorry(rng)], look=False)
         scene, look = self.rich_scene(rng), rng.random() < 0.9
-        if rng.random() < 0.2:                                   # for a caption: what is alike is hard to learn
-            ways = rng.choice(("plain", "training"))
-            asked = turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
-        else:
-            asked = self.questions(scene, rng, 1, look)
+        # what is alike is hard to learn: captions come often
+        asked = self.caption(scene, rng, look) if rng.random() < 0.2 else self.questions(scene, rng, 1, look)
         (_, question), reply = asked[:2]
         return [("user", language.locate(scene) + "\n" + question), reply]
 
@@ -175,9 +172,16 @@ class ShapesData:
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
-        if kind < 0.25:
+        if kind < 0.15:
             return [("user", DESCRIBE), ("assistant", language.inventory(scene))]
+        if kind < 0.25:
+            return self.caption(scene, rng, look=True)
         return self.questions(scene, rng, rng.choice((1, 2, 4)), look=kind < 0.9)
+
+    def caption(self, scene, rng, look):
+        """A question for what is there, and the answer."""
+        ways = rng.choice(("plain", "training"))
+        return turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
 
     def questions(self, scene, rng, n, look):
         """Some n questions about a scene with their answers, half of them in all the ways in which people ask."""
