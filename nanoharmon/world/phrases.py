@@ -67,7 +67,7 @@ QUESTIONS = {
          "what shape does {the} have?", "what's the shape of {the}?", "tell me the shape of {the}", "shape of {the}?",
          "what kind of shape is {the}?", "{the} is what shape?", "which shape does {the} have?", "what's {the}?",
          "i want to know the shape of {the}", "say what shape {the} has", "what shape do you think {the} is?",
-         "what sort of thing is {the}?", "which one is {hue}?", "which of them is {hue}?", "which object is {hue}?"),
+         "what sort of thing is {the}?", "which one is {hue}?", "which object is {hue}?", "is {the} {two}?"),
         ("the shape of {the}?", "{the}: which shape?", "{the} has which shape?", "what shape would you say {the} is?",
          "tell me which shape {the} is", "tell me what {the} is", "can you see what shape {the} has?",
          "what kind of object is {the}?", "do you see the shape of {the}?", "in the picture, what shape is {the}?",
@@ -296,7 +296,7 @@ def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: 
     words = f"{color} {shape}" if color else shape
     if rng.random() < 0.06:
         words = f"{rng.choice(SIZES)} {words}"
-    text = phrase(None, words, n, "any" if not (color or behind) and rng.random() < 0.05 else one) + behind
+    text = phrase(None, words, n, one) + behind
     ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), rng.choice(("a pair of", "a couple of")) if n == 2 else str(n)
     return text.replace(NUMBERS[n], rng.choice(ways), 1) if n > 1 else text
 
