@@ -47,8 +47,8 @@ def follow_ups(talk, scene, rng, ways):
     the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
     last, found = talk[-1], []
     for qa in questions(scene, rng, ways=ways, same=last.same):
-        if qa.answer == "no" and rng.random() < 0.6:                 # the same of something else seldom is so, too
-            continue
+        if qa.answer == "no" and last.kind.startswith("exist") and rng.random() < 0.6:
+            continue                                             # else that would nearly always be the answer
         if (qa.kind == last.kind and qa.subject and qa.same == last.same and
                 not was_asked(qa.kind, qa.name, qa.about, talk) and
                 (qa.kind == "shape" or not qa.subject.startswith("the shape "))):     # which would ask for the shape
