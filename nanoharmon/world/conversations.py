@@ -47,7 +47,7 @@ def follow_ups(talk, scene, rng, ways):
     the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
     last, found = talk[-1], []
     for qa in questions(scene, rng, ways=ways, same=last.same):
-        if qa.answer == "no" and last.kind.startswith("exist") and rng.random() < 0.6:
+        if qa.answer == "no" and last.kind == "exist" and rng.random() < 0.6:
             continue                                             # else that would nearly always be the answer
         if (qa.kind == last.kind and qa.subject and qa.same == last.same and
                 not was_asked(qa.kind, qa.name, qa.about, talk) and

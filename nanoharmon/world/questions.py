@@ -260,7 +260,8 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
 
     # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
-    place = rng.choice(sorted(at) if rng.random() < 0.5 else list(CELLS))
+    taken = {place_of(o) for o in there.get(same, scene.objects)} or at
+    place = rng.choice(sorted(taken) if rng.random() < 0.5 else list(CELLS))
     here = alone_at(place, scene)
     if ways != "plain" and here is not None:
         group = pool[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
