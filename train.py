@@ -15,8 +15,8 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     llm   the language model learns the world's texts, without pictures (for Qwen2.5)
     mar   the encoder, decoder and diffusion MLP learn to draw from class labels (for MAR)
     1     MAR and the projectors are aligned with the LLM, which stays as it is
-    2     everything but the VAE learns to draw, and here not to read: only texts as of llm (with --quick both)
-    3     both tasks together, at twice the resolution, and longest
+    2     everything but the VAE learns both tasks together, to draw and to answer
+    3     the same at twice the resolution, and longest
     reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: the request shows a
           picture, and the model learns to draw it again, without a caption; questions are trained on as before
 

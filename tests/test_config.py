@@ -28,9 +28,10 @@ def test_config_json_without_a_field_is_refused_as_its_default_would_be_the_offi
         from_dict(HarmonConfig, values)
 
 
-@pytest.mark.parametrize("flags, section, name, value", [(["--mar.encoder_depth=6"], "mar", "encoder_depth", 6),
-    (["--vae.scale", "-1e-2"], "vae", "scale", -0.01), (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)),
-    (["--vae.ch_mult="], "vae", "ch_mult", ()), (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
+@pytest.mark.parametrize("flags, section, name, value", [
+    (["--mar.encoder_depth=6"], "mar", "encoder_depth", 6), (["--vae.scale", "-1e-2"], "vae", "scale", -0.01),
+    (["--vae.ch_mult=1,2,4"], "vae", "ch_mult", (1, 2, 4)), (["--vae.ch_mult="], "vae", "ch_mult", ()),
+    (["--mar.mask_ratio", "cosine"], "mar", "mask_ratio", "cosine"),
     (["--llm.tie_word_embeddings", "False"], "llm", "tie_word_embeddings", False),
     (["--vae.ch", "1", "--vae.ch", "2"], "vae", "ch", 2)])
 def test_a_flag_changes_its_field_and_nothing_else(flags, section, name, value):

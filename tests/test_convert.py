@@ -162,8 +162,9 @@ def test_conversion_streams(official, tmp_path, monkeypatch):
 
 def test_flags_that_do_not_go_together_are_refused(official, tmp_path):
     paths, flags = official
-    for words, files, given in [("pass --llm", {"harmon": 0, "vae": 0}, flags), ("pass --vae kl16.ckpt",
-            {"harmon": 0, "llm": 0}, flags), ("--mar.encoder_num_heads", paths, []), ("no tokenizer", {"vae": 0},
-            ["--preset", "pico"]), ("the right kind of file; change --mar", {"llm": 0, "mar": paths["vae"]}, flags)]:
+    for words, files, given in [
+            ("pass --llm", {"harmon": 0, "vae": 0}, flags), ("pass --vae kl16.ckpt", {"harmon": 0, "llm": 0}, flags),
+            ("--mar.encoder_num_heads", paths, []), ("no tokenizer", {"vae": 0}, ["--preset", "pico"]),
+            ("the right kind of file; change --mar", {"llm": 0, "mar": paths["vae"]}, flags)]:
         with pytest.raises(ValueError, match=words):
             convert.main(argv({k: v or paths[k] for k, v in files.items()}, given, out=tmp_path / "out"))

@@ -1,6 +1,5 @@
 """Batches of the shapes world, mixes, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
-import re
 from collections import Counter
 
 import numpy as np
@@ -102,23 +101,14 @@ def test_thoughts_say_what_a_prompt_leaves_open():
             refused += 1
             continue
         prompt, objects = request.removeprefix("Generate an image: "), language.parse_description(said).objects
-        for o in objects:                                             # its color and shape are given, or left open
-            noun, many = f"(?:{'|'.join((o.shape, *language.OPEN))})", f"{o.shape}(e?s)"
-            named = f"{o.color} {noun}|something {o.color}|{many}? (in|that is|that are) {o.color}|{many}, .*one {o.color}"
-            named += f"|{o.color} and an? .*{o.shape}"
-            is_open = not set(shapes.COLORS) & set(prompt.split())
-            assert o.pair in shapes.SEEN and re.search(noun if is_open else named, prompt), (prompt, said)
-        assert len(objects) == 2 or list(objects) == sorted(objects, key=language.reading_order)
+        for o in objects:
+            assert o.pair in shapes.SEEN and o.shape in prompt
+            assert " ".join(o.pair) in prompt or not set(shapes.COLORS) & set(prompt.split())       # given or left open
         if found := language.parse_caption(prompt):
             assert found[0] == Counter(o.pair for o in objects)
             by_pair = {o.pair: o for o in objects}
             assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
     assert 10 < refused < 60
-    scene = language.parse_description("a green ring at the left, a red cross at the top and a blue square at the right")
-    for prompt in ("a square in blue, a red thing and a ring that is green", "a square, a cross and a ring"):
-        said = language.think(language.arranged(scene, prompt), prompt)        # line by line, in the order of the prompt
-        assert [o.shape for o in language.parse_description(said).objects] == ["square", "cross", "ring"]
-    assert language.arranged(scene, "a ring above a cross and a square") == scene
 
 
 def test_a_look_is_learned_but_not_to_begin_one(data):

@@ -142,9 +142,10 @@ def test_llava_conversations(tmp_path):
             talk("Which one?", "This one.", images=["a.png", "b.png"])]
     (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     found = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
-    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [("a.png",
-        [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]), ("a.png",
-        [("user", "Describe it."), ("assistant", "A dog.")]), (None, [("user", "Hello"), ("assistant", "Hi")])]
+    assert [(e.path and e.path.name, e.turns) for e in found.entries] == [
+        ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
+        ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),
+        (None, [("user", "Hello"), ("assistant", "Hi")])]
     assert [int(p.split("entry ")[1].split(":")[0]) for p in found.problems] == list(range(3, 16))
     for word, problem in zip(("video", "<video>", "2 images"), found.problems[-3:], strict=True):
         assert f"about {word}," in problem

@@ -66,7 +66,7 @@ def settings(name, preset):
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
     last.size = config.stages["reca"].size = joint.size
-    last.parts, joint.thoughts = 0.0, last.thoughts              # all at one size: stage 2 reads pictures as well
+    last.parts = 0.0
     if name not in HARMON:
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],

@@ -16,7 +16,7 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
     mar       pictures and their classes             class_item(rng)                       row, class (or None)
     1, 2, 3   pictures and prompts that draw them    generation_item(rng, pairs)           row, item
                                                      prompt(item, rng)                     text
-              conversations, about pictures or none  understanding_item(rng, thoughts)     row (None: no picture), item
+              pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
                                                      conversation(item, rng)               turns
     reca      pictures, shown in the prompts         generation_item(rng, pairs,           row, item
                                                      needs_prompt=False)
@@ -142,8 +142,8 @@ class Batches:
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
     def understanding(self, rng, n, size, thoughts=0.0):
-        """Stages 1 to 3: conversations about pictures, and texts without. Yields for each half latents (N, S, C), then
-        ids, labels (n/2, L), and label_index. N <= n/2: a text has no latents (in nano's stage 2, N is 0).
+        """Stages 1 to 3: conversations about pictures. Yields for each half latents (N, S, C), then ids, labels
+        (n/2, L), and label_index. N <= n/2: a conversation without a picture has no latents.
 
         thoughts: see ShapesData.understanding_item.
         """

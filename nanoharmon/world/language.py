@@ -10,7 +10,6 @@ Simplified: `describe` names nine places, which decide all relations on a 3x3 bo
 import random
 import re
 from collections import Counter
-from dataclasses import replace
 from itertools import permutations
 
 from .shapes import COLORS, PAIRS, Object, Scene, relation
@@ -186,34 +185,9 @@ def parse_description(text: str) -> Scene | None:
     return Scene(tuple(found.values()), 30)    # radius and grey: about the middle of what random_scene draws
 
 
-OPEN = ("thing", "object", "shape")                              # nouns that leave the shape open: "a red thing"
-# of a prompt about one, three or four objects; where the second of two is, is said in more ways
-SAYS_WHERE = re.compile("left|right|top|bottom|upper|lower|middle|cent|above|below")
-
-
-def mentioned(scene: Scene, prompt: str) -> list:
-    """The objects in the order in which a prompt names them; alike ones, and those it does not name, in reading
-    order."""
-    def order(o):
-        names = [f"{o.color} {o.shape}", *(f"{shape} {joint} {o.color}" for shape in (o.shape, plural(o.shape))
-                                           for joint in ("in", "that is", "that are"))]
-        names += *(f"{o.color} {noun}" for noun in OPEN), o.color, o.shape       # "circle": its color is left open
-        return next((prompt.find(name) for name in names if name in prompt), -1), *reading_order(o)
-    return sorted(scene.objects, key=order)
-
-
 def think(scene: Scene, prompt: str) -> str:
-    """What is where, as the LLM says it before it draws the scene: line by line, so that it need not remember which
-    places are taken; two objects in the order of the prompt (docs/LOG.md)."""
-    objects = mentioned(scene, prompt) if len(scene.objects) == 2 else sorted(scene.objects, key=reading_order)
-    return listing([_placed(o) for o in objects])
-
-
-def arranged(scene: Scene, prompt: str) -> Scene:
-    """The scene with its objects line by line in the order in which the prompt names them, where it says no places: so
-    its thought need not remember what is left to say."""
-    if len(scene.objects) == 2 or SAYS_WHERE.search(prompt):
-        return scene
-    spots = sorted(scene.objects, key=reading_order)
-    return replace(scene, objects=tuple(replace(spot, shape=o.shape, color=o.color, rgb=o.rgb)
-                                        for spot, o in zip(spots, mentioned(scene, prompt))))
+    """`describe` in the order of a prompt, alike objects line by line: what the LLM says before it draws the scene."""
+    def order(o):
+        mention = prompt.find(f"{o.color} {o.shape}")            # -1 when the prompt leaves the color open
+        return mention if mention >= 0 else prompt.find(o.shape), *reading_order(o)
+    return listing([_placed(o) for o in sorted(scene.objects, key=order)])

@@ -1,4 +1,4 @@
-"""Questions about a scene of the shapes world with their answers.
+"""Questions about a scene of the shapes world with their answers, one by one and as conversations.
 
 Every answer is true by construction. Questions are asked in the ways of phrases.py: in the plain one, as training mixes
 them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
@@ -6,9 +6,8 @@ them, or in ways that training never uses. No question names a pair of `UNSEEN` 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
 picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
 of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many,
-where it is, or how many, and whether that is so; of a place, what is there, and whether that is what was asked for. So
-at each word there is one thing to find out: what was meant, what is at the next place, whether that is it. The answer
-can be read off the last words.
+where it is, or how many, and whether that is so. So at each word there is one thing to find out: what was meant,
+what is at the next place, whether that is it. The answer can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
@@ -18,18 +17,16 @@ import re
 from dataclasses import dataclass
 
 from ..tokenizer import LOOK
-from .language import (CELLS, NAMED, NUMBERS, OPEN, inventory, locate, objects_in, parse_location, phrase, place_of,
-                       plural, reading_order)
-from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose
+from .language import (CELLS, NAMED, NUMBERS, inventory, locate, objects_in, parse_location, phrase, place_of, plural,
+                       reading_order)
+from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose, outside
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
-NOUNS = (*OPEN, "one")                                            # of what is named by its color alone
-KINDS = ("exist", "none", "exist at", "empty", "count", "is count", "color", "shape", "is color", "is not color",
-         "relation", "where", "side", "place", "is place", "what", "locate", "caption")
-NOT_PLAIN = ("none", "exist at", "empty", "is count", "is color", "is not color", "side", "is place")
+NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
+KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where",
+         "place", "is place", "what", "locate", "caption")
+NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
-SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s",  # which gap
-           "is color": "the", "exist at": "place", "empty": "place"}
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
               "below and left of", "below and right of")
 
@@ -43,8 +40,6 @@ class QA:
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
     name: str = ""                         # what is looked for first, as the look calls it
-    subject: str = ""                      # what "and {subject}?" would ask the same about, in the question's words
-    same: str = ""                         # what that would leave as it is: the color, or thing, that is asked for
 
     @property
     def reply(self) -> str:
@@ -70,8 +65,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
-    red cross red no, in the middle a red ring no"; a place or a side comes first, "at the left:
-    at the top no a red ring".
+    red cross red no, in the middle a red ring no"; a place comes first, "at the left: at the top no a red ring".
     """
     looks = []
     for name, wanted in targets:
@@ -83,7 +77,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
                 verdict = f"{o.color} {verdict}"
             words = [place_of(o), phrase(*o.pair)]
             if name:
-                words.insert(1 if name in CELLS or name in RELATIONS else 2, verdict)
+                words.insert(1 if name in CELLS else 2, verdict)
             seen.append(" ".join(words))
             if verdict.endswith("yes"):
                 break
@@ -108,23 +102,9 @@ def reaches(o: Object, place: str) -> bool:
     return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
 
 
-def alone_at(place: str, scene: Scene) -> list | None:
-    """[the only object at a place], [] where there is none; None where that could be argued about: at the top left is
-    at the top, too."""
-    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
-    return here if [place_of(o) for o in here] in ([], [place]) else None
-
-
-def either(answer: str, rng: random.Random) -> str:
-    """ "red or blue", "a ring or a cross": a color or shape, and another one."""
-    of, a = (COLORS, "") if answer in COLORS else (SHAPES, "a ")
-    return " or ".join(a + word for word in rng.sample((answer, rng.choice([w for w in of if w != answer])), 2))
-
-
-def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain",
-              same: str = "") -> list:
+def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
     """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
-    training uses), "held out". same: the color or thing that is asked for, where the kind has one (QA.same)."""
+    training uses), "held out"."""
     may_name = PAIRS if allow_unseen else SEEN
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
@@ -132,37 +112,27 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
-    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", same="", **words):
+    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", **words):
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
-        `name`, and is `about` and `second`, or any of `wanted`; of kind "side" `about`, and what `wanted` is there."""
-        gaps = "thing", "place", "the", "other", "rel"
-        sought = [name] if name else [words[gap].removeprefix("the ") for gap in gaps if gap in words] or [""]
+        `name`, and is `about` and `second`, or any of `wanted`."""
+        sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
+                                      if gap in words] or [""]
         if ways != "plain":
             for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
-            words = {gap: w.replace("object", rng.choice(OPEN if w == "object" else NOUNS)) for gap, w in words.items()}
+            words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
-        if kind in ("color", "shape"):
-            words["two"] = either(answer, rng)
-        if kind == "empty":                                        # "at the top": "the top"
-            place = words["place"] if words["place"].count("the ") == 1 else name
-            words["spot"] = re.sub("^.*?(?=the )", "", place)
-        options = QUESTIONS[kind]
-        if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
-            options = tuple([way for way in part if "shape" in way] for part in options)
-        way = options[0][0] if ways == "plain" else choose(options, rng, ways == "held out")
+        way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
         text = way.format(**words)
         if ways == "training":
             text = casual(text, rng)
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
-        targets = [[o] for o in (about, second) if o] or [[]]
-        if wanted is not None:
-            targets = [[about], wanted] if kind == "side" else [wanted]
+        targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, sought[0], words.get(SUBJECT.get(kind), ""), same))
+        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -198,15 +168,14 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if len(there[o.shape]) == 1:
             add("color", o.color, o, the=f"the {o.shape}")
             if o.pair in may_name and ways != "plain":
-                other = o.color if rng.random() < 0.5 else rng.choice([c for c, s in may_name
-                                                                       if s == o.shape and c != o.color])
-                other = same if (same, o.shape) in may_name else other
-                is_so, kind = other == o.color, rng.choice(("is color", "is color", "is not color"))
+                is_so = rng.random() < 0.5
+                other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
+                kind = rng.choice(("is color", "is color", "is not color"))
                 name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
                 add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
-                    same=other, the=f"the {o.shape}", color=other)
+                    the=f"the {o.shape}", color=other)
         if len(there[f"{o.color} object"]) == 1:
-            add("shape", o.shape, o, the=f"the {o.color} object", hue=o.color)
+            add("shape", o.shape, o, the=f"the {o.color} object")
         if called[o]:
             words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
             add("place", place_of(o), o, the=f"the {words}")
@@ -235,54 +204,63 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         answer = "yes" if is_so else "no"
         add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
-    # what is on a side of something: of one thing at most, mostly of one. Where that could be argued about nobody asks
-    placed = {b: [(o, sides(o, b)) for o in scene.objects if o is not b] for b in scene.objects if called[b]}
-    on = [(b, r, near) for b, others in placed.items() if others and all(s for _, s in others) for r in RELATIONS
-          if len(near := [o for o, s in others if r in s]) < 2 and all(o.pair in may_name for o in near)]
-    if on and ways != "plain":
-        b, related, near = rng.choice([way for way in on if way[2] or rng.random() < 0.1] or on)
-        add("side", phrase(*near[0].pair) if near else "nothing", b, wanted=near, rel=related,
-            other=f"the {rng.choice(called[b])}")
-
     # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
-    # share one, or one reach into others
-    at = {place_of(o) for o in scene.objects}
-    place = rng.choice(sorted(at) if rng.random() < 0.75 else list(CELLS))
-    here = alone_at(place, scene)
-    if here == []:
-        add("what", "nothing", place=place)
-    elif here:
-        if here[0].pair in may_name:
-            add("what", phrase(*here[0].pair), here[0], place=place)
-        if ways != "plain":
-            kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
-            noun = rng.choice(("object", here[0].shape)) if kind == "color" else "object"
-            add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
-
-    # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
-    taken = {place_of(o) for o in there.get(same, scene.objects)} or at
-    place = rng.choice(sorted(taken) if rng.random() < 0.5 else list(CELLS))
-    here = alone_at(place, scene)
-    if ways != "plain" and here is not None:
-        group = pool[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
-        fits = [w for w in group if here and matches(w, here[0])]
-        others = [w for w in group if w not in fits]
-        close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)] or others
-        words = rng.choice(fits if fits and rng.random() < 0.6 else close if rng.random() < 0.5 else others)
-        words = same if same in there else "anything" if same or rng.random() < 0.2 else words
-        answer = "yes" if here and (words == "anything" or matches(words, here[0])) else "no"
-        seen = " ".join(here[0].pair) if here else "nothing"
-        add("exist at", answer, wanted=here, name=place, compared=f"{words}: {seen} {answer}", same=words, place=place,
-            a=words if words == "anything" else phrase(None, words))
-        answer = "no" if here else "yes"
-        add("empty", answer, wanted=here, name=place, compared=f"empty: {seen} {answer}", place=place)
-
+    # share one, or one reach into others, which are then neither its place nor empty
+    at = {place_of(o): o for o in scene.objects}
+    alone = len(at) == len(scene.objects)
+    place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
+    if alone and (at[place].pair in may_name if place in at else not any(reaches(o, place) for o in scene.objects)):
+        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=place)
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
-        if len(at) == len(scene.objects):
+        if alone:
             add("locate", locate(scene))
     rng.shuffle(found)
     return found
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+# how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
+WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
+AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
+IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
+      "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
+
+
+def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
+    """About n questions, as people ask one after the other: some go on from the one before ("and the square?",
+    "what color is it?"). ways: as of `questions`."""
+    asked = sorted(questions(scene, rng, ways=ways), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
+    rng.shuffle(asked)
+    talk = []
+    for qa in asked:
+        if len(talk) >= n:
+            break
+        talk.append(qa)
+        if qa.about is None or len(talk) >= n or rng.random() > 0.3:
+            continue
+        o = qa.about
+        if qa.kind in ("color", "place"):
+            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene)
+                      if qa.kind == "place" or w == other.shape]
+            if others:
+                other, name = rng.choice(others)
+                talk.append(QA(rng.choice(AND).format(the=f"the {name}"), other.color if qa.kind == "color" else
+                               place_of(other), qa.kind, look(scene, (name, [other])), other, name=name))
+        elif qa.kind in ("exist", "what", "shape"):
+            kind = rng.choice([k for k in IT if k != qa.kind])
+            answer = {"color": o.color, "shape": o.shape, "place": place_of(o)}[kind]
+            talk.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (qa.name, [o])), o, name=qa.name))
+    return talk
+
+
+def sorry(rng: random.Random, held_out: bool = False) -> QA:
+    """A question that the world has no answer to."""
+    while True:
+        text, is_request = outside(rng, held_out)
+        if not is_request:
+            return QA(text, SORRY, "outside")
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
