@@ -15,8 +15,8 @@ What happens. The first three stages stand in for what Harmon downloads; the oth
     llm   the language model learns the world's texts, without pictures (for Qwen2.5)
     mar   the encoder, decoder and diffusion MLP learn to draw from class labels (for MAR)
     1     MAR and the projectors are aligned with the LLM, which stays as it is
-    2     everything but the VAE learns both tasks together, to draw and to answer
-    3     the same at twice the resolution, and longest
+    2     everything but the VAE learns to draw; beside it texts as of llm (other presets, --quick: pictures to read)
+    3     both tasks together, at twice the resolution, and longest
     reca  not of Harmon (RecA, arXiv 2509.07295), and only when named, after stage 3 or --init: the request shows a
           picture, and the model learns to draw it again, without a caption; questions are trained on as before
 
@@ -178,7 +178,7 @@ def finish(run, pipe, batches):
     if batches.shapes:
         if not own:                                              # other pictures have other texts than those of a world
             pipe.meta["draw"] |= {"iters": 18, "redraw": 2}          # measured in this world: docs/RESULTS.md
-            pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].thoughts else {}
+            pipe.meta["draw"] |= {"think": True} if run.config.stages["3"].texts else {}
             pipe.meta |= {"look": True, "turns": 4}              # so many questions about a picture come in a row
         pipe.meta["parts"] = run.config.stages["3"].parts > 0
     pipe.save(final, torch.float16)

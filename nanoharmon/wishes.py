@@ -7,7 +7,7 @@ them, and which of them go the wrong way: tests/requests.txt
 """
 import re
 
-from .world.phrases import OTHER_COLORS
+from .world.phrases import OTHER_COLORS, SIZES
 from .world.shapes import COLORS, SHAPES
 
 # what may stand before a wish
@@ -16,9 +16,9 @@ POLITE = (r"(?:(?:please|plz|pls|now|next|ok|okay|good(?: morning| evening)?|gre
           r"(?:can|could|would|will) (?:you|u|we)|i (?:want|need) you to|i(?:'d| would) like you to|"
           r"you (?:should|can|could|must))[,.!:;]* )*")
 DRAW = r"(?:draw|paint|sketch|depict)"
-# verbs of wishing; "do" also begins questions, "do they touch"
+# verbs of wishing; "do" also begins questions: "do they touch", "do any rings ..."
 WISH = (r"(?:(?:make|create|generate|show|give|render|design|produce|put|place|display|visuali[sz]e|illustrate|imagine|"
-        r"get|do(?!.*\b(?:touch|overlap|have|share|look|lie|match)\b))(?: me| us)?|gimme|i wanna(?: see| have)?|"
+        r"get|do(?! any|.*\b(?:touch|overlap|have|share|look|lie|match)\b))(?: me| us)?|gimme|i wanna(?: see| have)?|"
         r"(?:there|it|the (?:picture|image)) (?:should|must) (?:be|show|have|contain)|how about|"
         r"(?:let (?:me|us)|let'?s|lemme) see|(?:can|could|may) (?:i|we) (?:please )?(?:have|get)|"
         r"would it be possible to (?:have|get|see)|"
@@ -35,7 +35,7 @@ OF_WORDS = (r"(?:description|caption|list|name|summary|number|answer|word|senten
 # what one wishes for begins so: "two ...", "red ring", "something blue"; not "one more", nor "a description"
 SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|three|four|five|six|seven|eight|nine|ten|"
         rf"twenty|\d+|some|several) (?!more\W*(?:please\W*)?$)(?!(?:more )?(?:\w+ )?{OF_WORDS})|"
-        rf"(?:(?:{COLOR}|big|large|small|little) ){{0,3}}{SHAPE}|"
+        rf"(?:any )?(?:(?:{COLOR}|{'|'.join(SIZES)}) ){{0,3}}{SHAPE}|"
         rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b|\W*$)|{PICTURE} )")
 WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.IGNORECASE)
 DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."

@@ -47,7 +47,7 @@ def drawn_texts(config, source):
             for _ in range(min(MOST_DRAWN, round(stage.steps * stage.batch * stage.parts))):
                 yield source.part(rng, 1, 1)[-1]
             for _ in range(min(MOST_DRAWN, stage.steps * stage.understanding_batch)):
-                _, item = source.understanding_item(rng, stage.thoughts)
+                _, item = source.understanding_item(rng, stage.texts)
                 yield from met(source.conversation(item, rng))
 
 

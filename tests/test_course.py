@@ -105,30 +105,7 @@ def test_a_handout_is_the_real_code_without_the_bodies(handed_out):
 
 def test_helpers_and_imports_of_the_student_count_and_other_changes_do_not():
     ours = "import math\nLIMIT = 3\n\n\ndef other():\n    return LIMIT\n\n\nclass A:\n    def f(self):\n        pass\n"
-    theirs = '''
-from math import pi, sin as math
-import os
-LIMIT = 9
-MINE = 5
-print("loud")
-
-
-def other():
-    return 0
-
-
-def helper():
-    return MINE
-
-
-class A:
-  """Two spaces."""
-  def twice(self):
-    return 2 * helper()
-
-  def f(self):
-    return self.twice() + pi
-'''
+    theirs = Path(__file__).with_name("course_student.txt").read_text(encoding="utf-8")
     theirs = theirs.replace("import os", "import os  # \f \x85 \u2028 end a line for str.splitlines, not for Python")
     space = {}
     exec(cut.transplant(ours, theirs, ["A.f"]), space)

@@ -94,7 +94,7 @@ def test_losses_and_gradients_of_every_stage(name, device, amp, limit):
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 def test_compiled_blocks(device):
     notes = []
-    assert close(step(device, "2", prepare=lambda m: notes.append(compile_blocks(m))), step("cpu", "2"), 1e-3)
+    assert close(step(device, "3", prepare=lambda m: notes.append(compile_blocks(m))), step("cpu", "3"), 1e-3)
     assert "are compiled" in notes[0]
 
 

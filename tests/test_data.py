@@ -1,5 +1,6 @@
 """Batches of the shapes world, mixes, and the cache of latents.     python -m pytest -q tests/test_data.py"""
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_shares_of_a_batch_are_as_asked(data):
         for latents, ids, is_real in data.generation(random.Random(1), 200, 16, caption_drop=share, pairs=share):
             scenes += map(scene_of, latents)
             nothing += [row[real].tolist() == data.tokenizer.drawing_request(None) for row, real in zip(ids, is_real)]
-        for latents, ids, labels, *_ in data.understanding(random.Random(0), 200, 16, thoughts=share):
+        for latents, ids, labels, *_ in data.understanding(random.Random(0), 200, 16, texts=share):
             bare += (~(ids == IMAGE).any(1)).tolist()
             assert len(latents) == (ids == IMAGE).any(1).sum()
             for row, marks in zip(ids[~(ids == IMAGE).any(1)], labels[~(ids == IMAGE).any(1)]):
@@ -101,14 +102,22 @@ def test_thoughts_say_what_a_prompt_leaves_open():
             refused += 1
             continue
         prompt, objects = request.removeprefix("Generate an image: "), language.parse_description(said).objects
-        for o in objects:
-            assert o.pair in shapes.SEEN and o.shape in prompt
-            assert " ".join(o.pair) in prompt or not set(shapes.COLORS) & set(prompt.split())       # given or left open
+        for o in objects:                                             # its color and shape are given, or left open
+            noun, many = f"(?:{'|'.join((o.shape, *language.OPEN))})", f"{o.shape}(e?s)"
+            named = f"{o.color} {noun}|something {o.color}|{many}? (in|that is|that are) {o.color}|{many}, .*one {o.color}"
+            is_open = not set(shapes.COLORS) & set(re.findall(r"\w+", prompt))
+            assert o.pair in shapes.SEEN and re.search(noun if is_open else named, prompt), (prompt, said)
+        assert len(objects) == 2 or list(objects) == sorted(objects, key=language.reading_order)
         if found := language.parse_caption(prompt):
             assert found[0] == Counter(o.pair for o in objects)
             by_pair = {o.pair: o for o in objects}
             assert all(shapes.relation(by_pair[a], by_pair[b]) == related for a, related, b in found[1])
     assert 10 < refused < 60
+    scene = language.parse_description("a green ring at the left, a red cross at the top and a blue square at the right")
+    for prompt in ("a square in blue, a red thing and a ring that is green", "a square, a cross and a ring"):
+        said = language.think(language.arranged(scene, prompt), prompt)        # line by line, in the order of the prompt
+        assert [o.shape for o in language.parse_description(said).objects] == ["square", "cross", "ring"]
+    assert language.arranged(scene, "a ring above a cross and a square") == scene
 
 
 def test_a_look_is_learned_but_not_to_begin_one(data):

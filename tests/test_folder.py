@@ -132,16 +132,7 @@ def test_pairs_also_in_subfolders(tmp_path):
 
 
 def test_llava_conversations(tmp_path):
-    rows = [talk("<image>\nWhat is it?", "A cat.", "Where?", "Here.", image="a.png"),
-            talk("Describe it.\n<image>", "A dog.", image="a.png"), talk("Hello", "Hi", "one more"),
-            talk("<image>\nx", "y"), talk("<image>", "y", image="a.png"), talk("x", "<image> y", image="a.png"),
-            talk("<image><image> x", "y", image="a.png"), talk("x", "", image="a.png"), talk("x", image="a.png"),
-            talk("x", "y", image="../a.png"), {"image": "a.png"}, 5,
-            {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
-            talk("What happens?", "It runs.", video="a.mp4"), talk("<video>\nWhat?", "It runs.", image="a.png"),
-            talk("Which one?", "This one.", images=["a.png", "b.png"])]
-    (tmp_path / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
-    found = read_entries(str(tmp_path / "chat.json"), str(tmp_path))
+    found = read_entries(str(Path(__file__).with_name("llava.json")), str(tmp_path))
     assert [(e.path and e.path.name, e.turns) for e in found.entries] == [
         ("a.png", [("user", "What is it?"), ("assistant", "A cat."), ("user", "Where?"), ("assistant", "Here.")]),
         ("a.png", [("user", "Describe it."), ("assistant", "A dog.")]),

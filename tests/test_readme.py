@@ -129,6 +129,7 @@ def test_stage_table_is_the_preset():
                                                   f"{stage.lr:g}"]
         assert parts[cells[1]] == stage.train_parts
         assert cells[3].split()[0] == (str(stage.size) if stage.size else "-")
+    assert [f"{stages[name].texts:g}" for name in "123"] == row(text, "`texts`")[1].split(", ")
     assert {stages[name].caption_drop for name in "23"} == {0.1} and "ten percent of the prompts are replaced" in text
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from nanoharmon.conversation import Conversation
 from nanoharmon.evals import strangers, talking
-from nanoharmon.world import language, phrases, prompts, questions, shapes
+from nanoharmon.world import conversations, language, phrases, prompts, questions, shapes
 from nanoharmon.world.judge import detect
 from test_pipeline import make_pipeline
 
@@ -35,7 +35,7 @@ class Knowing:
 
 
 def overhear(monkeypatch):
-    dialogue, wording = questions.dialogue, prompts.wording
+    dialogue, wording = conversations.dialogue, prompts.wording
 
     def hear_questions(*args, **options):
         found = dialogue(*args, **options)
@@ -46,7 +46,7 @@ def overhear(monkeypatch):
         text = wording(meta, *args)
         Knowing.heard[text] = meta
         return text
-    monkeypatch.setattr(questions, "dialogue", hear_questions)
+    monkeypatch.setattr(conversations, "dialogue", hear_questions)
     monkeypatch.setattr(prompts, "wording", hear_prompt)
     monkeypatch.setattr(talking, "Conversation", Knowing)
 

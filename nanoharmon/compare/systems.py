@@ -13,8 +13,8 @@ Each system is trained from scratch, in parts, one after the other. A part gets 
     reca      to draw a picture from its own understanding of it (RecA)
 
 Pictures (48 px at preset nano, 3 x 3 tokens), texts, batches and rates are those of the preset's stages
-(training/recipe.py), without --region. The LLM is larger where there is no MAR, so that all have the same number of
-parameters within 10 %. What else is equal, and what is not: docs/COMPARE.md.
+(training/recipe.py), without --region; and part 2 reads pictures, as nano's stage 2 does not. The LLM is larger where
+there is no MAR, so that all have the same number of parameters within 10 %. What else is equal: docs/COMPARE.md.
 """
 import random
 import time
@@ -66,7 +66,7 @@ def settings(name, preset):
     vae.batch, vae.size = vae.batch * (vae.size // joint.size) ** 2, joint.size              # as many pixels
     config.optim.shards = 1
     last.size = config.stages["reca"].size = joint.size
-    last.parts = 0.0
+    last.parts, joint.texts = 0.0, last.texts                    # all at one size: stage 2 reads pictures as well
     if name not in HARMON:
         config.model.mar.buffer_size = 0
         config.model.llm = replace(config.model.llm, **OWN[preset]["llm"],

@@ -23,7 +23,8 @@ PHRASES = ["nothing", *(language.phrase(*pair) for pair in shapes.PAIRS)]
 CANDIDATES = {"exist": ("yes", "no"), "count": language.NUMBERS, "color": tuple(shapes.COLORS), "shape": shapes.SHAPES,
               "relation": ("yes", "no"), "where": [f"{direction} it" for direction in questions.DIRECTIONS],
               "place": list(language.CELLS), "what": PHRASES}
-OF_ALL = "exist", "none", "count", "is count", "locate", "caption"      # kinds of questions about all of a scene
+# kinds of questions about all of a scene
+OF_ALL = "exist", "none", "exist at", "empty", "count", "is count", "locate", "caption"
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

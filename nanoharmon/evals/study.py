@@ -12,10 +12,10 @@ All arms of a study start from the same weights of the stages before (`--base`, 
 is missing there is trained first), train as many steps, see as many pictures per task, and are trained by the train.py
 beside this package, with the preset's stages: one thread each, two arms side by side. What differs from a usual run:
 stage 1 has the batches of stage 2, so that an arm without stage 1 can make up for it; nothing is said before drawing,
-nor learned to be (`thoughts` 0); there are 20,000 scenes. An arm's seed decides its pictures, their order, all noise
-and the projectors' first weights. What the core replaced (raster order, L2 loss, separate encoders) is swapped in:
-baselines.py. Everything goes to --out. A study that was stopped goes on where it was; finished arms are not repeated,
-nor those that two studies share.
+nor learned to be (`texts` 0: so stage 2 reads pictures, as nano's usually does not); there are 20,000 scenes. An
+arm's seed decides its pictures, their order, all noise and the projectors' first weights. What the core replaced
+(raster order, L2 loss, separate encoders) is swapped in: baselines.py. Everything goes to --out. A study that was
+stopped goes on where it was; finished arms are not repeated, nor those that two studies share.
 
 Simplified: pictures have 48 px (no stage 3), and the stages before are those of one seed. The standard deviation over
 seeds is therefore that of the last stages of training.
@@ -49,7 +49,7 @@ def arms(study, budget=1.0, preset="nano"):
     n = {stage: max(1, round(steps * budget)) for stage, steps in STEPS.items()}
     second = Config.preset(preset).stages["2"]
     both = [f"--stage_1.batch={second.batch}", f"--stage_1.understanding_batch={second.understanding_batch}",
-            "--stage_2.thoughts=0"]                              # all that is understood are pictures
+            "--stage_2.texts=0"]                                 # all that is understood are pictures
     joint = Arm("joint", {"1": n["1"], "2": n["2"]}, both)
     if study == "shared":
         own = "mar.,mar_read.encoder,mar_read.z_proj,mar_read.fake_latent"

@@ -1,6 +1,6 @@
 """The benchmarks of talking: other words, conversations, requests and changed parts. evaluate.py runs them.
 
-    phrases   every kind of question and every task, asked in the ways that training uses and in ways that it never saw
+    phrases   every kind of question and every task, asked in ways that training uses and in ways that it never saw
               (world/phrases.py); requests are judged by what is said before drawing; and what the world does not have:
               wishes and, beside a picture, questions and small talk, told apart as chat.py does
     chat      conversations of eight turns through conversation.py, as chat.py has them: own pictures, two at once,
@@ -19,7 +19,7 @@ from ..conversation import Conversation
 from ..pipeline import Pipeline
 from ..tokenizer import REFUSAL
 from ..wishes import wish_in
-from ..world import language, phrases, prompts, questions, shapes
+from ..world import conversations, language, phrases, prompts, questions, shapes
 from ..world.judge import detect, judge, judge_scene
 from .common import batches, fresh_scene, over_processes, placement, rate
 from .geneval import said_right
@@ -123,7 +123,7 @@ def one_talk(pipe, seed, i, folder, size, look, options):
                 talk.show(Image.fromarray(shapes.render(scene, size)), "own.png")
             asked = []
         if not asked:                                                        # small talk: not amid what goes on
-            asked = questions.dialogue(scene, rng, 4) if rng.random() > 0.1 else [questions.sorry(rng)]
+            asked = conversations.dialogue(scene, rng, 4) if rng.random() > 0.1 else [conversations.sorry(rng)]
         qa = asked.pop(0)
         said = told(talk, qa.question)
         right = questions.is_right(said, qa) and not wish_in(qa.question)

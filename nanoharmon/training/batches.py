@@ -16,7 +16,7 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
     mar       pictures and their classes             class_item(rng)                       row, class (or None)
     1, 2, 3   pictures and prompts that draw them    generation_item(rng, pairs)           row, item
                                                      prompt(item, rng)                     text
-              pictures and conversations about them  understanding_item(rng, thoughts)     row (None: text only), item
+              conversations, about pictures or none  understanding_item(rng, texts)     row (None: no picture), item
                                                      conversation(item, rng)               turns
     reca      pictures, shown in the prompts         generation_item(rng, pairs,           row, item
                                                      needs_prompt=False)
@@ -141,13 +141,13 @@ class Batches:
         return (self.latents_of([(self.shapes, row) for row in rows], size),
                 to_pixels(torch.from_numpy(np.stack(after))).to(self.device), ids, is_real, split)
 
-    def understanding(self, rng, n, size, thoughts=0.0):
-        """Stages 1 to 3: conversations about pictures. Yields for each half latents (N, S, C), then ids, labels
-        (n/2, L), and label_index. N <= n/2: a conversation without a picture has no latents.
+    def understanding(self, rng, n, size, texts=0.0):
+        """Stages 1 to 3: conversations about pictures, and texts without. Yields for each half latents (N, S, C), then
+        ids, labels (n/2, L), and label_index. N <= n/2: a text has no latents (in nano's stage 2, N is 0).
 
-        thoughts: see ShapesData.understanding_item.
+        texts: see ShapesData.understanding_item.
         """
-        items = [(source, *source.understanding_item(rng, thoughts)) for source in self.pick(rng, n, "texts")]
+        items = [(source, *source.understanding_item(rng, texts)) for source in self.pick(rng, n, "texts")]
         placeholders = self.sources[0].latents[size].shape[1] + self.buffers                                 # S + U
         sequences = [self.encode(source.conversation(item, rng), 0 if row is None else placeholders)
                      for source, row, item in items]

@@ -79,8 +79,8 @@ class FolderData:
     def prompt(self, item, rng):
         return item["caption"]
 
-    def understanding_item(self, rng, thoughts=0.0):
-        """thoughts: of the shapes world only."""
+    def understanding_item(self, rng, texts=0.0):
+        """texts: of the shapes world only."""
         item = rng.choice(self.with_turns)
         return item["row"], item
 

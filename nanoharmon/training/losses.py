@@ -45,6 +45,6 @@ def stage_losses(config, name, model, batches, rng, generator):
             loss = model.generation_loss(latents, ids, is_real, grid, split, generator=generator, order_generator=host,
                                          hide_all=stage.hide_all, **shown)
             yield loss * (len(ids) / n), {"generation": loss}
-        for latents, ids, labels, label_index in batches.understanding(rng, talks, stage.size, stage.thoughts):
+        for latents, ids, labels, label_index in batches.understanding(rng, talks, stage.size, stage.texts):
             loss = model.understanding_loss(latents, ids, labels, label_index, grid)
             yield loss * (len(ids) / talks * stage.understanding_weight), {"understanding": loss}

@@ -59,7 +59,7 @@ class StageConfig:
     size: int = arg(48, "side of the pictures, in pixels; 0 where a stage has none", low=0, high=10**4)
     batch: int = arg(0, "what a step learns from, over all processes: pictures, or texts in stage llm; from stage 1 "
                         "on the pictures to generate", low=0, high=10**6)
-    understanding_batch: int = arg(0, "from stage 1 on: pictures to understand in a step, over all processes",
+    understanding_batch: int = arg(0, "from stage 1 on: conversations in a step, over all processes",
                                    low=0, high=10**6)
     lr: float = arg(1.0, "factor on the learning rates of optim.*")
     warmup: int = arg(50, "steps of linear warmup", low=0)
@@ -68,8 +68,8 @@ class StageConfig:
                                "that mar.mask_ratio gives (official: 0)", **SHARE)
     pairs: float = arg(0.0, "shapes world: share of generated pictures of two different objects, beside those in the "
                             "mixture", **SHARE)
-    thoughts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: mostly a prompt, "
-                               "answered by what will be where (sample.py --think)", **SHARE)
+    texts: float = arg(0.0, "shapes world: share of understanding_batch that has no picture: texts as of stage "
+                            "llm, half of them what will be where (sample.py --think)", **SHARE)
     parts: float = arg(0.0, "shapes world: share of batches to generate with only one part of each picture hidden, and "
                             "a prompt about that part (sample.py --region)", **SHARE)
     kl_weight: float = arg(1e-4, "stage vae: weight of the KL. 1e-4 keeps the means from growing (nano: std 2), and is "
@@ -98,9 +98,9 @@ def nano_stages():
         "1": StageConfig(steps=150, size=48, batch=64, understanding_batch=24, understanding_weight=0.05,
                          hide_all=0.6, train_parts=ALIGN),
         "2": StageConfig(steps=1000, size=48, batch=96, understanding_batch=48, understanding_weight=0.05,
-                         hide_all=0.7, caption_drop=0.1, pairs=0.85, thoughts=0.4, train_parts=NOT_VAE),
+                         hide_all=0.7, caption_drop=0.1, pairs=0.85, texts=1.0, train_parts=NOT_VAE),
         "3": StageConfig(steps=2250, size=96, batch=64, understanding_batch=32, understanding_weight=0.05,
-                         caption_drop=0.1, pairs=0.2, thoughts=0.4, parts=0.15,
+                         caption_drop=0.1, pairs=0.2, texts=0.4, parts=0.15,
                          train_parts=NOT_VAE, own_positions=True),
     }
     return stages | {"reca": replace(stages["3"], steps=560, lr=0.25, parts=0.0, own_positions=False)}
@@ -115,9 +115,9 @@ def micro_stages():
         "1": StageConfig(steps=2000, size=64, batch=128, understanding_batch=64, understanding_weight=0.03, lr=0.5,
                          hide_all=0.6, train_parts=ALIGN),
         "2": StageConfig(steps=20000, size=64, batch=128, understanding_batch=64, understanding_weight=0.03, lr=0.5,
-                         hide_all=0.6, caption_drop=0.1, pairs=0.6, thoughts=0.25, train_parts=NOT_VAE),
+                         hide_all=0.6, caption_drop=0.1, pairs=0.6, texts=0.25, train_parts=NOT_VAE),
         "3": StageConfig(steps=10000, size=128, batch=64, understanding_batch=32, understanding_weight=0.03, lr=0.5,
-                         hide_all=0.1, caption_drop=0.1, pairs=0.5, thoughts=0.25, train_parts=NOT_VAE,
+                         hide_all=0.1, caption_drop=0.1, pairs=0.5, texts=0.25, train_parts=NOT_VAE,
                          own_positions=True),
     }
     return stages | {"reca": replace(stages["3"], steps=2000, lr=0.125, hide_all=0.0, own_positions=False)}
@@ -204,6 +204,7 @@ def quicken(config):
         stage.understanding_batch //= 2
         stage.hide_all = stage.pairs = 0.0                       # both teach what is where: one object needs neither
         stage.size = size if name != "llm" else 0
+    stages["2"].texts = stages["3"].texts                        # at one size, stage 2 reads pictures as well
     stages["vae"].kl_weight = 5e-3                               # fewer bits, which are sooner drawn right
     data.scenes, data.max_objects = data.scenes // 3, 1
     config.model.mar.diffusion_batch_mul = min(4, config.model.mar.diffusion_batch_mul)   # 12 pay only in longer runs

@@ -9,8 +9,8 @@ from .resume import check, progress
 
 # what each stage learns from (batches.py)
 LEARNS_FROM = {"vae": "pictures", "llm": "texts only: thoughts, questions, answers",
-               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; captions, questions"),
-               "reca": "pictures shown; captions, questions"}
+               "mar": "pictures with class labels", **dict.fromkeys(HARMON_STAGES, "prompts; {}"),
+               "reca": "pictures shown; {}"}
 
 
 def print_stages(run):
@@ -29,11 +29,13 @@ def print_stages(run):
         params = select(model, s.train_parts)
         size = sum(p.numel() for p in params.values()) / 1e6
         rates = [optim.lr * s.lr, optim.muon_lr * s.lr] if optim.muon else [optim.lr * s.lr]
+        replies = ["captions, questions"] * (s.texts < 1 or set(dict(mix)) != {"shapes"})
+        replies += ["texts as of llm"] * (s.texts > 0 and "shapes" in dict(mix))    # only the shapes world has some
         memory = "-"
         given = name in run.given_stages
         if name not in finished and not given:
             memory = "{:.2f} + {:.2f}".format(*step_memory(model, config, name, optim.shards, optim.checkpointing))
-        rows.append((name, LEARNS_FROM[name], s.size or "-",
+        rows.append((name, LEARNS_FROM[name].format(", ".join(replies)), s.size or "-",
                      f"{', '.join(part.removesuffix('.') for part in prefixes(s.train_parts))} ({size:.2f}M)",
                      f"{s.batch} : {s.understanding_batch}" if s.understanding_batch else s.batch,
                      " / ".join(f"{rate:g}" for rate in rates) + slower(run, [] if given else params, rates),

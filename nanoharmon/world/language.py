@@ -1,4 +1,4 @@
-"""What can be said about a scene of the shapes world: captions, and descriptions that say what is where.
+"""What can be said about a scene of the shapes world: captions, descriptions of what is where, and thoughts.
 
 Everything here is true by construction, and can be checked: `parse_caption` inverts `caption`, `parse_description`
 `describe`, `parse_location` `locate`. Prompts to draw are in prompts.py, questions in questions.py.
@@ -10,6 +10,7 @@ Simplified: `describe` names nine places, which decide all relations on a 3x3 bo
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 
 from .shapes import COLORS, PAIRS, Object, Scene, relation
@@ -125,7 +126,7 @@ CELLS = {place: (x, y) for y, line in enumerate(PLACES) for x, place in enumerat
 
 def describe(scene: Scene, rng: random.Random) -> str:
     """Says what is where: "a red circle at the top and a blue ring in the middle". Answers all questions about a board
-    scene, so that texts can stand in for pictures; and as a prompt it is the clearest lesson in which goes where."""
+    scene (texts for the LLM say the same by `locate`). As a prompt it is the clearest lesson in which goes where."""
     objects = list(scene.objects)
     rng.shuffle(objects)
     return listing([_placed(o) for o in objects])
@@ -185,9 +186,34 @@ def parse_description(text: str) -> Scene | None:
     return Scene(tuple(found.values()), 30)    # radius and grey: about the middle of what random_scene draws
 
 
-def think(scene: Scene, prompt: str) -> str:
-    """`describe` in the order of a prompt, alike objects line by line: what the LLM says before it draws the scene."""
+OPEN = ("thing", "object", "shape")                              # nouns that leave the shape open: "a red thing"
+# of a prompt about one, three or four objects; where the second of two is, is said in more ways
+SAYS_WHERE = re.compile("left|right|top|bottom|upper|lower|middle|cent|above|below")
+
+
+def mentioned(scene: Scene, prompt: str) -> list:
+    """The objects in the order in which a prompt names them, after those that it does not name; alike ones in reading
+    order."""
     def order(o):
-        mention = prompt.find(f"{o.color} {o.shape}")            # -1 when the prompt leaves the color open
-        return mention if mention >= 0 else prompt.find(o.shape), *reading_order(o)
-    return listing([_placed(o) for o in sorted(scene.objects, key=order)])
+        behind = [f"{shape} {link} {o.color}" for shape in (o.shape, plural(o.shape))
+                  for link in ("in", "that is", "that are")]
+        names = [f"{o.color} {o.shape}", *behind, *(f"{o.color} {noun}" for noun in OPEN), o.color, o.shape]
+        return next((prompt.find(name) for name in names if name in prompt), -1), *reading_order(o)
+    return sorted(scene.objects, key=order)
+
+
+def think(scene: Scene, prompt: str) -> str:
+    """What is where, as the LLM says it before it draws the scene: line by line, so that it need not remember which
+    places are taken; two objects in the order of the prompt (docs/LOG.md)."""
+    objects = mentioned(scene, prompt) if len(scene.objects) == 2 else sorted(scene.objects, key=reading_order)
+    return listing([_placed(o) for o in objects])
+
+
+def arranged(scene: Scene, prompt: str) -> Scene:
+    """The scene with its objects line by line in the order in which the prompt names them, where it says no places: so
+    its thought need not remember what is left to say."""
+    if len(scene.objects) == 2 or SAYS_WHERE.search(prompt):
+        return scene
+    spots = sorted(scene.objects, key=reading_order)
+    return replace(scene, objects=tuple(replace(spot, shape=o.shape, color=o.color, rgb=o.rgb)
+                                        for spot, o in zip(spots, mentioned(scene, prompt))))

@@ -9,8 +9,8 @@ from collections import Counter
 from itertools import permutations
 
 from .judge import in_place
-from .language import CELLS, NUMBERS, caption, listing, phrase, place_of, plural, think
-from .phrases import ALONE, BESIDE, PLACE_WAYS, RELATION_WAYS, SOME, choose, requested
+from .language import CELLS, NUMBERS, OPEN, caption, listing, phrase, place_of, plural, think
+from .phrases import ALONE, BESIDE, JOINTS, PLACE_WAYS, RELATION_WAYS, SOME, choose, loosely, requested
 from .shapes import PAIRS, RELATIONS, SEEN, SHAPES, UNSEEN, Scene, beside, random_scene, relation
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -83,24 +83,22 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     """A training prompt for drawing this scene: a task pattern that fits it, a caption or (`places`) what is where.
 
     Places and relations are frequent, and so are prompts that leave the color open: what is learned last should be met
-    most (the weights: docs/LOG.md). varied: in all the words that training has for it.
+    most (the weights: docs/LOG.md). varied: in all the words that training has for it, also with kinds left open
+    ("three things", "something red").
     """
     def way(options):
         return choose(options, rng, plain=0.2 if varied else 1.0)
 
-    def named(pair, n=1):
-        text = phrase(*pair, n)
-        if n == 1 or not varied:
-            return text
-        ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), "a pair of" if n == 2 else str(n)
-        return text.replace(NUMBERS[n], rng.choice(ways), 1)
+    def named(pair, n=1, one="a"):
+        return loosely(*pair, rng, n, one) if varied else phrase(*pair, n, one)
 
     kinds = list(Counter(o.pair for o in scene.objects).items())
     rng.shuffle(kinds)
     pairs = [pair for pair, _ in kinds]
     plain = [(None, shape) for _, shape in pairs]
-    joint = rng.choice((" and ", " with ", " and also ")) if varied and len(kinds) == 2 else " and "
-    things = [named(*kind) for kind in kinds]
+    joint = rng.choice(JOINTS) if varied and len(kinds) == 2 else " and "
+    one = "one" if varied and len(kinds) < len(scene.objects) and rng.random() < 0.5 else "a"
+    things = [named(*kind, one) for kind in kinds]
     everything = joint.join(things) if len(things) == 2 else listing(things)
     options = [(3, caption(scene, rng) if not varied else everything)]       # (weight, prompt)
     objects = list(scene.objects)
@@ -116,28 +114,36 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     if len(objects) == 1:
         for weight, kind in (6, plain[0]), (3, pairs[0]):
             one = rng.choice(("a", "one")) if varied else "a"
-            options.append((weight, way(ALONE).format(x=phrase(*kind, one=one))))
+            options.append((weight, way(ALONE).format(x=named(kind, one=one))))
+        if varied:
+            options.append((0.5, f"something {pairs[0][0]}"))
     elif len(pairs) == 1:
         options.append((12, way(ALONE).format(x=everything) if not varied or rng.random() < 0.8 else
                         f"{rng.choice(SOME)} {plural(' '.join(pairs[0]))}"))
         if varied:
             options.append((6, named(plain[0], len(objects))))
     elif len(objects) == 2:
-        options.append((3, joint.join(phrase(*pair) for pair in pairs)))
+        options.append((3, joint.join(named(pair) for pair in pairs)))
+        if varied and plain[0] == plain[1]:
+            options.append((5, f"{phrase(*plain[0], 2)}, one {pairs[0][0]} and one {pairs[1][0]}"))
         if plain[0] != plain[1]:
-            options.append((5, joint.join(phrase(*kind) for kind in plain)))
+            options.append((5, joint.join(named(kind) for kind in plain)))
         a, b = objects
-        both = [phrase(*o.pair) for o in objects]
+        both = [named(o.pair) for o in objects]
         if varied and plain[0] != plain[1] and rng.random() < 0.3:           # colors left open
             both = [phrase(None, o.shape) for o in objects]
         if related := relation(a, b):
             options.append((9, f"{both[0]} {way(RELATION_WAYS[related])} {both[1]}"))
             if varied:
-                options.append((3, f"{both[1]} with {both[0]} {way(RELATION_WAYS[related])} it"))
+                side = f"{way(RELATION_WAYS[related])} it"
+                options.append((3, f"{both[1]} " + rng.choice((f"with {both[0]} {side}", f"and {side} {both[0]}"))))
         if beside(a, b):
             options.append((28, f"{both[0]} {way(BESIDE)} {both[1]}"))
     else:
         options.append((12, everything))
+    if varied:                                                       # kinds left open, the number is not
+        apart = "different " if len({shape for _, shape in pairs}) == len(objects) > 1 and rng.random() < 0.5 else ""
+        options.append((1, phrase(None, apart + rng.choice(OPEN), len(objects))))
     weights, prompts = zip(*options)
     return rng.choices(prompts, weights)[0]
 
@@ -165,5 +171,5 @@ def wording(meta: dict, rng: random.Random, held_out: bool = False) -> str:
     elif len(named) == 1:
         text = way(ALONE).format(x=named[0])
     else:
-        text = rng.choice((" and ", " with ", " and also ")).join(named)
+        text = rng.choice(JOINTS).join(named)
     return request(text, rng, held_out)

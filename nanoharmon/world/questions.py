@@ -1,13 +1,19 @@
-"""Questions about a scene of the shapes world with their answers, one by one and as conversations.
+"""Questions about a scene of the shapes world with their answers.
 
 Every answer is true by construction. Questions are asked in the ways of phrases.py: in the plain one, as training mixes
-them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to.
+them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to; "is
+the ring red or orange?" may offer one.
 
-Beside an answer stands what to look at first (`look`): what the question names, in plain words, and the places of the
-picture in reading order until that is found, each with whether this is it; what is to be counted is counted on the way;
-of two things, on which sides of the second the first is, one by one; of what is asked to be somewhere, or so many,
-where it is, or how many, and whether that is so. So at each word there is one thing to find out: what was meant,
-what is at the next place, whether that is it. The answer can be read off the last words.
+Beside an answer stands what to look at first (`look`): what the question names, in plain words, then the places of the
+picture in reading order, each with whether this is it, until that is found. Some kinds go on:
+
+    count                    to the last place, counting: "one", "two" instead of "yes"
+    relation, where          until two things are found; then the second's sides: "left of no, ..., below yes"
+    is place, is count       with where it is, or how many, and whether that is so: "at the top no", "two yes"
+    what, side               each place with whether it is meant, then what is there: "at the top no a red ring"
+    exist at, empty          as those, then whether that is what was asked for: "ring: red ring yes"
+
+So at each word there is one thing to find out. The answer can be read off the last words.
 
 Sides are meant as people mean them: what is one row higher is above, also when it is two columns to the left. (A prompt
 to draw is stricter: shapes.py, `relation`.) Where that could be argued about, on other boards than 3x3, nobody asks.
@@ -17,16 +23,18 @@ import re
 from dataclasses import dataclass
 
 from ..tokenizer import LOOK
-from .language import (CELLS, NAMED, NUMBERS, inventory, locate, objects_in, parse_location, phrase, place_of, plural,
-                       reading_order)
-from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose, outside
+from .language import (CELLS, NAMED, NUMBERS, OPEN, inventory, locate, objects_in, parse_location, phrase, place_of,
+                       plural, reading_order)
+from .phrases import PLACE_WAYS, QUESTIONS, RELATION_WAYS, SORRY, casual, choose
 from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Scene
 
-NOUNS = ("object", "thing", "one", "shape")                       # of what is named by its color alone
-KINDS = ("exist", "none", "count", "is count", "color", "shape", "is color", "is not color", "relation", "where",
-         "place", "is place", "what", "locate", "caption")
-NOT_PLAIN = "none", "is count", "is color", "is not color", "is place"      # kinds that are not asked in the plain way
+NOUNS = (*OPEN, "one")                                            # of what is named by its color alone
+KINDS = ("exist", "none", "exist at", "empty", "count", "is count", "color", "shape", "is color", "is not color",
+         "relation", "where", "side", "place", "is place", "what", "locate", "caption")
+NOT_PLAIN = ("none", "exist at", "empty", "is count", "is color", "is not color", "side", "is place")   # never plain
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
+SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s",  # QA.subject's
+           "is color": "the", "exist at": "place", "empty": "place"}                             # gap in the patterns
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
               "below and left of", "below and right of")
 
@@ -40,6 +48,8 @@ class QA:
     about: Object | None = None            # the only object that is asked about
     other: Object | None = None            # that it is compared with
     name: str = ""                         # what is looked for first, as the look calls it
+    subject: str = ""                      # what "and {subject}?" would ask the same about, in the question's words
+    asked_for: str = ""                    # the color, or thing, that is asked for: what that would leave as it is
 
     @property
     def reply(self) -> str:
@@ -65,7 +75,8 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
 
     "cross: at the top a red ring no, in the middle a red cross yes". Whether this is it stands right behind the word
     that decides: so that nothing is compared but two words. A color that does is said again, "blue cross: at the top a
-    red cross red no, in the middle a red ring no"; a place comes first, "at the left: at the top no a red ring".
+    red cross red no, in the middle a red ring no"; where a place or a side does, the object comes last, "at the left:
+    at the top no a red ring".
     """
     looks = []
     for name, wanted in targets:
@@ -77,7 +88,7 @@ def look(scene: Scene, *targets, count: bool = False) -> str:
                 verdict = f"{o.color} {verdict}"
             words = [place_of(o), phrase(*o.pair)]
             if name:
-                words.insert(1 if name in CELLS else 2, verdict)
+                words.insert(1 if name in CELLS or name in RELATIONS else 2, verdict)
             seen.append(" ".join(words))
             if verdict.endswith("yes"):
                 break
@@ -102,9 +113,22 @@ def reaches(o: Object, place: str) -> bool:
     return all(abs(at - (cell + 0.5) / 3) < o.r + 1 / 6 for at, cell in zip((o.x, o.y), CELLS[place]))
 
 
-def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain") -> list:
+def alone_at(place: str, scene: Scene) -> list | None:
+    """[the only object at a place], [] where there is none; None where that could be argued about: at the top left is
+    at the top, too."""
+    here = [o for o in scene.objects if reaches(o, place) or set(place.split()) <= set(place_of(o).split())]
+    return here if [place_of(o) for o in here] in ([], [place]) else None
+
+
+def either(color: str, rng: random.Random) -> str:
+    """ "red or blue": a color and another one."""
+    return " or ".join(rng.sample((color, rng.choice([c for c in COLORS if c != color])), 2))
+
+
+def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain",
+              same: str = "") -> list:
     """One or more questions of each kind that the scene allows, in random order. ways: "plain", "training" (all that
-    training uses), "held out"."""
+    training uses), "held out". same: what is asked for again, where the kind has that (QA.asked_for)."""
     may_name = PAIRS if allow_unseen else SEEN
     pool = {"pair": [f"{color} {shape}" for color, shape in may_name], "shape": list(SHAPES),
             "color": [f"{color} object" for color in COLORS]}
@@ -112,27 +136,36 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
     called = {o: names(o, scene, may_name) for o in scene.objects}           # by words that fit no other one
     found = []
 
-    def add(kind, answer, about=None, second=None, wanted=None, name="", compared="", **words):
+    def add(kind, answer, about=None, second=None, targets=None, name="", compared="", asked_for="", **words):
         """words: what stands in the gaps of the patterns, in plain words. What is looked for is called as in them, or
-        `name`, and is `about` and `second`, or any of `wanted`."""
-        sought = [name] if name else [words[gap].removeprefix("the ") for gap in ("thing", "place", "the", "other")
-                                      if gap in words] or [""]
+        `name`, and is one of each of `targets`: if none are given, `about` and `second`."""
+        gaps = "thing", "place", "the", "other", "rel"
+        sought = [name] if name else [words[gap].removeprefix("the ") for gap in gaps if gap in words] or [""]
         if ways != "plain":
             for gap, options in ("rel", RELATION_WAYS), ("place", PLACE_WAYS):
                 if gap in words:
                     words[gap] = choose(options[words[gap]], rng, ways == "held out")
-            words = {gap: w.replace("object", rng.choice(NOUNS)) for gap, w in words.items()}
+            words = {gap: w.replace("object", rng.choice(OPEN if w == "object" else NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
-        way = QUESTIONS[kind][0][0] if ways == "plain" else choose(QUESTIONS[kind], rng, ways == "held out")
+        if kind == "color":
+            words["two"] = either(answer, rng)
+        if kind == "empty":                                        # "at the top": "the top"
+            place = words["place"] if words["place"].count("the ") == 1 else name
+            words["spot"] = place[place.index("the "):]
+        options = QUESTIONS[kind]
+        if kind == "shape" and name in CELLS:                      # "what is the object at the top?" asks for more
+            options = tuple([way for way in part if "shape" in way] for part in options)
+        way = options[0][0] if ways == "plain" else choose(options, rng, ways == "held out")
         text = way.format(**words)
         if ways == "training":
             text = casual(text, rng)
         elif ways == "held out" and rng.random() < 0.3:
             text = text.rstrip("?.")
-        targets = [wanted] if wanted is not None else [[o] for o in (about, second) if o] or [[]]
+        targets = targets or [[o] for o in (about, second) if o] or [[]]
         looks = look(scene, *zip(sought, targets), count=kind.endswith("count")) + f"; {compared}" * bool(compared)
-        found.append(QA(text, answer, kind, looks, about, second, sought[0]))
+        subject = words.get(SUBJECT.get(kind), "")
+        found.append(QA(text, answer, kind, looks, about, second, sought[0], subject, asked_for))
 
     # existence: balanced yes and no; half of the "no" share color or shape with something present
     wants = [("exist", want) for want in rng.sample((True, False), 2)]
@@ -147,35 +180,36 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         if fits:
             words = rng.choice(fits)
             add(kind, "yes" if want == (kind == "exist") else "no",
-                there[words][0] if len(there[words]) == 1 else None, wanted=there[words],
+                there[words][0] if len(there[words]) == 1 else None, targets=[there[words]],
                 name=f"no {words}" if kind == "none" else words, thing=words)
 
     # counts: mostly of something present, else anything (so often "zero")
     present = [w for w in there if there[w]]
     anything = rng.choice(list(pool.values())) if rng.random() < 0.3 else present
     for words in dict.fromkeys((rng.choice(present), rng.choice(anything))):
-        add("count", NUMBERS[len(there[words])], wanted=there[words], thing=words)
+        add("count", NUMBERS[len(there[words])], targets=[there[words]], thing=words)
     few = [w for w in there if 0 < len(there[w]) < 4]
     if few and ways != "plain":                                  # "two" of three could be argued about: nobody asks
         words = rng.choice([w for w in few if len(there[w]) > 1] or few)
         n, is_so = len(there[words]), len(there[words]) > 1 and rng.random() < 0.6
         answer = "yes" if is_so else "no"
         asked = NUMBERS[n if is_so else rng.randint(max(2, n + 1), 4)]
-        add("is count", answer, wanted=there[words], compared=f"{NUMBERS[n]} {answer}", thing=words, n=asked)
+        add("is count", answer, targets=[there[words]], compared=f"{NUMBERS[n]} {answer}", thing=words, n=asked)
 
     # the color of what its shape alone tells apart, the shape of what its color does
     for o in scene.objects:
         if len(there[o.shape]) == 1:
             add("color", o.color, o, the=f"the {o.shape}")
             if o.pair in may_name and ways != "plain":
-                is_so = rng.random() < 0.5
-                other = o.color if is_so else rng.choice([c for c, s in may_name if s == o.shape and c != o.color])
-                kind = rng.choice(("is color", "is color", "is not color"))
+                other = o.color if rng.random() < 0.5 else rng.choice([c for c, s in may_name
+                                                                       if s == o.shape and c != o.color])
+                other = same if (same, o.shape) in may_name else other
+                is_so, kind = other == o.color, rng.choice(("is color", "is color", "is not color"))
                 name = f"{'not ' * (kind == 'is not color')}{other} {o.shape}"   # the only one: if met, it is so
-                add(kind, "yes" if is_so == (kind == "is color") else "no", o, wanted=[o] * is_so, name=name,
-                    the=f"the {o.shape}", color=other)
+                add(kind, "yes" if is_so == (kind == "is color") else "no", o, targets=[[o] * is_so], name=name,
+                    asked_for=other, the=f"the {o.shape}", color=other)
         if len(there[f"{o.color} object"]) == 1:
-            add("shape", o.shape, o, the=f"the {o.color} object")
+            add("shape", o.shape, o, the=f"the {o.color} object", hue=o.color)
         if called[o]:
             words = " ".join(o.pair) if ways == "plain" and " ".join(o.pair) in called[o] else rng.choice(called[o])
             add("place", place_of(o), o, the=f"the {words}")
@@ -204,63 +238,53 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
         answer = "yes" if is_so else "no"
         add("relation", answer, a, b, compared=f"{compared}; {related} {answer}", the=the, other=other, rel=related)
 
+    # what is on a side of something: of one thing at most, mostly of one. Where that could be argued about nobody asks
+    around = {b: [(o, sides(o, b)) for o in scene.objects if o is not b] for b in scene.objects if called[b]}
+    sided = [(b, r, near) for b, others in around.items() if others and all(s for _, s in others) for r in RELATIONS
+             if len(near := [o for o, s in others if r in s]) < 2 and all(o.pair in may_name for o in near)]
+    if sided and ways != "plain":
+        b, related, near = rng.choice([side for side in sided if side[2] or rng.random() < 0.1] or sided)
+        add("side", phrase(*near[0].pair) if near else "nothing", b, targets=[[b], near], rel=related,
+            other=f"the {rng.choice(called[b])}")
+
     # what is at a place: mostly a taken one. On a 3x3 board each object keeps to a place of its own; elsewhere two may
-    # share one, or one reach into others, which are then neither its place nor empty
-    at = {place_of(o): o for o in scene.objects}
-    alone = len(at) == len(scene.objects)
-    place = rng.choice(list(at)) if rng.random() < 0.75 else rng.choice(list(CELLS))
-    if alone and (at[place].pair in may_name if place in at else not any(reaches(o, place) for o in scene.objects)):
-        add("what", phrase(*at[place].pair) if place in at else "nothing", at.get(place), place=place)
+    # share one, or one reach into others: there nobody asks
+    taken = {place_of(o) for o in scene.objects}
+    place = rng.choice(sorted(taken) if rng.random() < 0.75 else list(CELLS))
+    here = alone_at(place, scene)
+    if here == []:
+        add("what", "nothing", place=place)
+    elif here:
+        if here[0].pair in may_name:
+            add("what", phrase(*here[0].pair), here[0], place=place)
+        if ways != "plain":
+            kind, words = rng.choice(("color", "shape")), choose(PLACE_WAYS[place], rng, ways == "held out")
+            noun = rng.choice(("object", here[0].shape)) if kind == "color" else "object"
+            add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
+
+    # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
+    place = rng.choice(sorted(taken) if rng.random() < 0.5 else list(CELLS))
+    here = alone_at(place, scene)
+    if ways != "plain" and here is not None:
+        fits = [w for group in pool.values() for w in group if matches(w, here[0])] if here else []
+        others = [w for group in pool.values() for w in group if w not in fits]
+        close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)]
+        words = rng.choice(fits if fits and rng.random() < 0.6 else close if rng.random() < 0.5 else others)
+        if same or rng.random() < 0.2:
+            words = same if same in there else "anything"
+        answer = "yes" if here and (words == "anything" or matches(words, here[0])) else "no"
+        seen = " ".join(here[0].pair) if here else "nothing"
+        add("exist at", answer, targets=[here], name=place, compared=f"{words}: {seen} {answer}", asked_for=words,
+            place=place, a=words if words == "anything" else phrase(None, words))
+        answer = "no" if here else "yes"
+        add("empty", answer, targets=[here], name=place, compared=f"empty: {seen} {answer}", place=place)
+
     if all(o.pair in may_name for o in scene.objects):
         add("caption", inventory(scene))
-        if alone:
+        if len(taken) == len(scene.objects):
             add("locate", locate(scene))
     rng.shuffle(found)
     return found
-
-
-# --- conversations ----------------------------------------------------------------------------------------------------
-
-# how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
-WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1.3}
-AND = ("and {the}?", "what about {the}?", "how about {the}?")     # after a question about another object
-IT = {"color": ("what color is it?", "which color does it have?", "its color?"),
-      "place": ("where is it?", "its place?"), "shape": ("what shape is it?", "which shape does it have?")}
-
-
-def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
-    """About n questions, as people ask one after the other: some go on from the one before ("and the square?",
-    "what color is it?"). ways: as of `questions`."""
-    asked = sorted(questions(scene, rng, ways=ways), key=lambda qa: rng.random() * WAIT.get(qa.kind, 1))[:n]
-    rng.shuffle(asked)
-    talk = []
-    for qa in asked:
-        if len(talk) >= n:
-            break
-        talk.append(qa)
-        if qa.about is None or len(talk) >= n or rng.random() > 0.3:
-            continue
-        o = qa.about
-        if qa.kind in ("color", "place"):
-            others = [(other, w) for other in scene.objects if other is not o for w in names(other, scene)
-                      if qa.kind == "place" or w == other.shape]
-            if others:
-                other, name = rng.choice(others)
-                talk.append(QA(rng.choice(AND).format(the=f"the {name}"), other.color if qa.kind == "color" else
-                               place_of(other), qa.kind, look(scene, (name, [other])), other, name=name))
-        elif qa.kind in ("exist", "what", "shape"):
-            kind = rng.choice([k for k in IT if k != qa.kind])
-            answer = {"color": o.color, "shape": o.shape, "place": place_of(o)}[kind]
-            talk.append(QA(rng.choice(IT[kind]), answer, kind, look(scene, (qa.name, [o])), o, name=qa.name))
-    return talk
-
-
-def sorry(rng: random.Random, held_out: bool = False) -> QA:
-    """A question that the world has no answer to."""
-    while True:
-        text, is_request = outside(rng, held_out)
-        if not is_request:
-            return QA(text, SORRY, "outside")
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..tokenizer import DESCRIBE, GENERATE, GENERATE_ANY_PART, GENERATE_ANYTHING, GENERATE_PART, LOCATE
-from . import language, phrases, prompts, questions, shapes
+from . import conversations, language, phrases, prompts, questions, shapes
 
 FRESH = 10 ** 9                              # scenes that nobody encodes: hardly any is met twice
 
@@ -59,13 +59,10 @@ class ShapesData:
         if rng.random() < 0.3:
             return self.thought(rng)
         if rng.random() < 0.03:                                  # without a picture there is nothing to talk about
-            return turns([questions.sorry(rng)], look=False)
+            return turns([conversations.sorry(rng)], look=False)
         scene, look = self.rich_scene(rng), rng.random() < 0.9
-        if rng.random() < 0.2:                                   # for a caption: what is alike is hard to learn
-            ways = rng.choice(("plain", "training"))
-            asked = turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
-        else:
-            asked = self.questions(scene, rng, 1, look)
+        # what is alike is hard to learn: captions come often
+        asked = self.caption(scene, rng, look) if rng.random() < 0.2 else self.questions(scene, rng, 1, look)
         (_, question), reply = asked[:2]
         return [("user", language.locate(scene) + "\n" + question), reply]
 
@@ -83,8 +80,9 @@ class ShapesData:
 
     def thought(self, rng):
         """A request to draw, answered in words: what could be where. A third are about two objects, whose relations are
-        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept; some
-        are for what the world does not have."""
+        hard to learn; nearly half may be about more; some requests name the places, which are then to be kept (where
+        none are named, more than two objects lie line by line in the prompt's order); some are for what the world does
+        not have."""
         while rng.random() < 0.12:
             text, is_request = phrases.outside(rng)
             if is_request:
@@ -94,6 +92,7 @@ class ShapesData:
         varied = rng.random() < 0.6
         prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
         asked = prompts.request(prompt, rng) if varied else prompt
+        scene = language.arranged(scene, prompt)
         return [("user", GENERATE.format(asked)), ("assistant", language.think(scene, prompt))]
 
     @functools.cached_property
@@ -125,9 +124,9 @@ class ShapesData:
             i = rng.randrange(self.rows)
         return i, i
 
-    def understanding_item(self, rng, thoughts=0.0):
-        """thoughts: how often it is a text without a picture."""
-        if thoughts and rng.random() < thoughts:
+    def understanding_item(self, rng, texts=0.0):
+        """texts: how often it is a text without a picture."""
+        if texts and rng.random() < texts:
             return None, None
         i = rng.randrange(self.rows)
         return i, i
@@ -166,22 +165,30 @@ class ShapesData:
         return i, (x, y, x + across, y + down), shapes.Scene((*others, *inside), scene.background), prompt
 
     def conversation(self, i, rng):
-        """One to four questions. Most replies say first what they look at; the others answer at once, as they do with
-        --no-look."""
+        """One to four questions about a picture, or its description. i None: a text as of stage llm, but more often a
+        thought; without such texts stage 2 forgets how to answer and to compare (docs/LOG.md). Most replies say first
+        what they look at; the others answer at once, as they do with --no-look."""
         if i is None:
-            return self.thought(rng) if rng.random() < 0.5 else self.text(rng)
+            return self.thought(rng) if rng.random() < 0.25 else self.text(rng)
         scene, kind = self.scene(i), rng.random()
         if kind < 0.1:
             return [("user", LOCATE), ("assistant", language.locate(scene))]
-        if kind < 0.2:
+        if kind < 0.15:
             return [("user", DESCRIBE), ("assistant", language.inventory(scene))]
+        if kind < 0.25:
+            return self.caption(scene, rng, look=True)
         return self.questions(scene, rng, rng.choice((1, 2, 4)), look=kind < 0.9)
+
+    def caption(self, scene, rng, look):
+        """A question for what is there, and the answer."""
+        ways = rng.choice(("plain", "training"))
+        return turns([qa for qa in questions.questions(scene, rng, ways=ways) if qa.kind == "caption"], look)
 
     def questions(self, scene, rng, n, look):
         """Some n questions about a scene with their answers, half of them in all the ways in which people ask."""
-        asked = questions.dialogue(scene, rng, n, ways=rng.choice(("plain", "training")))
+        asked = conversations.dialogue(scene, rng, n, ways=rng.choice(("plain", "training")))
         if rng.random() < 0.08:
-            asked[-1] = questions.sorry(rng)                     # the last one: what follows may go on from a question
+            asked[-1] = conversations.sorry(rng)                 # the last one: what follows may go on from a question
         return turns(asked, look)
 
 
@@ -200,7 +207,7 @@ def training_texts(config, n=4000):
                     language.caption(scene, rng), language.inventory(scene), language.describe(scene, rng),
                     language.locate(scene), "user\n", "assistant\n", GENERATE_ANYTHING, GENERATE_ANY_PART, DESCRIBE,
                     LOCATE)
-        for qa in questions.dialogue(scene, rng, 6):
+        for qa in conversations.dialogue(scene, rng, 6):
             yield from (qa.question, qa.reply)
         if rng.random() < 0.1:
             text, is_request = phrases.outside(rng)

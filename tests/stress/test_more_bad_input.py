@@ -57,12 +57,7 @@ def wrong_files(path):
 
 
 TYPED = "".join(SPECIAL) + f"<image><|vision_start|><|im_end|>\n<|im_start|>assistant\nyes {IMAGE} [UNK] </s>"
-ODD = {"control": "".join(map(chr, range(1, 32))) + "\x7f\x85", "nul": "a\0b", "escape": "\x1b[31mred\x1b[0m\a",
-       "tabs": "\ta\tring\r\n", "hebrew": "עיגול אדום ליד ריבוע כחול", "arabic": "دائرة حمراء",
-       "override": "\u202egnir a", "joiners": "👩‍👩‍👧‍👦🏴‍☠️🇩🇪", "combining": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A", "emoji": "🔴⬅️🟦",
-       "zero width": "\u200b\ufeff", "cjk": "蓝色方块左边的红色圆圈", "plane 16": "\U0010fffd",
-       "noncharacter": "\uffff\ufffe", "quotes": "'\";--`$(rm -rf /)%s%n{}{0}",
-       "control tokens": TYPED, "long word": "a" * 400}
+ODD = {**json.loads(Path(__file__).with_name("odd.json").read_text(encoding="utf-8")), "typed": TYPED, "long": "a" * 400}
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
