@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .language import place_of
 from .phrases import SORRY, outside
-from .questions import QA, either, look, matches, questions
+from .questions import QA, either, look, questions
 from .shapes import SEEN, Scene
 
 # how long a kind waits for its turn, 1 if it is not here: what waits longer comes more seldom
@@ -16,9 +16,8 @@ WAIT = {"relation": 0.35, "where": 0.45, "locate": 1.5, "place": 1.3, "exist": 1
 AND = ("and {subject}?", "what about {subject}?", "how about {subject}?")      # the same about something else
 IT = {"color": ("what color is it?", "which color does it have?", "its color?", "what is its color?", "is it {two}?"),
       "place": ("where is it?", "its place?", "and where is it?", "where?"),
-      "shape": ("what shape is it?", "which shape does it have?", "its shape?", "is it {two}?"),
+      "shape": ("what shape is it?", "which shape does it have?", "its shape?"),
       "is color": ("is it {color}?", "is its color {color}?", "it is {color}, right?")}
-THEY = ("what color are they?", "which color do they have?", "their color?", "what color do they have?")
 
 
 def dialogue(scene: Scene, rng: random.Random, n: int, ways: str = "training") -> list:
@@ -47,19 +46,13 @@ def follow_ups(talk, scene, rng, ways):
     the square?"), and others about the same object ("where is it?"). ways: as of `questions`."""
     last, found = talk[-1], []
     for qa in questions(scene, rng, ways=ways, same=last.asked_for):
-        if qa.answer == "no" and last.kind == "exist" and rng.random() < 0.6:
-            continue                                             # else that would nearly always be the answer
         if (qa.kind == last.kind and qa.subject and qa.asked_for == last.asked_for and
                 not was_asked(qa.kind, qa.name, qa.about, talk) and
                 (qa.kind == "shape" or not qa.subject.startswith("the shape "))):     # which would ask for the shape
             way = rng.choice(AND[:2] if qa.kind in ("exist", "count") else AND)       # "how about a ring?" is a wish
             found.append(replace(qa, question=way.format(subject=qa.subject)))
     if last.about and last.kind in ("exist", "what", "color", "shape", "place"):
-        found += [qa for qa in about_it(last.about, last.name, talk, scene, rng)
-                  if qa.kind == "is color" or qa.answer not in last.question]
-    many = [o for o in scene.objects if last.kind == "count" and matches(last.name, o)]
-    if len(many) > 1 and len({o.color for o in many}) == 1 and many[0].color not in last.name:
-        found.append(QA(rng.choice(THEY), many[0].color, "color", look(scene, (last.name, many)), name=last.name))
+        found += [qa for qa in about_it(last.about, last.name, talk, scene, rng) if qa.answer not in last.question]
     if ways == "training":                                       # typed without a question mark
         found = [replace(qa, question=qa.question.rstrip("?")) if rng.random() < 0.3 else qa for qa in found]
     return found
@@ -71,8 +64,7 @@ def about_it(o, name, talk, scene, rng):
     found = []
     for kind, answer in ("color", o.color), ("shape", o.shape), ("place", place_of(o)):
         if answer not in name and not was_asked(kind, name, o, talk):
-            two = either(answer, rng) if kind != "place" else ""
-            question = rng.choice(IT[kind]).format(two=two)
+            question = rng.choice(IT[kind]).format(two=either(o.color, rng))
             found.append(QA(question, answer, kind, look(scene, (name, [o])), o, name=name))
     is_alone = [other.shape for other in scene.objects].count(o.shape) == 1
     was_said = o.color in name or any(was_asked(kind, "", o, talk) for kind in ("what", "color", "is color"))

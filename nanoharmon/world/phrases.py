@@ -67,7 +67,7 @@ QUESTIONS = {
          "what shape does {the} have?", "what's the shape of {the}?", "tell me the shape of {the}", "shape of {the}?",
          "what kind of shape is {the}?", "{the} is what shape?", "which shape does {the} have?", "what's {the}?",
          "i want to know the shape of {the}", "say what shape {the} has", "what shape do you think {the} is?",
-         "what sort of thing is {the}?", "which one is {hue}?", "which object is {hue}?", "is {the} {two}?"),
+         "what sort of thing is {the}?", "which one is {hue}?", "which of them is {hue}?", "which object is {hue}?"),
         ("the shape of {the}?", "{the}: which shape?", "{the} has which shape?", "what shape would you say {the} is?",
          "tell me which shape {the} is", "tell me what {the} is", "can you see what shape {the} has?",
          "what kind of object is {the}?", "do you see the shape of {the}?", "in the picture, what shape is {the}?",
@@ -244,12 +244,12 @@ THINGS = ("house", "dog", "cat", "tree", "car", "man", "woman", "horse", "flower
           "giraffe", "kitchen", "tiger", "bee", "truck", "lamp", "pencil", "octagon", "spiral", "pyramid", "violin",
           "desert", "queen", "penguin", "carrot", "skyscraper", "helicopter", "church", "waterfall", "wolf", "farm",
           "old man with a hat", "teapot", "candle", "frog")
-OTHER_COLORS = ("pink", "black", "brown", "grey", "gray", "cyan", "gold", "silver", "turquoise", "teal", "lime",
-                "golden", "navy", "olive", "indigo", "crimson", "ivory", "amber"), ("magenta", "violet", "beige")
+OTHER_COLORS = (("pink", "black", "brown", "grey", "gray", "cyan", "gold", "silver", "turquoise", "teal", "lime",
+                 "golden"), ("magenta", "violet", "beige"))
 TOO_MANY = ("five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "5", "6", "8", "10", "100"), (
     "eleven", "7", "9", "fifty")
-IMPOSSIBLE = (("inside", "in", "inside of", "behind", "in front of", "around", "touching", "overlapping", "made of",
-               "surrounded by", "hiding", "full of"), ("within", "covering", "hidden behind"))       # each has a place
+IMPOSSIBLE = (("inside", "in", "inside of", "behind", "in front of", "around", "touching", "overlapping", "made of"),
+              ("within", "covering", "hidden behind"))            # in a world where each has a place of its own
 SMALL_TALK = (
     ("who are you?", "what is your name?", "how are you?", "hello", "hi", "is it nice?", "do you like it?", "thank you",
      "how old are you?", "what can you do?", "tell me a joke", "where do you live?", "what time is it?", "help",
@@ -296,7 +296,7 @@ def loosely(color: str | None, shape: str, rng: random.Random, n: int = 1, one: 
     words = f"{color} {shape}" if color else shape
     if rng.random() < 0.06:
         words = f"{rng.choice(SIZES)} {words}"
-    text = phrase(None, words, n, one) + behind
+    text = phrase(None, words, n, "any" if not (color or behind) and rng.random() < 0.05 else one) + behind
     ways = NUMBERS[n], NUMBERS[n], NUMBERS[n], str(n), rng.choice(("a pair of", "a couple of")) if n == 2 else str(n)
     return text.replace(NUMBERS[n], rng.choice(ways), 1) if n > 1 else text
 

@@ -90,7 +90,6 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         return choose(options, rng, plain=0.2 if varied else 1.0)
 
     def named(pair, n=1, one="a"):
-        one = "any" if varied and not pair[0] and rng.random() < 0.05 else one
         return loosely(*pair, rng, n, one) if varied else phrase(*pair, n, one)
 
     kinds = list(Counter(o.pair for o in scene.objects).items())
@@ -111,7 +110,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
         elif not varied and rng.random() < 0.5:
             told = think(scene, everything)                          # as the LLM will say it
         many = len(objects) > 2 or len(pairs) < len(objects)
-        options.append((9 if many or varied and len(objects) == 1 else 12 if len(pairs) == 2 else 3, told))
+        options.append((9 if many else 12 if len(pairs) == 2 else 3, told))
     if len(objects) == 1:
         for weight, kind in (6, plain[0]), (3, pairs[0]):
             one = rng.choice(("a", "one")) if varied else "a"
@@ -126,9 +125,7 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
     elif len(objects) == 2:
         options.append((3, joint.join(named(pair) for pair in pairs)))
         if varied and plain[0] == plain[1]:
-            first, second = pairs[0][0], pairs[1][0]
-            options.append((3, f"{phrase(*plain[0], 2)}, one {first} and one {second}"))
-            options.append((3, f"{phrase(None, first)} and {phrase(None, second)} {plain[0][1]}"))
+            options.append((5, f"{phrase(*plain[0], 2)}, one {pairs[0][0]} and one {pairs[1][0]}"))
         if plain[0] != plain[1]:
             options.append((5, joint.join(named(kind) for kind in plain)))
         a, b = objects
@@ -140,7 +137,6 @@ def draw_prompt(scene: Scene, rng: random.Random, places: bool = True, varied: b
             if varied:
                 side = f"{way(RELATION_WAYS[related])} it"
                 options.append((3, f"{both[1]} " + rng.choice((f"with {both[0]} {side}", f"and {side} {both[0]}"))))
-                options.append((2, f"{way(RELATION_WAYS[related])} {both[1]} {both[0]}"))
         if beside(a, b):
             options.append((28, f"{both[0]} {way(BESIDE)} {both[1]}"))
     else:

@@ -120,10 +120,9 @@ def alone_at(place: str, scene: Scene) -> list | None:
     return here if [place_of(o) for o in here] in ([], [place]) else None
 
 
-def either(answer: str, rng: random.Random) -> str:
-    """ "red or blue", "a ring or a cross": a color or shape, and another one."""
-    of, a = (COLORS, "") if answer in COLORS else (SHAPES, "a ")
-    return " or ".join(a + word for word in rng.sample((answer, rng.choice([w for w in of if w != answer])), 2))
+def either(color: str, rng: random.Random) -> str:
+    """ "red or blue": a color and another one."""
+    return " or ".join(rng.sample((color, rng.choice([c for c in COLORS if c != color])), 2))
 
 
 def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways: str = "plain",
@@ -149,7 +148,7 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             words = {gap: w.replace("object", rng.choice(OPEN if w == "object" else NOUNS)) for gap, w in words.items()}
         if "thing" in words:
             words |= {"a": phrase(None, words["thing"]), "s": plural(words["thing"])}
-        if kind in ("color", "shape"):
+        if kind == "color":
             words["two"] = either(answer, rng)
         if kind == "empty":                                        # "at the top": "the top"
             place = words["place"] if words["place"].count("the ") == 1 else name
@@ -264,14 +263,12 @@ def questions(scene: Scene, rng: random.Random, allow_unseen: bool = False, ways
             add(kind, getattr(here[0], kind), here[0], name=place, the=f"the {noun} {words}")
 
     # whether this, or nothing, is at a place. half of the "no" share color or shape with what is there, or elsewhere
-    likely = {place_of(o) for o in there.get(same, scene.objects)} or taken
-    place = rng.choice(sorted(likely) if rng.random() < 0.5 else list(CELLS))
+    place = rng.choice(sorted(taken) if rng.random() < 0.5 else list(CELLS))
     here = alone_at(place, scene)
     if ways != "plain" and here is not None:
-        group = pool[rng.choices(("pair", "shape", "color"), (4, 1, 1))[0]]
-        fits = [w for w in group if here and matches(w, here[0])]
-        others = [w for w in group if w not in fits]
-        close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)] or others
+        fits = [w for group in pool.values() for w in group if matches(w, here[0])] if here else []
+        others = [w for group in pool.values() for w in group if w not in fits]
+        close = [w for w in others if any(set(w.split()) & {*o.pair} for o in here or scene.objects)]
         words = rng.choice(fits if fits and rng.random() < 0.6 else close if rng.random() < 0.5 else others)
         if same or rng.random() < 0.2:
             words = same if same in there else "anything"

@@ -90,7 +90,7 @@ class ShapesData:
         kind = rng.random() if self.config.max_objects > 1 else 1
         scene = self.rich_scene(rng) if kind < 0.45 else self.scene(rng.randrange(FRESH), 2 if kind < 0.8 else None)
         varied = rng.random() < 0.6
-        prompt = prompts.draw_prompt(scene, rng, rng.random() < (0.5 if len(scene.objects) == 1 else 0.3), varied)
+        prompt = prompts.draw_prompt(scene, rng, rng.random() < 0.3, varied)
         asked = prompts.request(prompt, rng) if varied else prompt
         scene = language.arranged(scene, prompt)
         return [("user", GENERATE.format(asked)), ("assistant", language.think(scene, prompt))]
@@ -132,12 +132,12 @@ class ShapesData:
         return i, i
 
     def prompt(self, i, rng):
-        """A prompt for the picture. A quarter say what is where, as thoughts do, which is learned sooner than the rest;
-        where all scenes have one object (--quick), most: there is no time to learn much more (docs/LOG.md)."""
+        """A prompt for the picture; where all scenes have one object (--quick), mostly what a thought would say: there
+        is no time to learn much more (docs/LOG.md)."""
         scene = self.scene(i)
         if self.config.max_objects == 1 and rng.random() < 0.8:
             return language.think(scene, "")
-        return prompts.draw_prompt(scene, rng, places=rng.random() < 0.75)
+        return prompts.draw_prompt(scene, rng)
 
     def part(self, rng, across, down):
         """A scene of which one part is to be drawn anew: its number, the part (x0, y0, x1, y1 in cells of the board),
