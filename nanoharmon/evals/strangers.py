@@ -5,7 +5,7 @@
 They stand in strangers.txt, written by someone who played thirty people and was told what the world has, but shown none
 of its texts: 150 questions, a third of them after others ("and the square?"), and 100 wishes, 20 of them for what the
 world has not. (Once training learns from what is in such a file, it takes other lines by someone else: these are the
-second ones.) As in chat.py, wish_in decides what is a wish. A question is right if it is taken for one, and the reply
+third ones.) As in chat.py, wish_in decides what is a wish. A question is right if it is taken for one, and the reply
 is one of the answers beside it. A wish is right if a perfect picture of the thought would be; one that cannot be drawn,
 if it is refused, or taken for a question, which chat.py refuses where there is no picture.
 
