@@ -2,7 +2,7 @@
 
     python train.py --dry-run                   what would be done: a table of the stages, and their memory
     python train.py --quick                     a first try: a seventh of the time
-    python train.py                             the default: preset nano, the shapes world: 92 minutes on 2 cores
+    python train.py                             the default: preset nano, the shapes world: 98 minutes on 2 cores
     python train.py --resume                    go on after Ctrl-C, a crash, a power cut; on a CPU bit for bit
     python train.py --data DIR                  your own pictures and texts, laid out as docs/DATA.md says
     python train.py --stage 3 --stage_3.lr 0.5  only one stage, with something changed

@@ -290,7 +290,7 @@ def test_file_names_are_those_that_people_type_and_pictures_are_not_overwritten(
 def test_a_text_only_chat_refuses_pictures_at_once_and_marks_what_was_cut(ckpt, here, capsys, monkeypatch):
     pipe = make_pipeline()
     monkeypatch.setattr(chat, "load_pipeline", lambda *_: chat.TextPipeline(pipe.model.llm, pipe.tokenizer))
-    talk = type_in(monkeypatch, ckpt, "/image red.png", "/draw a ring", "/save a.png", "/help", "hello")
+    talk = type_in(monkeypatch, ckpt, "/image red.png", "/draw a ring", "/save a.png", "/help", "hello there")
     out, err = capsys.readouterr()
     assert err.count("neither sees nor draws") == 2 and "ending in .json, .txt;" in err and "/image" not in out
     assert talk.messages[1]["content"] + " ...\n" in out and "..." not in talk.messages[1]["content"]

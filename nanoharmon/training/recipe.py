@@ -89,7 +89,7 @@ ALIGN = "mar.,proj_in.,proj_out."                                # stage 1: the 
 
 
 def nano_stages():
-    """A laptop CPU: 92 minutes. Where the numbers come from: docs/LOG.md. Those of reca were chosen, not tuned: gentle,
+    """A laptop CPU: 98 minutes. Where the numbers come from: docs/LOG.md. Those of reca were chosen, not tuned: gentle,
     for it is to keep what the model knows."""
     stages = {
         "vae": StageConfig(steps=2000, size=96, batch=16, lr=1.8, train_parts="vae."),
