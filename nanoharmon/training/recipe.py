@@ -198,7 +198,7 @@ def quicken(config):
         size, data.board = stages["3"].size * 2 // data.board, 2         # a cell is as large as in stage 3
         config.model.mar.grid = size // config.model.vae.stride          # stage mar is at the native grid
     for name, stage in stages.items():
-        share = {"vae": 2, "llm": 3.25, "mar": 3.5, "2": 18, "3": 5.4, "reca": 4}.get(name, 8)
+        share = {"vae": 2, "llm": 3.25, "mar": 3.5, "2": 18, "3": 4.8, "reca": 4}.get(name, 8)
         stage.steps = max(1, int(stage.steps / share))
         stage.warmup = min(stage.warmup, stage.steps // 4)
         stage.understanding_batch //= 2

@@ -132,10 +132,10 @@ class ShapesData:
         return i, i
 
     def prompt(self, i, rng):
-        """A prompt for the picture; where all scenes have one object (--quick), mostly what a thought would say: there
-        is no time to learn much more (docs/LOG.md)."""
+        """A prompt for the picture; where all scenes have one object (--quick), nearly always what a thought would say:
+        there is no time to learn more (docs/LOG.md)."""
         scene = self.scene(i)
-        if self.config.max_objects == 1 and rng.random() < 0.8:
+        if self.config.max_objects == 1 and rng.random() < 0.95:
             return language.think(scene, "")
         return prompts.draw_prompt(scene, rng)
 
