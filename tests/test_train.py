@@ -374,7 +374,7 @@ def test_the_end_tells_the_main_figures():
 def test_quick_shortens_what_is_not_given():
     run, full = train.parse_args(["--quick", "--stage_2.steps", "7", "--stage", "reca"])[0], train.parse_args([])[0]
     stages = run.config.stages
-    assert stages["2"].steps == 7 and stages["3"].steps == int(full.config.stages["3"].steps / 5.4)
+    assert stages["2"].steps == 7 and stages["3"].steps == int(full.config.stages["3"].steps / 4.8)
     assert {stage.size for name, stage in stages.items() if name != "llm"} == {2 * full.config.stages["3"].size // 3}
     assert all(stage.warmup <= stage.steps // 4 for name, stage in stages.items() if name != "2")
     assert str(run.out) == "out/nano-quick" and run.config.data.board == 2 and run.changed == {"stage_2.steps": "7"}
