@@ -39,15 +39,14 @@ SOME = (r"(?:(?:in|at|on) the [a-z ]+ |just |only )?(?:(?:an?|another|one|two|th
         rf"something(?: (?:{COLOR}|with|else|new|nice|different|other)\b|\W*$)|{PICTURE} )")
 WISHED = re.compile(rf"{POLITE}(?:{DRAW}\b[ :].|{WISH} {SOME}|{PICTURE} .)", re.IGNORECASE)
 DRAWING = re.compile(                        # "i'd be glad if you could draw me a ...", but not "did you draw a ..."
-    r"(?!(?:did|do|does|don'?t|why|what(?! about)|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b)"
-    rf"(?!.*\b(?:don'?t|never|stop) {DRAW}).*\b"
+    r"(?!(?:did|do|does|don't|why|what(?! about)|who|how(?! about)|when|was|were|is(?! it possible)|are|have)\b)"
+    rf"(?!.*\b(?:don't|never|stop) {DRAW}).*\b"
     rf"(?:{DRAW}|(?<=if you )drew)(?:ing)? (?:me |us )?{SOME}", re.IGNORECASE)
 # without a verb of wishing: whether there is something to draw, and whether the line asks or tells
 NAMED = re.compile(rf"{POLITE}{SOME}|.*\b{SHAPE}", re.IGNORECASE)
 ASKS = re.compile(
     r"^(?:(?:and|so) (?!now|then)|it(?!'d| would)|that|both(?! an? )|yes(?! *,))\b|\?|"
-    r"(?:\w+n't|\b(?:do|does|did|is|are|was|has|have|ca|wo)nt\b)(?! mind)|"
-    r"\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|"
+    r"\w+n't(?! mind)|\b(?:is|are|was|were|has|have|does|do|did|wheres?|whats?|theres|there's|which|who|how|why|true|"
     r"or|tell|say|name|list|describe|count|find|looks?|guess|check|see|search|touch|explain|spell|compare|think|know|"
     r"believe|learned|drew|forgot|asked|thank you for|never(?! mind)|stop (?:drawing|it|that)|i (?:like|love|hate)|"
     r"these|those|this(?! time)|the last|the \w+ one|any(?! chance)|add up|^total|locate|"
@@ -73,7 +72,8 @@ CHANGE = re.compile(rf"{POLITE}(?:(?:make|turn|paint|colou?r|move|change|swap|fl
 
 
 def bare(line):
-    """Without the quotes, dots and brackets around it, with single blanks."""
+    """Without the quotes, dots and brackets around it, with single blanks; "dont" is "don't"."""
+    line = re.sub(r"\b(do|does|did|is|are|was|has|have|ca|wo)nt\b", r"\1n't", line, flags=re.IGNORECASE)
     return " ".join(line.replace("’", "'").split()).strip("\"'“”«»()… ->")
 
 

@@ -16,7 +16,7 @@ A source is ShapesData (world/source.py) or FolderData (folder.py: pictures of o
     mar       pictures and their classes             class_item(rng)                       row, class (or None)
     1, 2, 3   pictures and prompts that draw them    generation_item(rng, pairs)           row, item
                                                      prompt(item, rng)                     text
-              conversations, about pictures or none  understanding_item(rng, texts)     row (None: no picture), item
+              conversations, about pictures or none  understanding_item(rng, texts)        row (None: no picture), item
                                                      conversation(item, rng)               turns
     reca      pictures, shown in the prompts         generation_item(rng, pairs,           row, item
                                                      needs_prompt=False)

@@ -1,8 +1,8 @@
 """Questions about a scene of the shapes world with their answers.
 
 Every answer is true by construction. Questions are asked in the ways of phrases.py: in the plain one, as training mixes
-them, or in ways that training never uses. No question names a pair of `UNSEEN` unless asked to; "is
-the ring red or orange?" may offer one.
+them, or in ways that training never uses. Unless asked to, no question names a pair of `UNSEEN`, but
+"is the ring red or orange?" may offer one.
 
 Beside an answer stands what to look at first (`look`): what the question names, in plain words, then the places of the
 picture in reading order, each with whether this is it, until that is found. Some kinds go on:
@@ -31,10 +31,11 @@ from .shapes import COLORS, OPPOSITE, PAIRS, RELATIONS, SEEN, SHAPES, Object, Sc
 NOUNS = (*OPEN, "one")                                            # of what is named by its color alone
 KINDS = ("exist", "none", "exist at", "empty", "count", "is count", "color", "shape", "is color", "is not color",
          "relation", "where", "side", "place", "is place", "what", "locate", "caption")
-NOT_PLAIN = ("none", "exist at", "empty", "is count", "is color", "is not color", "side", "is place")   # never plain
+# kinds that are not asked in the plain way; and which gap of a pattern is QA.subject
+NOT_PLAIN = ("none", "exist at", "empty", "is count", "is color", "is not color", "side", "is place")
 FAR, NEAR = 1 / 6, 1 / 12                                         # of the picture's side: surely another row, the same
-SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s",  # QA.subject's
-           "is color": "the", "exist at": "place", "empty": "place"}                             # gap in the patterns
+SUBJECT = {"color": "the", "shape": "the", "place": "the", "what": "place", "exist": "a", "count": "s",
+           "is color": "the", "exist at": "place", "empty": "place"}
 DIRECTIONS = ("left of", "right of", "above", "below", "above and left of", "above and right of",
               "below and left of", "below and right of")
 
